@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model is to this package, before and after quantisation.
+
+`Model` holds float32 layers as a file describes them; `QuantModel` holds the integers that the
+engine works with. Tensors are named; a layer reads one tensor and writes one. Several layers may
+read the same tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float = NDArray[np.float32]
+
+_FUNCTIONS: dict[str, Callable[..., Float]] = {
+    "relu": lambda x: np.maximum(x, np.float32(0)),
+    "clip": lambda x, low, high: np.clip(x, np.float32(low), np.float32(high)),
+    "sigmoid": lambda x: (1.0 / (1.0 + np.exp(-x.astype(np.float64)))).astype(np.float32),
+    "tanh": lambda x: np.tanh(x.astype(np.float64)).astype(np.float32),
+}
+
+
+@dataclass(frozen=True)
+class Function:
+    """A pointwise function of one float: `relu`, `clip` (low, high), `sigmoid`, `tanh`."""
+
+    name: str
+    parameters: tuple[float, ...] = ()
+
+    def __call__(self, x: Float) -> Float:
+        with np.errstate(over="ignore"):
+            return _FUNCTIONS[self.name](x, *self.parameters)
+
+    @property
+    def clamps(self) -> bool:
+        """True where the function only limits its input, so that INT8 loses nothing by it."""
+        return self.name in ("relu", "clip")
+
+
+def apply_functions(functions: tuple[Function, ...], x: Float) -> Float:
+    """`x` through every function in turn."""
+    for function in functions:
+        x = function(x)
+    return x
+
+
+@dataclass(frozen=True)
+class GraphInput:
+    """One input of a model; `shape` leaves the batch dimension out."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def features(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class GraphOutput:
+    """One output of a model: which tensor it shows, in which shape (batch left out)."""
+
+    name: str
+    tensor: str
+    shape: tuple[int, ...]
+
+
+@dataclass
+class Layer:
+    """`output = functions(weights @ input + bias)` in float32."""
+
+    name: str
+    input: str
+    output: str
+    weights: Float  # (M, K)
+    bias: Float  # (M,)
+    functions: tuple[Function, ...] = ()
+
+
+@dataclass
+class Model:
+    """Float layers in an order in which they can run."""
+
+    name: str
+    inputs: list[GraphInput]
+    layers: list[Layer]
+    outputs: list[GraphOutput]
+
+
+@dataclass(frozen=True)
+class QuantInput:
+    """How a model input becomes an INT8 tensor.
+
+    `dtype` is what the user hands in. float32: `functions`, then
+    `saturate(round_half_even(x / scale) + zero_point)`. uint8: minus 128. int8: as it is.
+    `zero_point` is that of the INT8 tensor.
+    """
+
+    name: str
+    tensor: str
+    shape: tuple[int, ...]
+    dtype: str
+    scale: np.float32
+    zero_point: int
+    functions: tuple[Function, ...] = ()
+
+    @property
+    def features(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass
+class QuantLayer:
+    """One linear layer in integers (DESIGN.md section 3).
+
+    `acc = weights @ (input - input_zero_point) + bias`, INT32. With a `multiplier`:
+    `q = saturate(round_half_even(float32(acc) * multiplier) + zero_point)`,
+    `output = table[q + 128]` where there is a table, else `q`. Without one (None) the output
+    tensor is `acc` itself and only a model output may read it.
+    """
+
+    name: str
+    input: str
+    output: str
+    weights: NDArray[np.int8]  # (M, K)
+    bias: NDArray[np.int32]  # (M,)
+    input_zero_point: int
+    multiplier: NDArray[np.float32] | None  # (M,)
+    zero_point: int = 0
+    table: NDArray[np.int8] | None = None  # (256,)
+
+
+@dataclass(frozen=True)
+class QuantOutput:
+    """How a tensor becomes a model output.
+
+    `dtype` is what the user gets. float32: `(tensor - zero_point) * scale`, with one scale, or one
+    for each row. uint8: plus 128. int8 and int32: as it is.
+    """
+
+    name: str
+    tensor: str
+    shape: tuple[int, ...]
+    dtype: str
+    scale: NDArray[np.float32] = field(default_factory=lambda: np.ones(1, np.float32))
+    zero_point: int = 0
+
+
+@dataclass
+class QuantModel:
+    """Integer layers in an order in which they can run."""
+
+    name: str
+    inputs: list[QuantInput]
+    layers: list[QuantLayer]
+    outputs: list[QuantOutput]
