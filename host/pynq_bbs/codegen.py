@@ -187,6 +187,30 @@ def python_module(interface: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def port_header(interface: dict[str, Any]) -> str:
+    """`hls/ports.hpp`: the interface pragmas of the top function, included in its body."""
+    lines = [
+        "// SPDX-License-Identifier: Apache-2.0",
+        f"// {_SOURCE}",
+        "// Included inside the body of bbs_engine: one m_axi bundle for each port, every register",
+        "// at its offset. `depth` is what cosimulation reserves, in words.",
+        "#pragma HLS INTERFACE s_axilite port=return bundle=control",
+    ]
+    for r in interface["registers"]:
+        if r.get("port"):
+            direction = "write" if r["name"] == "results" else "read"
+            lines.append(
+                f"#pragma HLS INTERFACE m_axi port={r['name']} bundle={r['name']} offset=slave "
+                f"depth=65536 max_{direction}_burst_length=64 num_{direction}_outstanding=8 "
+                "latency=32 max_widen_bitwidth=0"
+            )
+        lines.append(
+            f"#pragma HLS INTERFACE s_axilite port={r['name']} bundle=control "
+            f"offset={r['offset']:#05x}"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def _tuple(names: Any) -> str:
     return "(" + ", ".join(f'"{n}"' for n in names) + ")"
 
@@ -239,6 +263,7 @@ def kept_files() -> dict[Path, str]:
     root = hls_dir().parent
     return {
         root / "hls" / "command.hpp": command_header(interface),
+        root / "hls" / "ports.hpp": port_header(interface),
         root / "host" / "pynq_bbs" / "interface.py": python_module(interface),
         root / "docs" / "interface.md": documentation(interface),
     }

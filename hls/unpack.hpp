@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+// From the two planes in memory to CSB words: eight lanes a cycle, indices of 0, 4, 6 or 8 bits.
+#pragma once
+
+#include "memory.hpp"
+
+namespace bbs {
+
+// Holds a whole weight block, so that the next one is fetched while this one meets its tiles.
+using WeightStream = Stream<WeightWord, kBlockWords>;
+
+// Takes slices of `bits` out of port words, lowest bits first.
+struct Gearbox {
+  word_t rest;
+  uint32_t held;  // bits in `rest`, below 64
+};
+
+inline word_t next_slice(Gearbox& gear, uint32_t bits, WordStream& words) {
+#pragma HLS INLINE
+  const word_t mask = bits >= 64 ? ~(word_t)0 : ((word_t)1 << bits) - 1;
+  word_t slice = gear.rest;
+  if (gear.held >= bits) {
+    gear.rest = gear.rest >> bits;  // bits < 64 here, because held < 64
+    gear.held -= bits;
+  } else {
+    const word_t word = words.read();
+    slice |= word << gear.held;
+    const uint32_t used = bits - gear.held;
+    gear.rest = used >= 64 ? 0 : word >> used;
+    gear.held = 64 - used;
+  }
+  return slice & mask;
+}
+
+inline void unpack(const Command& c, VisitStream& visits, WordStream& weights,
+                   WordStream& indices, WeightStream& words) {
+#pragma HLS INLINE off
+  const uint32_t index_mask = (1u << c.index_bits) - 1;
+  const bool dense = (c.flags & kFlagDense) != 0;
+  bool final = false;
+visits:
+  while (!final) {
+    const Visit visit = visits.read();
+    const uint32_t slices = visit.rows * visit.row_words * kLaneWords;
+    uint32_t row_word = 0;
+    uint32_t keep = 0;
+    uint32_t part = 0;
+    Gearbox gear;
+    gear.rest = 0;
+    gear.held = 0;
+    WeightWord word;
+  slices:
+    for (uint32_t i = 0; i < slices; i++) {
+#pragma HLS PIPELINE II=1
+      const word_t weight_bits = weights.read();
+      const word_t index_bits = dense ? 0 : next_slice(gear, kPortBytes * c.index_bits, indices);
+    lanes:
+      for (int l = 0; l < kPortBytes; l++) {
+#pragma HLS UNROLL
+        word.weight[part * kPortBytes + l] = (int8_t)(uint8_t)(weight_bits >> (8 * l));
+        // A dense bank keeps every weight: the index is the count itself.
+        word.index[part * kPortBytes + l] =
+            dense ? (uint8_t)keep : (uint8_t)((index_bits >> (c.index_bits * l)) & index_mask);
+      }
+      if (++part == kLaneWords) {
+        part = 0;
+        words.write(word);
+        if (++keep == c.keep) keep = 0;
+        if (++row_word == visit.row_words) {  // the next row starts on a whole port word
+          row_word = 0;
+          gear.rest = 0;
+          gear.held = 0;
+        }
+      }
+    }
+    final = visit.final;
+  }
+}
+
+}  // namespace bbs
