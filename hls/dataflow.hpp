@@ -25,6 +25,7 @@ using Stream = hls::stream<T, kDepth>;
 
 #include <cassert>
 #include <cstddef>
+#include <utility>
 #include <vector>
 
 namespace bbs {
@@ -32,7 +33,18 @@ namespace bbs {
 template <typename T, int kDepth>
 class Stream {
  public:
-  explicit Stream(const char* name) : name_(name) {}
+  explicit Stream(const char* name) : name_(name) {
+    if (spares().empty()) return;
+    values_ = std::move(spares().back());
+    spares().pop_back();
+  }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  ~Stream() {
+    if (values_.capacity() * sizeof(T) > kMostSpareBytes) return;
+    values_.clear();
+    spares().push_back(std::move(values_));
+  }
   void write(const T& value) { values_.push_back(value); }
   T read() {
     assert(head_ < values_.size() && name_ != nullptr && "a process read more than was written");
@@ -45,6 +57,13 @@ class Stream {
   }
 
  private:
+  // Storage outlives the command: fresh pages would cost more than the work on small layers.
+  static constexpr size_t kMostSpareBytes = size_t(16) << 20;
+  static std::vector<std::vector<T>>& spares() {
+    static thread_local std::vector<std::vector<T>> storage;
+    return storage;
+  }
+
   const char* name_;
   std::vector<T> values_;
   size_t head_ = 0;

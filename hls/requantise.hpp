@@ -36,18 +36,19 @@ inline int32_t round_half_even(float value) {
   // Below 2^-2 a shift of 25 leaves nothing to round; from 2^9 on the result is the clamp.
   const int32_t wanted = 150 - exponent;
   const uint32_t shift = (uint32_t)(wanted > 25 ? 25 : wanted < 15 ? 15 : wanted);
-  const uint32_t whole = mantissa >> shift;
+  const uint32_t odd = (mantissa >> shift) & 1;
   const uint32_t half = 1u << (shift - 1);
-  const uint32_t fraction = mantissa & ((half << 1) - 1);
-  const uint32_t up = fraction > half || (fraction == half && (whole & 1)) ? 1 : 0;
-  const int32_t magnitude = exponent >= 136 ? 512 : (int32_t)(whole + up);
-  return (bits >> 31) ? -magnitude : magnitude;
+  const int32_t rounded = (int32_t)((mantissa + half - 1 + odd) >> shift);
+  const int32_t magnitude = exponent >= 136 ? 512 : rounded;
+  const int32_t sign = (int32_t)bits >> 31;  // 0 or -1
+  return (magnitude ^ sign) - sign;
 }
 
-inline int8_t requantise_one(int32_t sum, float multiplier, int32_t zero_point) {
+inline int32_t requantise_one(int32_t sum, float multiplier, int32_t zero_point) {
 #pragma HLS INLINE
   const int32_t y = round_half_even((float)sum * multiplier) + zero_point;
-  return (int8_t)(y > 127 ? 127 : y < -128 ? -128 : y);
+  const int32_t capped = y > 127 ? 127 : y;
+  return capped < -128 ? -128 : capped;
 }
 
 // A port word of requantised bytes: one for each requantisation unit.
@@ -55,7 +56,7 @@ inline word_t requantise_word(const TotalWord& total, uint32_t part, int32_t zer
                               bool use_table, const int8_t table[kRequantUnits][kTableEntries]) {
 #pragma HLS INLINE
   const float multiplier = float_of_bits(total.multiplier);
-  int8_t y[kRequantUnits];
+  int32_t y[kRequantUnits];
 units:
   for (int u = 0; u < kRequantUnits; u++) {
 #pragma HLS UNROLL
@@ -65,7 +66,7 @@ units:
 bytes:
   for (int u = 0; u < kRequantUnits; u++) {
 #pragma HLS UNROLL
-    const int8_t mapped = use_table ? table[u][y[u] + 128] : y[u];
+    const int32_t mapped = use_table ? table[u][y[u] + 128] : y[u];
     word |= (word_t)(uint8_t)mapped << (8 * u);
   }
   return word;
