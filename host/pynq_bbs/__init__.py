@@ -1,1 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Bank-balanced sparse INT8 inference on PYNQ boards, emulated bit for bit on the host.
+
+    model = load_onnx("model.onnx")
+    program = compile(model, sparsity=0.875, bank_size=64, calibration=samples)
+    with Accelerator(program, verify=True) as accelerator:
+        y = accelerator.run(x)
+        print(accelerator.report())
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .accelerator import Accelerator as Accelerator
+    from .builds import load_build as load_build
+    from .compiler import compile as compile
+    from .errors import BbsError as BbsError
+    from .onnx_import import load_onnx as load_onnx
+    from .program import Program as Program
+    from .prune import bank_prune as bank_prune
+
+#: Name -> module. Imported at first use: the command line starts at once, and a board, which has
+#: no onnx, never reaches the module that needs it.
+_PLACES = {
+    "Accelerator": "accelerator",
+    "BbsError": "errors",
+    "Program": "program",
+    "bank_prune": "prune",
+    "compile": "compiler",
+    "load_build": "builds",
+    "load_onnx": "onnx_import",
+}
+
+__all__ = list(_PLACES)
+
+
+def __getattr__(name: str) -> object:
+    if name in _PLACES:
+        return getattr(import_module(f".{_PLACES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

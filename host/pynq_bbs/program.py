@@ -178,22 +178,10 @@ def _from_header(header: dict[str, Any], image: NDArray[np.uint64], path: str) -
             f"this release reads format {FORMAT} for interface {VERSION}. Compile the model again"
         )
     inputs = [
-        QuantInput(
-            **{
-                **i,
-                "shape": tuple(i["shape"]),
-                "scale": np.float32(i["scale"]),
-                "functions": tuple(
-                    Function(f["name"], tuple(f["parameters"])) for f in i["functions"]
-                ),
-            }
-        )
-        for i in header["inputs"]
+        QuantInput(**{**_restored(i), "scale": np.float32(i["scale"])}) for i in header["inputs"]
     ]
     outputs = [
-        QuantOutput(
-            **{**o, "shape": tuple(o["shape"]), "scale": np.asarray(o["scale"], np.float32)}
-        )
+        QuantOutput(**{**_restored(o), "scale": np.asarray(o["scale"], np.float32)})
         for o in header["outputs"]
     ]
     return Program(
@@ -204,6 +192,12 @@ def _from_header(header: dict[str, Any], image: NDArray[np.uint64], path: str) -
         outputs,
         image,
     )
+
+
+def _restored(fields: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no tuples and no functions."""
+    functions = tuple(Function(f["name"], tuple(f["parameters"])) for f in fields["functions"])
+    return {**fields, "shape": tuple(fields["shape"]), "functions": functions}
 
 
 def as_sums(layer: PackedLayer) -> PackedLayer:

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a model to a program: prune, quantise, pack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .builds import Build, load_build
+from .errors import InputError
+from .graph import Model, QuantModel
+from .pack import pack
+from .program import Program
+from .prune import bank_prune, choose_bank
+from .quantize import quantize
+
+
+def compile(
+    model: Model | QuantModel | str | Path,
+    *,
+    sparsity: float = 0.0,
+    bank_size: int = 64,
+    calibration: Any = None,
+    method: str = "minmax",
+    build: str | Build = "8x32",
+    progress: Callable[[int], None] | None = None,
+) -> Program:
+    """Compile a model for one build of the engine.
+
+    Args:
+        model: what `load_onnx` returns, or the path of an ONNX file.
+        sparsity: share of the weights to remove from every bank; 0 keeps the model dense. A model
+            whose weights have that pattern already loses nothing.
+        bank_size: the largest bank to use; each layer takes the one that fills the lanes best.
+            2:4 is `sparsity=0.5, bank_size=4`.
+        calibration: samples for a float model, an array (N, ...), a dict of arrays by input name,
+            or an iterable of either. A quantised model brings its scales and needs none.
+        method: how activation ranges are chosen: minmax, percentile, entropy or mse.
+        build: name of a build, or a `Build`.
+        progress: called with the number of calibration samples seen so far.
+
+    Raises:
+        ModelError, UnsupportedModelError: the file cannot be read or has nodes that cannot run.
+        InputError: no or wrong calibration data, or a sparsity no bank up to `bank_size` can have.
+        BuildError: unknown build.
+    """
+    target = build if isinstance(build, Build) else load_build(build)
+    if isinstance(model, (str, Path)):
+        from .onnx_import import load_onnx
+
+        model = load_onnx(model)
+    if isinstance(model, Model):
+        model = _prune_float(model, sparsity, bank_size, target.lanes)
+        if calibration is None:
+            raise InputError(
+                f"model {model.name!r} is float and needs calibration samples to choose its "
+                "scales: give calibration=, some hundred typical inputs (on the command line "
+                "--calibration samples.npy)"
+            )
+        model = quantize(model, calibration, method=method, progress=progress)
+    else:
+        model = _prune_integer(model, sparsity, bank_size, target.lanes)
+    banks = {
+        layer.name: choose_bank(layer.weights.shape[1], sparsity, bank_size, target.lanes)
+        for layer in model.layers
+    }
+    return pack(model, banks, target)
+
+
+def _prune_float(model: Model, sparsity: float, bank_size: int, lanes: int) -> Model:
+    layers = [
+        replace(
+            layer,
+            weights=bank_prune(
+                layer.weights, *choose_bank(layer.weights.shape[1], sparsity, bank_size, lanes)
+            ),
+        )
+        for layer in model.layers
+    ]
+    return replace(model, layers=layers)
+
+
+def _prune_integer(model: QuantModel, sparsity: float, bank_size: int, lanes: int) -> QuantModel:
+    layers = [
+        replace(
+            layer,
+            weights=np.asarray(
+                bank_prune(
+                    layer.weights, *choose_bank(layer.weights.shape[1], sparsity, bank_size, lanes)
+                ),
+                np.int8,
+            ),
+        )
+        for layer in model.layers
+    ]
+    return replace(model, layers=layers)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run cost: modelled cycles by layer, measured host time by part. Prints itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+#: The parts of a run on the host, in the order in which they happen.
+PARTS = ("quantise", "layout", "to device", "device", "from device", "output", "verify")
+
+
+@dataclass
+class LayerReport:
+    """One layer over all batches since the accelerator was opened; cycles are modelled."""
+
+    name: str
+    rows: int
+    features: int
+    bank_size: int
+    keep: int
+    cycles: float = 0.0
+    multiply_cycles: int = 0
+    bytes: int = 0
+    executed_macs: int = 0
+
+    @property
+    def utilisation(self) -> float:
+        """Share of the cycles in which the multipliers work, 0 to 1."""
+        return self.multiply_cycles / self.cycles if self.cycles else 0.0
+
+
+@dataclass
+class Report:
+    """Totals since the accelerator was opened.
+
+    `cycles`, `utilisation` and `modelled_seconds` come from the cycle model of the build at the
+    board's clock and memory rate; `seconds` are measured on the host, by part.
+    """
+
+    program: str
+    build: str
+    device: str
+    clock_mhz: float
+    gigabytes_per_second: float
+    layers: list[LayerReport]
+    columns: int = 0
+    runs: int = 0
+    verified_columns: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+
+    @property
+    def cycles(self) -> float:
+        return sum(layer.cycles for layer in self.layers)
+
+    @property
+    def utilisation(self) -> float:
+        cycles = self.cycles
+        return sum(layer.multiply_cycles for layer in self.layers) / cycles if cycles else 0.0
+
+    @property
+    def modelled_seconds(self) -> float:
+        return self.cycles / (self.clock_mhz * 1e6)
+
+    @property
+    def dense_equivalent_gops(self) -> float:
+        """2 x rows x features x columns over the modelled time, as if no weight were zero."""
+        macs = sum(layer.rows * layer.features for layer in self.layers) * self.columns
+        return 2e-9 * macs / self.modelled_seconds if self.cycles else 0.0
+
+    def __str__(self) -> str:
+        parts = [
+            f"{self.program} on {self.device}: {self.columns} columns in {self.runs} runs, "
+            f"{self.verified_columns} verified bit-exact"
+        ]
+        if self.cycles:  # the cpu device has no cycles to model
+            parts += [self._modelled(), table(self._layer_rows())]
+        measured = ", ".join(f"{part} {1e6 * s:.0f}" for part, s in self.seconds.items() if s)
+        return "\n".join([*parts, f"measured on this host, microseconds: {measured or 'nothing'}"])
+
+    def _modelled(self) -> str:
+        return (
+            f"modelled for build {self.build} at {self.clock_mhz:.1f} MHz and "
+            f"{self.gigabytes_per_second:.1f} GB/s: {self.cycles:.0f} cycles, "
+            f"{1e3 * self.modelled_seconds:.3f} ms, {100 * self.utilisation:.1f} % of multipliers "
+            f"busy, {self.dense_equivalent_gops:.1f} dense-equivalent GOPS"
+        )
+
+    def _layer_rows(self) -> list[tuple[str, ...]]:
+        rows = [("layer", "rows x features", "keep/bank", "cycles", "busy %", "kB moved")]
+        rows += [
+            (
+                layer.name,
+                f"{layer.rows} x {layer.features}",
+                f"{layer.keep}/{layer.bank_size}",
+                f"{layer.cycles:.0f}",
+                f"{100 * layer.utilisation:.1f}",
+                f"{layer.bytes / 1e3:.1f}",
+            )
+            for layer in self.layers
+        ]
+        return rows
+
+    __repr__ = __str__
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Rows of text as aligned columns, the first one to the left; the first row is the head."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
