@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The user's interface: batches, verification, errors, and nothing left behind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from layers import random_layer
+from oracle import oracle_model
+from pynq_bbs import Accelerator, Program
+from pynq_bbs import compile as compile_model
+from pynq_bbs.devices import describe, open_device
+from pynq_bbs.emulator import load_engine
+from pynq_bbs.engine import EngineProgram
+from pynq_bbs.errors import (
+    BuildError,
+    DeviceError,
+    DeviceMemoryError,
+    InputError,
+    ProgramError,
+    VerificationError,
+)
+from pynq_bbs.graph import QuantInput, QuantModel, QuantOutput
+
+DEVICES = ["cpu", "standin", "emulated-pynq"]
+
+
+def needs(device: str) -> str:
+    """`device`, or a skip with the reason why it cannot be had here."""
+    for available in describe():
+        if available.kind == device and not available.available:
+            pytest.skip(available.reason)
+    return device
+
+
+def two_headed() -> QuantModel:
+    """in -> first -> (second, third): a branch, INT8, float and INT32 outputs."""
+    rng = np.random.default_rng(0)
+    first = random_layer(rng, 48, 64, 8, 8, kind="table")
+    second = random_layer(rng, 10, 48, 8, 8, kind="sums")
+    third = random_layer(rng, 6, 48, 8, 8)
+    for layer, name, source, output in (
+        (first, "first", "x", "h"), (second, "second", "h", "s"), (third, "third", "h", "t"),
+    ):  # fmt: skip
+        layer.name, layer.input, layer.output = name, source, output
+    return QuantModel(
+        "two-headed",
+        [QuantInput("in", "x", (4, 16), "float32", np.float32(0.05), first.input_zero_point)],
+        [first, second, third],
+        [
+            QuantOutput("sums", "s", (10,), "int32"),
+            QuantOutput("real", "t", (6,), "float32", np.float32([0.25]), third.zero_point),
+            QuantOutput("hidden", "h", (48,), "uint8"),
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return compile_model(two_headed())
+
+
+def batch(columns: int, seed: int = 1) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.normal(scale=3, size=(columns, 4, 16)).astype(np.float32)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("columns", [1, 31, 33, 700])
+def test_outputs_are_the_oracles(program: Program, device: str, columns: int) -> None:
+    x = batch(columns)
+    expected = oracle_model(two_headed(), {"in": x})
+    with Accelerator(program, needs(device), verify=device != "cpu") as accelerator:
+        y = accelerator.run(x)
+        assert accelerator.report().columns == columns
+        if device != "cpu":
+            assert accelerator.report().verified_columns == columns
+    np.testing.assert_array_equal(y["sums"], expected["s"])
+    zero_point = two_headed().layers[2].zero_point
+    np.testing.assert_array_equal(y["real"], (expected["t"].astype(np.float32) - zero_point) / 4)
+    np.testing.assert_array_equal(y["hidden"], expected["h"].astype(int) + 128)
+
+
+def test_batches_of_changing_size(program: Program) -> None:
+    """The memory block is used again, whatever came before."""
+    with Accelerator(program, "standin") as accelerator:
+        for columns in (3, 100, 1, 64, 600, 2):
+            x = batch(columns, seed=columns)
+            expected = oracle_model(two_headed(), {"in": x})
+            np.testing.assert_array_equal(accelerator.run(x)["sums"], expected["s"])
+
+
+def test_a_wrong_integer_is_named(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Accelerator(program, "standin", verify=True) as accelerator:
+        true_run = EngineProgram.run
+
+        def one_bit_off(self, inputs, wanted):  # type: ignore[no-untyped-def]
+            results, cycles = true_run(self, inputs, wanted)
+            if "t" in results:
+                results["t"][5, 3] ^= 1
+            return results, cycles
+
+        monkeypatch.setattr(EngineProgram, "run", one_bit_off)
+        with pytest.raises(VerificationError) as error:
+            accelerator.run(batch(40))
+        reference = oracle_model(two_headed(), {"in": batch(40)})
+        text = str(error.value)
+        assert "layer 'third', row 3, column 5" in text
+        right = int(reference["t"][5, 3])
+        assert f"gave {right ^ 1}, the cpu device {right}" in text
+        assert "1 of 240 outputs" in text
+        monkeypatch.undo()
+        accelerator.run(batch(40))  # and the next run works
+
+
+def test_damaged_weights_on_the_device_show_both_sums(program: Program) -> None:
+    """The device's copy of the weights is changed behind the driver's back."""
+    layer = program.layers[0]
+    with Accelerator(program, "standin", verify=True) as accelerator:
+        accelerator.run(batch(2))
+        block = accelerator._engine._block  # type: ignore[union-attr]
+        np.asarray(block)[layer.weights] ^= np.uint64(0x40)
+        block.flush()
+        with pytest.raises(VerificationError, match=r"layer 'first', row 0, column \d+") as error:
+            accelerator.run(batch(2))
+        assert "sums" in str(error.value)
+
+
+def test_memory_that_only_holds_small_batches(program: Program) -> None:
+    """Less memory: smaller pieces, the same result; hardly any: an error."""
+    x = batch(300)
+    with Accelerator(program, "standin", memory_bytes=64 << 10) as accelerator:
+        y = accelerator.run(x)
+    np.testing.assert_array_equal(y["sums"], oracle_model(two_headed(), {"in": x})["s"])
+    with (
+        Accelerator(program, "standin", memory_bytes=8 << 10) as accelerator,
+        pytest.raises(DeviceMemoryError),
+    ):
+        accelerator.run(x)
+
+
+def test_program_of_another_build(program: Program) -> None:
+    other = replace(program.build, block_words=program.build.block_words * 2)
+    with pytest.raises(BuildError, match="block_words"):
+        open_device("standin", other, engine=load_engine(program.build))
+
+
+@pytest.mark.parametrize(
+    ("x", "text"),
+    [
+        (np.zeros((3, 4, 15), np.float32), r"\(3, 4, 15\)"),
+        (np.zeros((4, 16), np.float32), "in"),
+        (np.full((2, 4, 16), np.nan, np.float32), "in"),
+        (np.array(["a"]), "in"),
+        ({"other": np.zeros((1, 4, 16))}, "the model takes exactly: in"),
+        ({}, "given inputs: none"),
+        (np.zeros((0, 4, 16), np.float32), "in"),
+    ],
+)
+def test_bad_inputs(program: Program, x: object, text: str) -> None:
+    with Accelerator(program, "standin") as accelerator:
+        with pytest.raises(InputError, match=text):
+            accelerator.run(x)
+        accelerator.run(batch(2))  # the next run works
+
+
+def test_verify_on_cpu_makes_no_sense(program: Program) -> None:
+    with pytest.raises(InputError, match="nothing to compare"):
+        Accelerator(program, "cpu", verify=True)
+
+
+def test_unknown_device(program: Program) -> None:
+    with pytest.raises(InputError, match="unknown device"):
+        Accelerator(program, "fpga")
+
+
+def test_ctrl_c_leaves_nothing_behind(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Accelerator(program, "standin") as accelerator:
+        driver = accelerator._engine._session.driver  # type: ignore[union-attr]
+
+        def interrupt(timeout: float) -> bool:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(driver, "_poll", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            accelerator.run(batch(10))
+        monkeypatch.undo()
+        x = batch(10)
+        expected = oracle_model(two_headed(), {"in": x})
+        np.testing.assert_array_equal(accelerator.run(x)["sums"], expected["s"])
+
+
+def test_refused_command_names_the_layer(program: Program) -> None:
+    layers = [program.layers[0], replace(program.layers[1], bank_size=1), program.layers[2]]
+    broken = replace(program, layers=layers)
+    with (
+        Accelerator(broken, "standin") as accelerator,
+        pytest.raises(DeviceError, match=r"command 1 of 3, layer 'second': status 3 \(bad_bank\)"),
+    ):
+        accelerator.run(batch(1))
+
+
+def test_image_shorter_than_its_layers(program: Program) -> None:
+    with pytest.raises(ProgramError, match="reaches outside"):
+        Accelerator(replace(program, image=program.image[:50]), "cpu")
+
+
+def test_report_prints_itself(program: Program) -> None:
+    with Accelerator(program, "standin", verify=True) as accelerator:
+        accelerator.run(batch(5))
+        text = repr(accelerator.report())
+    assert "5 columns in 1 runs, 5 verified bit-exact" in text
+    assert "first" in text and "modelled for build 8x32 on Pynq-Z2" in text
+
+
+def test_two_devices_at_once(program: Program) -> None:
+    first = Accelerator(program, "standin")
+    second = Accelerator(program, "standin")
+    with first, second:
+        x = batch(9)
+        np.testing.assert_array_equal(first.run(x)["sums"], second.run(x)["sums"])
