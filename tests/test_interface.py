@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pynq_bbs.codegen import kept_files, load_interface
 from pynq_bbs.interface import COMMAND_WORDS, REGISTERS, Command
 from pynq_bbs.paths import hls_dir

@@ -154,9 +154,9 @@ def _check(args: argparse.Namespace) -> None:
 
     nodes = check_onnx(args.model)
     rows = [("node", "operator", "runs on", "why")]
-    rows += [(n.name, n.op, n.where, n.reason) for n in nodes]
+    rows += [(n.name, n.op, n.runs, n.reason) for n in nodes]
     print(table(rows))
-    bad = [n for n in nodes if n.where == "unsupported"]
+    bad = [n for n in nodes if n.runs == "unsupported"]
     if bad:
         raise UnsupportedModelError(
             f"{len(bad)} of {len(nodes)} nodes of {args.model} cannot run; see the list above"
@@ -311,7 +311,7 @@ def _save_arrays(path: Path, arrays: dict[str, NDArray[np.generic]]) -> None:
 
     with open(path, "wb") as file:
         if path.suffix == ".npz":
-            np.savez(file, **{name: array for name, array in arrays.items()})
+            np.savez(file, allow_pickle=False, **arrays)
         elif len(arrays) == 1:
             np.save(file, next(iter(arrays.values())))
         else:

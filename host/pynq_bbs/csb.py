@@ -152,10 +152,11 @@ def _pack_bits(places: NDArray[np.uint8], shape: CsbShape, groups: int) -> NDArr
     """(rows, n) indices as (rows, bytes), lowest bits first."""
     row_bytes = shape.index_row_bytes(groups)
     out = np.zeros((len(places), row_bytes), np.uint8)
+    packed: NDArray[np.uint8]
     if shape.index_bits == 8:
         packed = places
     elif shape.index_bits == 4:
-        packed = places[:, 0::2] | (places[:, 1::2] << 4)
+        packed = (places[:, 0::2] | (places[:, 1::2] << 4)).astype(np.uint8)
     else:
         a, b, c, d = (places[:, i::4] for i in range(4))
         triple = np.stack([a | (b << 6), (b >> 2) | (c << 4), (c >> 4) | (d << 2)], axis=2)
@@ -180,7 +181,8 @@ def unpack_csb(
         value = bytes_w[at_w : at_w + size].reshape(order)
         at_w += size
         if shape.dense:
-            place = np.broadcast_to(np.arange(shape.keep)[None, None, :, None], order)
+            counted = np.arange(shape.keep, dtype=np.uint8)[None, None, :, None]
+            place = np.broadcast_to(counted, order)
         else:
             row_bytes = shape.index_row_bytes(groups)
             raw = bytes_i[at_i : at_i + shape.rows * row_bytes].reshape(shape.rows, row_bytes)

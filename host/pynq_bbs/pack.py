@@ -91,7 +91,8 @@ def folded_bias(layer: QuantLayer) -> NDArray[np.int32]:
             f"row {worst} can reach a sum of {int(bound[worst])}, INT32 ends at {_INT32}: "
             "use smaller weights, a smaller bias, or fewer features"
         )
-    return bias.astype(np.int32)
+    folded: NDArray[np.int32] = bias.astype(np.int32)
+    return folded
 
 
 def row_parameters(layer: QuantLayer) -> NDArray[np.uint64]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 #: The parts of a run on the host, in the order in which they happen.
@@ -85,7 +86,7 @@ class Report:
             f"busy, {self.dense_equivalent_gops:.1f} dense-equivalent GOPS"
         )
 
-    def _layer_rows(self) -> list[tuple[str, ...]]:
+    def _layer_rows(self) -> Sequence[tuple[str, ...]]:
         rows = [("layer", "rows x features", "keep/bank", "cycles", "busy %", "kB moved")]
         rows += [
             (
@@ -103,7 +104,7 @@ class Report:
     __repr__ = __str__
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
+def table(rows: Sequence[tuple[str, ...]]) -> str:
     """Rows of text as aligned columns, the first one to the left; the first row is the head."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
