@@ -10,7 +10,7 @@ namespace bbs {
 using TableStream = Stream<word_t, kTableWords>;
 using TotalStream = Stream<TotalWord, 4>;
 
-inline void accumulate(const Command& c, VisitStream& visits, WordStream& row_words,
+inline void accumulate(const Command c, VisitStream& visits, WordStream& row_words,
                        SumStream& sums, TableStream& table_words, TotalStream& totals) {
 #pragma HLS INLINE off
   // INT32 sums between passes, one word a row and tile.

@@ -8,8 +8,9 @@ namespace bbs {
 namespace {
 
 // One command at a time. Called from a loop outside, never looped over here: overlapping two
-// commands would let a layer read what the one before has not yet written.
-void run_command(const Command& c, const Shape& s, const word_t* program, const word_t* weights,
+// commands would let a layer read what the one before has not yet written. Command and shape go
+// to the processes by value: scalars may have several readers in a region, memories may not.
+void run_command(const Command c, const Shape s, const word_t* program, const word_t* weights,
                  const word_t* indices, const word_t* activations, word_t* results) {
 #pragma HLS INLINE off
 #pragma HLS DATAFLOW

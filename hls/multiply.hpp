@@ -125,7 +125,7 @@ csb_words:
   }
 }
 
-inline void multiply_fill(const Command& c, VisitStream& visits, WeightStream& words,
+inline void multiply_fill(const Command c, VisitStream& visits, WeightStream& words,
                           const VectorLane vectors[kLanes], SumStream& sums) {
 #pragma HLS INLINE off
   WeightWord block[kBlockWords];
@@ -143,7 +143,7 @@ visits:
 // The vector buffer is a ping-pong between its two processes: the next tile group is loaded
 // while this one is worked on. Both belong to one command, so nothing is read that this
 // command has yet to write.
-inline void multiply(const Command& c, uint32_t fill_count, FillStream& fills,
+inline void multiply(const Command c, uint32_t fill_count, FillStream& fills,
                      WordStream& features, VisitStream& visits, WeightStream& words,
                      SumStream& sums) {
 #pragma HLS INLINE off

@@ -72,7 +72,7 @@ bytes:
   return word;
 }
 
-inline void requantise(const Command& c, const Shape& s, TableStream& table_words,
+inline void requantise(const Command c, const Shape s, TableStream& table_words,
                        TotalStream& totals, WordStream& outputs) {
 #pragma HLS INLINE off
   // A copy for each unit: a lookup a cycle each.

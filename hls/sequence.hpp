@@ -85,7 +85,7 @@ store_tiles:
   }
 }
 
-inline void sequence(const Command& c, const Shape& s, BurstStream& weight_bursts,
+inline void sequence(const Command c, const Shape s, BurstStream& weight_bursts,
                      BurstStream& index_bursts, BurstStream& row_bursts,
                      BurstStream& act_bursts, BurstStream& store_bursts, FillStream& fills,
                      VisitStream& unpack_visits, VisitStream& multiply_visits,

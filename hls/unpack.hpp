@@ -32,7 +32,7 @@ inline word_t next_slice(Gearbox& gear, uint32_t bits, WordStream& words) {
   return slice & mask;
 }
 
-inline void unpack(const Command& c, VisitStream& visits, WordStream& weights,
+inline void unpack(const Command c, VisitStream& visits, WordStream& weights,
                    WordStream& indices, WeightStream& words) {
 #pragma HLS INLINE off
   const uint32_t index_mask = (1u << c.index_bits) - 1;

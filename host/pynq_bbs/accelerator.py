@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .boards import load_board
 from .cycles import LayerCycles, Memory
-from .devices import MEMORY_BYTES, open_device
+from .devices import DEFAULT_BOARD, MEMORY_BYTES, open_device
 from .engine import EngineProgram
 from .errors import InputError
 from .program import Program
@@ -23,9 +23,6 @@ from .quantize import dequantize_output, quantize_input
 from .reference import CpuDevice
 from .report import LayerReport, Report
 from .verify import compare_layer
-
-#: Stands for the board where none is named: its clock and memory go into the cycle model.
-DEFAULT_BOARD = "Pynq-Z2"
 
 
 class Accelerator:
@@ -79,6 +76,7 @@ class Accelerator:
                 open_device(
                     device,
                     self._program.build,
+                    board=board,
                     memory_bytes=memory_bytes,
                     strict=strict,
                     bitfile=bitfile,

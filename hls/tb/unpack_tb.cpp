@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+// From planes to CSB words: every index width, rows that start on whole words, several visits.
+#include "unpack.hpp"
+
+#include "layer.hpp"
+
+namespace {
+
+// Weights and indices of one visit as the planes hold them, and as the stage must deliver them.
+struct Planes {
+  tb::Words weights, indices;
+  std::vector<bbs::WeightWord> words;
+};
+
+void append_visit(tb::Random& random, const bbs::Command& c, const bbs::Visit& visit,
+                  Planes& planes) {
+  const int most_index = (1 << c.index_bits) - 1;
+  for (uint32_t row = 0; row < visit.rows; row++) {
+    std::vector<int8_t> weights;
+    std::vector<uint8_t> indices;
+    for (uint32_t i = 0; i < visit.row_words; i++) {
+      bbs::WeightWord word;
+      for (int lane = 0; lane < bbs::kLanes; lane++) {
+        word.weight[lane] = random.byte();
+        word.index[lane] = (uint8_t)(c.index_bits ? random.between(0, most_index) : i % c.keep);
+        weights.push_back(word.weight[lane]);
+        indices.push_back(word.index[lane]);
+      }
+      planes.words.push_back(word);
+    }
+    tb::append_bytes(planes.weights, weights);
+    tb::append_bits(planes.indices, indices.data(), indices.size(), c.index_bits);
+  }
+}
+
+int64_t run(tb::Random& random, int index_bits) {
+  bbs::Command c = {};
+  c.index_bits = index_bits;
+  c.keep = random.between(1, 9);
+  c.flags = index_bits ? 0 : bbs::kFlagDense;
+  bbs::VisitStream visits("visits");
+  bbs::WordStream weight_words("weight_words"), index_words("index_words");
+  bbs::WeightStream csb_words("csb_words");
+  Planes planes;
+  const int visit_count = random.between(1, 4);
+  for (int v = 0; v < visit_count; v++) {
+    bbs::Visit visit = {};
+    visit.rows = random.between(1, 6);
+    visit.row_words = c.keep * random.between(1, 5);
+    visit.tiles = random.between(1, 4);  // unpacked once, however many tiles follow
+    visit.final = v + 1 == visit_count;
+    visits.write(visit);
+    append_visit(random, c, visit, planes);
+  }
+  for (const uint64_t word : planes.weights) weight_words.write(word);
+  for (const uint64_t word : planes.indices) index_words.write(word);
+  bbs::unpack(c, visits, weight_words, index_words, csb_words);
+  for (size_t i = 0; i < planes.words.size(); i++) {
+    const bbs::WeightWord word = csb_words.read();
+    for (int lane = 0; lane < bbs::kLanes; lane++) {
+      TB_EXPECT(word.weight[lane], planes.words[i].weight[lane],
+                "%d bits: weight of word %zu, lane %d", index_bits, i, lane);
+      TB_EXPECT(word.index[lane], planes.words[i].index[lane],
+                "%d bits: index of word %zu, lane %d", index_bits, i, lane);
+    }
+  }
+  TB_EXPECT(tb::drained(visits), true, "visits left over");
+  TB_EXPECT(tb::drained(weight_words), true, "%d bits: weight words left over", index_bits);
+  TB_EXPECT(tb::drained(index_words), true, "%d bits: index words left over", index_bits);
+  TB_EXPECT(tb::drained(csb_words), true, "%d bits: CSB words too many", index_bits);
+  return (int64_t)planes.words.size();
+}
+
+}  // namespace
+
+int main() {
+  tb::Random random(3);
+  int64_t count = 0;
+  for (int i = 0; i < 8000 / tb::kShare; i++)
+    for (const int index_bits : {0, 4, 6, 8}) count += run(random, index_bits);
+  return tb::finish("unpack_tb", count, "CSB words");
+}
