@@ -67,6 +67,15 @@ def find_compiler() -> list[str]:
     )
 
 
+def is_gcc() -> bool:
+    """Whether `find_compiler` finds GCC, which some flags are meant for.
+
+    Raises:
+        ToolchainError: there is no compiler.
+    """
+    return "Free Software Foundation" in _identity(tuple(find_compiler()))
+
+
 def shared_library(
     name: str,
     sources: Sequence[Path],
