@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
 from pynq_bbs.graph import QuantInput, QuantLayer, QuantModel, QuantOutput
 
 

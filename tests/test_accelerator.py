@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from layers import random_layer
 from oracle import oracle_model
 from pynq_bbs import Accelerator, Program

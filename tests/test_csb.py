@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from layers import pruned
 from pynq_bbs.csb import csb_shape, pack_csb, unpack_csb
 from pynq_bbs.errors import InputError

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pynq_bbs.builds import Build, load_build
 from pynq_bbs.csb import csb_shape
 from pynq_bbs.cycles import LayerCycles, Memory, layer_cycles

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from layers import alone, random_layer
 from oracle import oracle_layer
 from pynq_bbs.builds import load_build

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from layers import alone, random_layer
 from pynq_bbs.builds import load_build
 from pynq_bbs.errors import InputError, ProgramError

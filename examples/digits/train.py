@@ -3,8 +3,7 @@
 
     python examples/digits/train.py
 
-Handwritten digits of 8 x 8 pixels (scikit-learn's `load_digits`), a 64-256-256-10 network with
-Relu. With `masks`, `train` keeps pruned weights at zero: fine-tuning is
+Digits of 8 x 8 pixels, a 64-256-256-10 network with Relu. Fine-tuning under fixed masks is
 
     weights, biases = from_onnx(path)
     masks = [bank_mask(w, bank_size, keep) for w in weights]
@@ -69,7 +68,6 @@ def train(
     masks: list[NDArray[np.bool_]] | None = None,
     epochs: int = 30,
     seed: int = 0,
-    rate: float = 1e-3,
 ) -> tuple[list[Float], list[Float]]:
     """Adam on softmax cross-entropy; returns new weights and biases, zero where a mask is."""
     rng = np.random.default_rng(seed)
@@ -90,7 +88,7 @@ def train(
                 mean[i] += 0.1 * (gradient - mean[i])
                 square[i] += 0.001 * (gradient**2 - square[i])
                 corrected = np.sqrt(square[i] / (1 - 0.999**step)) + 1e-8
-                parameters[i] -= rate * mean[i] / (1 - 0.9**step) / corrected
+                parameters[i] -= 1e-3 * mean[i] / (1 - 0.9**step) / corrected
     return parameters[:layers], parameters[layers:]
 
 
@@ -109,22 +107,25 @@ def _gradients(weights: list[Float], biases: list[Float], x: Float, y: Labels) -
 
 def to_onnx(weights: list[Float], biases: list[Float]) -> ModelProto:
     """Gemm and Relu nodes; any batch."""
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import parser
+    from onnx.numpy_helper import from_array
 
-    nodes, initializers, name = [], [], "pixels"
-    for i, (w, b) in enumerate(zip(weights, biases, strict=True), start=1):
-        initializers += [numpy_helper.from_array(w, f"w{i}"), numpy_helper.from_array(b, f"b{i}")]
-        output = "scores" if i == len(weights) else f"sums{i}"
-        nodes.append(
-            helper.make_node("Gemm", [name, f"w{i}", f"b{i}"], [output], f"fc{i}", transB=1)
-        )
-        if i < len(weights):
-            nodes.append(helper.make_node("Relu", [output], [f"hidden{i}"], f"relu{i}"))
+    body, name, last = "", "pixels", len(weights)
+    for i in range(1, last + 1):
+        sums = "scores" if i == last else f"sums{i}"
+        body += f"{sums} = Gemm <transB = 1> ({name}, w{i}, b{i})\n"
+        if i < last:
             name = f"hidden{i}"
-    inputs = [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["N", len(weights[0][0])])]
-    outputs = [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", len(biases[-1])])]
-    graph = helper.make_graph(nodes, "digits", inputs, outputs, initializers)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+            body += f"{name} = Relu({sums})\n"
+    model: ModelProto = parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> digits '
+        f"(float[N, {SIZES[0]}] pixels) => (float[N, {SIZES[-1]}] scores) {{ {body} }}"
+    )
+    for i, (w, b) in enumerate(zip(weights, biases, strict=True), start=1):
+        model.graph.initializer.extend([from_array(w, f"w{i}"), from_array(b, f"b{i}")])
+    for node in model.graph.node:
+        node.name = node.output[0]
+    return model
 
 
 def from_onnx(path: Any = MODEL) -> tuple[list[Float], list[Float]]:

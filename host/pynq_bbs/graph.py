@@ -50,10 +50,20 @@ def apply_functions(functions: tuple[Function, ...], x: Float) -> Float:
 
 @dataclass(frozen=True)
 class GraphInput:
-    """One input of a model; `shape` leaves the batch dimension out."""
+    """One input of a model; `shape` leaves the batch dimension out.
+
+    The layers read `functions(input)` under the name `tensor` (empty: the input's own name). An
+    input that is read in several forms stands in several entries of the same `name`.
+    """
 
     name: str
     shape: tuple[int, ...]
+    functions: tuple[Function, ...] = ()
+    tensor: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.tensor:
+            object.__setattr__(self, "tensor", self.name)
 
     @property
     def features(self) -> int:
@@ -93,7 +103,7 @@ class Model:
 
 @dataclass(frozen=True)
 class QuantInput:
-    """How a model input becomes an INT8 tensor.
+    """How a model input becomes an INT8 tensor; several entries may show the same input.
 
     `dtype` is what the user hands in. float32: `functions`, then
     `saturate(round_half_even(x / scale) + zero_point)`. uint8: minus 128. int8: as it is.
@@ -138,8 +148,9 @@ class QuantLayer:
 class QuantOutput:
     """How a tensor becomes a model output.
 
-    `dtype` is what the user gets. float32: `(tensor - zero_point) * scale`, with one scale, or one
-    for each row. uint8: plus 128. int8 and int32: as it is.
+    `dtype` is what the user gets. float32: `functions((tensor - zero_point) * scale)`, with one
+    scale, or one for each row. uint8: plus 128. int8 and int32: as it is. `zero_point` is that of
+    the INT8 tensor.
     """
 
     name: str
@@ -148,6 +159,7 @@ class QuantOutput:
     dtype: str
     scale: NDArray[np.float32] = field(default_factory=lambda: np.ones(1, np.float32))
     zero_point: int = 0
+    functions: tuple[Function, ...] = ()
 
 
 @dataclass

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folding: nodes whose inputs are all known when the model is read.
+
+Quantised weights keep their integers through anything that only moves elements.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .onnx_file import FileNode
+from .onnx_values import Constant, UnsupportedNode
+
+#: These move elements and change none.
+_MOVING = {"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"}
+
+#: These compute; their results are no larger than their inputs make plausible.
+_COMPUTING = {
+    "Constant", "Cast", "Neg", "Abs", "Sqrt", "Reciprocal", "Add", "Sub", "Mul", "Div", "Pow",
+    "MatMul", "Concat", "Slice", "Gather", "Shape", "Clip", "Relu",
+}  # fmt: skip
+
+#: Integers that DequantizeLinear is folded for.
+_INTEGERS = {"int4", "uint4", "int8", "uint8", "int16", "uint16", "int32"}
+
+
+def fold(node: FileNode, inputs: list[Constant | None], opset: int) -> list[Constant]:
+    """The outputs of a node that reads constants only.
+
+    Raises:
+        UnsupportedNode: an operator that is not folded, or one that fails.
+    """
+    if node.op == "DequantizeLinear":
+        return [_dequantise(node, inputs)]
+    if node.op == "QuantizeLinear":
+        return [_quantise(node, inputs)]
+    if node.op not in _MOVING | _COMPUTING:
+        raise UnsupportedNode(f"{node.op} of constants is not folded; simplify the model first")
+    if node.op in _MOVING and inputs[0] is not None:
+        rest = [None if c is None else c.value for c in inputs[1:]]
+        return [inputs[0].each(lambda array: _evaluate(node, [array, *rest], opset)[0])]
+    values = [None if c is None else c.value for c in inputs]
+    return [Constant(array) for array in _evaluate(node, values, opset)]
+
+
+def scale_and_zero_point(
+    inputs: list[Constant | None], rank: int, axis: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64], str]:
+    """The second and third input of QuantizeLinear and DequantizeLinear, and the integers' dtype.
+
+    Both are shaped to broadcast over a tensor of that rank: one number, or one per `axis`.
+    """
+    if inputs[1] is None:
+        raise UnsupportedNode("it has no scale")
+    scale = inputs[1].value.astype(np.float32)
+    given = inputs[2] if len(inputs) > 2 else None
+    zero_point = np.zeros(scale.shape, np.int64)
+    dtype = "uint8"
+    if given is not None:
+        dtype, zero_point = str(given.array.dtype), given.array.astype(np.int64)
+    if not (np.isfinite(scale).all() and (scale > 0).all()):
+        raise UnsupportedNode("its scale is not positive and finite")
+    if scale.size == 1 and zero_point.size == 1:
+        return scale.reshape(()), zero_point.reshape(()), dtype
+    if scale.ndim != 1 or zero_point.shape != scale.shape or not -rank <= axis < rank:
+        raise UnsupportedNode(
+            f"scale of shape {scale.shape} and zero point of shape {zero_point.shape} are neither "
+            "one number nor one per row"
+        )
+    shape = [1] * rank
+    shape[axis] = scale.size
+    return scale.reshape(shape), zero_point.reshape(shape), dtype
+
+
+def check_output_dtype(node: FileNode, zero_point: object) -> None:
+    """QuantizeLinear's later way of naming its type; the usual one is the zero point's type."""
+    if zero_point is None and node.attributes.get("output_dtype", 0) not in (0, 2):  # 2: uint8
+        raise UnsupportedNode("it has an output_dtype; give it a zero point of that type instead")
+
+
+def _dequantise(node: FileNode, inputs: list[Constant | None]) -> Constant:
+    constant = inputs[0]
+    if constant is None or str(constant.array.dtype) not in _INTEGERS or constant.scale is not None:
+        raise UnsupportedNode("its input is not a tensor of integers of 4 to 32 bits")
+    scale, zero_point, _ = scale_and_zero_point(
+        inputs, constant.array.ndim, node.attributes.get("axis", 1)
+    )
+    try:
+        integers = constant.array.astype(np.int64) - zero_point
+        full = np.broadcast_to(scale, integers.shape)
+    except ValueError:
+        raise UnsupportedNode("its scale does not fit the shape of its input") from None
+    return Constant(integers, full)
+
+
+def _quantise(node: FileNode, inputs: list[Constant | None]) -> Constant:
+    if inputs[0] is None or inputs[0].value.dtype.kind != "f":
+        raise UnsupportedNode("its input is not a tensor of floats")
+    x = inputs[0].value.astype(np.float32)
+    scale, zero_point, dtype = scale_and_zero_point(inputs, x.ndim, node.attributes.get("axis", 1))
+    check_output_dtype(node, inputs[2] if len(inputs) > 2 else None)
+    if dtype not in ("int8", "uint8"):
+        raise UnsupportedNode(f"it quantises to {dtype}; int8 and uint8 are supported")
+    shift = 128 if dtype == "uint8" else 0
+    try:
+        steps = np.broadcast_to(zero_point - shift, x.shape).astype(np.float32)
+        # Scaled here, so that every element has its own scale and zero point.
+        quantised = np.clip(np.rint(x / scale) + steps, -128, 127)
+    except ValueError:
+        raise UnsupportedNode("its scale does not fit the shape of its input") from None
+    return Constant((quantised + shift).astype(dtype))
+
+
+def _evaluate(node: FileNode, arrays: list[NDArray[Any] | None], opset: int) -> list[NDArray[Any]]:
+    """One node through ONNX's own reference implementation."""
+    from onnx import helper
+    from onnx.reference import ReferenceEvaluator
+
+    feeds = {n: np.asarray(a) for n, a in zip(node.inputs, arrays, strict=True) if a is not None}
+    try:
+        graph = helper.make_graph(
+            [node.proto],
+            "constants",
+            [
+                helper.make_tensor_value_info(
+                    name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
+                )
+                for name, array in feeds.items()
+            ],
+            [helper.make_empty_tensor_value_info(name) for name in node.outputs if name],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+        results = ReferenceEvaluator(model).run(None, feeds)
+    except Exception as error:  # whatever the reference raises, the node cannot be folded
+        raise UnsupportedNode(f"cannot be evaluated: {str(error)[:200]}") from None
+    return [np.asarray(r) for r in results]
