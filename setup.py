@@ -5,7 +5,7 @@ Everything declarative stands in `pyproject.toml`; only the mapping of folders t
 `host/` needs code.
 """
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 setup(
     package_dir={
@@ -13,9 +13,10 @@ setup(
         "pynq_bbs.hls": "hls",
         "pynq_bbs.overlay": "overlay",
     },
-    packages=["pynq_bbs", "pynq_bbs.hls", "pynq_bbs.overlay"],
+    packages=[*find_packages("host"), "pynq_bbs.hls", "pynq_bbs.overlay"],
     package_data={
-        "pynq_bbs": ["cpu/*.cpp", "cpu/*.hpp", "py.typed"],
+        "pynq_bbs": ["py.typed"],
+        "pynq_bbs.cpu": ["*.cpp"],
         "pynq_bbs.hls": ["*.hpp", "*.cpp", "*.json", "vitis/*"],
         "pynq_bbs.overlay": ["*.json", "builds/*.json", "*.tcl"],
     },

@@ -17,13 +17,13 @@ import time
 import numpy as np
 
 from pynq_bbs.builds import load_build
-from pynq_bbs.cycles import Memory
-from pynq_bbs.emulator import load_engine
-from pynq_bbs.graph import QuantInput, QuantLayer, QuantModel
-from pynq_bbs.pack import pack
-from pynq_bbs.prune import bank_prune
+from pynq_bbs.compress.prune import bank_prune
+from pynq_bbs.device.emulator import load_engine
+from pynq_bbs.model.graph import QuantInput, QuantLayer, QuantModel
+from pynq_bbs.pack.cycles import Memory
+from pynq_bbs.pack.image import pack
+from pynq_bbs.pack.schedule import make_plan
 from pynq_bbs.report import table
-from pynq_bbs.schedule import make_plan
 
 BUILD = load_build("8x32")
 MEMORY = Memory(142.857e6, 1.5e9)

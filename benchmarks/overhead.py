@@ -15,7 +15,7 @@ import numpy as np
 
 from pynq_bbs.accelerator import Accelerator
 from pynq_bbs.compiler import compile as compile_model
-from pynq_bbs.graph import QuantInput, QuantLayer, QuantModel, QuantOutput
+from pynq_bbs.model.graph import QuantInput, QuantLayer, QuantModel, QuantOutput
 from pynq_bbs.report import table
 
 RUNS = 2000

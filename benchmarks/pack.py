@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pynq_bbs.csb import csb_shape, pack_csb
-from pynq_bbs.prune import bank_prune
+from pynq_bbs.compress.prune import bank_prune
+from pynq_bbs.pack.csb import csb_shape, pack_csb
 from pynq_bbs.report import table
 
 ROWS, FEATURES = 4096, 1024

@@ -40,7 +40,7 @@ void run_command(const Command c, const Shape s, const word_t* program, const wo
   BBS_PROCESS(fetch(program, row_bursts, row_words));
   BBS_PROCESS(fetch(activations, act_bursts, feature_words));
   BBS_PROCESS(unpack(c, unpack_visits, weight_words, index_words, csb_words));
-  BBS_PROCESS(multiply(c, s.fills, fills, feature_words, multiply_visits, csb_words, sums));
+  BBS_PROCESS(multiply(c, s, fills, feature_words, multiply_visits, csb_words, sums));
   BBS_PROCESS(accumulate(c, accumulate_visits, row_words, sums, table_words, totals));
   BBS_PROCESS(requantise(c, s, table_words, totals, outputs));
   BBS_PROCESS(store(results, store_bursts, outputs));

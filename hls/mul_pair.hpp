@@ -11,21 +11,37 @@
 
 #include "types.hpp"
 
+#ifdef __SYNTHESIS__
+#include <ap_int.h>
+#endif
+
 namespace bbs {
+
+// The widths of a DSP48E1: HLS must see them to use one multiplier and not four. g++ takes the
+// next native type; no value leaves the narrow one.
+#ifdef __SYNTHESIS__
+using packed_t = ap_int<25>;
+using product_t = ap_int<48>;
+#else
+using packed_t = int32_t;
+using product_t = int64_t;
+#endif
 
 struct PairSums {
   int16_t low;   // a0*w0 + b0*w1 - 1
   int16_t high;  // a1*w0 + b1*w1 - 1
 };
 
-inline PairSums pair_sums_packed(int w0, int w1, int a0, int a1, int b0, int b1) {
+inline PairSums pair_sums_packed(int8_t w0, int8_t w1, int8_t a0, int8_t a1, int8_t b0,
+                                 int8_t b1) {
 #pragma HLS INLINE
-  const int32_t a = (a1 * (1 << 16)) + a0;  // 25 bits
-  const int32_t b = (b1 * (1 << 16)) + b0;
-  const int64_t product_a = (int64_t)a * w0 - 1;
+  const packed_t a = a1 * (1 << 16) + a0;
+  const packed_t b = b1 * (1 << 16) + b0;
+  const product_t product_a = a * w0;  // 25 x 8 bits, below 2^31
 #pragma HLS BIND_OP variable=product_a op=mul impl=dsp
-  const int64_t p = (int64_t)b * w1 + product_a;
-#pragma HLS BIND_OP variable=p op=mul impl=dsp
+  const product_t product_b = b * w1;
+#pragma HLS BIND_OP variable=product_b op=mul impl=dsp
+  const product_t p = product_a + product_b - 1;
   PairSums sums;
   sums.low = (int16_t)(p & 0xffff);
   sums.high = (int16_t)((p >> 16) + ((p >> 15) & 1) - 1);

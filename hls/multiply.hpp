@@ -143,12 +143,11 @@ visits:
 // The vector buffer is a ping-pong between its two processes: the next tile group is loaded
 // while this one is worked on. Both belong to one command, so nothing is read that this
 // command has yet to write.
-inline void multiply(const Command c, uint32_t fill_count, FillStream& fills,
-                     WordStream& features, VisitStream& visits, WeightStream& words,
-                     SumStream& sums) {
+inline void multiply(const Command c, const Shape s, FillStream& fills, WordStream& features,
+                     VisitStream& visits, WeightStream& words, SumStream& sums) {
 #pragma HLS INLINE off
 fills:
-  for (uint32_t f = 0; f < fill_count; f++) {
+  for (uint32_t f = 0; f < s.fills; f++) {
 #pragma HLS DATAFLOW
     // Lanes without a bank in the last group are never filled; their weights are zero, so what
     // the words hold adds nothing.

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pynq_bbs import devices
 from pynq_bbs.builds import Build, load_build
+from pynq_bbs.device import session as devices
 
 BUILD = load_build("8x32")
 EMULATED = ("standin", "emulated-pynq")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pynq_bbs.graph import QuantInput, QuantLayer, QuantModel, QuantOutput
+from pynq_bbs.model.graph import QuantInput, QuantLayer, QuantModel, QuantOutput
 
 
 def pruned(weights: NDArray[np.int8], bank_size: int, keep: int) -> NDArray[np.int8]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pynq_bbs.errors import UnsupportedModelError
-from pynq_bbs.onnx_import import check_onnx, load_onnx
+from pynq_bbs.model.onnx_import import check_onnx, load_onnx
 
 onnx = pytest.importorskip("onnx")
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pynq_bbs.graph import QuantInput, QuantLayer, QuantModel
+from pynq_bbs.model.graph import QuantInput, QuantLayer, QuantModel
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -12,9 +12,9 @@ from layers import random_layer
 from oracle import oracle_model
 from pynq_bbs import Accelerator, Program
 from pynq_bbs import compile as compile_model
-from pynq_bbs.devices import describe, open_device
-from pynq_bbs.emulator import load_engine
-from pynq_bbs.engine import EngineProgram
+from pynq_bbs.device.emulator import load_engine
+from pynq_bbs.device.engine import EngineProgram
+from pynq_bbs.device.session import describe, open_device
 from pynq_bbs.errors import (
     BuildError,
     DeviceError,
@@ -23,7 +23,7 @@ from pynq_bbs.errors import (
     ProgramError,
     VerificationError,
 )
-from pynq_bbs.graph import QuantInput, QuantModel, QuantOutput
+from pynq_bbs.model.graph import QuantInput, QuantModel, QuantOutput
 
 DEVICES = ["cpu", "standin", "emulated-pynq"]
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pynq_bbs.calibrate import METHODS, make_observer
+from pynq_bbs.compress.calibrate import METHODS, make_observer
 from pynq_bbs.errors import InputError
 
 methods = pytest.mark.parametrize("method", METHODS)

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pynq_bbs import cpu, toolchain
-from pynq_bbs.cpu import LinearOp, linear
+from pynq_bbs import toolchain
+from pynq_bbs.cpu import linear as cpu
+from pynq_bbs.cpu.linear import LinearOp, linear
 from pynq_bbs.errors import InputError, ToolchainError
 
 Result = tuple[NDArray[np.int8] | None, NDArray[np.int32] | None]
@@ -384,7 +385,7 @@ def compile_self_check(directory: Path, flags: list[str]) -> Path:
     """The program made of SELF_CHECK and the kernel, the latter without a warning."""
     main = directory / "main.cpp"
     main.write_text(SELF_CHECK)
-    kernel = Path(cpu.__file__).parent / "cpu" / "linear.cpp"
+    kernel = Path(cpu.__file__).with_name("linear.cpp")
     program = directory / "self_check"
     base = [*toolchain.find_compiler(), "-std=c++17", "-ffp-contract=off", "-pthread", *flags]
     for source in (kernel, main):

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layers import pruned
-from pynq_bbs.csb import csb_shape, pack_csb, unpack_csb
 from pynq_bbs.errors import InputError
+from pynq_bbs.pack.csb import csb_shape, pack_csb, unpack_csb
 
 
 def dense_again(values: np.ndarray, columns: np.ndarray, features: int) -> np.ndarray:

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pynq_bbs.builds import Build, load_build
-from pynq_bbs.csb import csb_shape
-from pynq_bbs.cycles import LayerCycles, Memory, layer_cycles
-from pynq_bbs.program import PackedLayer
-from pynq_bbs.schedule import layer_command
+from pynq_bbs.pack.csb import csb_shape
+from pynq_bbs.pack.cycles import LayerCycles, Memory, layer_cycles
+from pynq_bbs.pack.program import PackedLayer
+from pynq_bbs.pack.schedule import layer_command
 
 BUILD = load_build("8x32")
 #: What the design's targets are stated for: Pynq-Z2, 142.857 MHz, 1.5 GB/s reachable.

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from device_fixtures import BUILD, DoublingEngine, arena, engine, run, session
-from pynq_bbs import driver as driver_module
-from pynq_bbs.devices import Session
-from pynq_bbs.driver import CONTROL, EngineDriver
+from pynq_bbs.device import driver as driver_module
+from pynq_bbs.device.driver import CONTROL, EngineDriver
+from pynq_bbs.device.session import Session
 from pynq_bbs.errors import BuildError, DeviceError, DeviceTimeoutError, InputError
 from pynq_bbs.interface import BUILD_REGISTERS, PORTS, REGISTERS, STATUS
 

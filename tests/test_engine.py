@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from layers import alone, random_layer
 from oracle import oracle_layer
 from pynq_bbs.builds import load_build
-from pynq_bbs.cycles import Memory
-from pynq_bbs.devices import Session, open_device
-from pynq_bbs.engine import EngineProgram
-from pynq_bbs.graph import QuantLayer
-from pynq_bbs.pack import pack
-from pynq_bbs.reference import CpuDevice
+from pynq_bbs.cpu.device import CpuDevice
+from pynq_bbs.device.engine import EngineProgram
+from pynq_bbs.device.session import Session, open_device
+from pynq_bbs.model.graph import QuantLayer
+from pynq_bbs.pack.cycles import Memory
+from pynq_bbs.pack.image import pack
 from pynq_bbs.report import PARTS
 
 BUILD = load_build("8x32")

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from onnx_build import FLOAT, INT32, model, node, onnx, refused, sample
 from oracle import run_onnxruntime, shared_file
+from pynq_bbs.compress.quantize import run_float
 from pynq_bbs.errors import ModelError
-from pynq_bbs.graph import Function, Model
-from pynq_bbs.onnx_import import check_onnx, load_onnx
-from pynq_bbs.quantize import run_float
+from pynq_bbs.model.graph import Function, Model
+from pynq_bbs.model.onnx_import import check_onnx, load_onnx
 
 W = np.arange(12, dtype=np.float32).reshape(4, 3) / 7 - 0.5
 B = np.array([0.5, -0.25, 1.0], np.float32)

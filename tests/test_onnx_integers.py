@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from onnx_build import FLOAT, INT8, INT32, UINT8, model, node, onnx, refused, sample
 from oracle import onnxruntime_is_exact, oracle_model, run_onnxruntime, shared_file
-from pynq_bbs.graph import QuantModel
-from pynq_bbs.onnx_import import check_onnx, load_onnx
-from pynq_bbs.quantize import dequantize_output, quantize_input
+from pynq_bbs.compress.quantize import dequantize_output, quantize_input
+from pynq_bbs.model.graph import QuantModel
+from pynq_bbs.model.onnx_import import check_onnx, load_onnx
 
 W = sample(4, 3)
 B = np.array([0.5, -0.25, 1.0], np.float32)

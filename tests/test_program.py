@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from layers import alone, random_layer
 from pynq_bbs.builds import load_build
 from pynq_bbs.errors import InputError, ProgramError
-from pynq_bbs.graph import Function, QuantInput, QuantOutput
-from pynq_bbs.pack import folded_bias, pack
-from pynq_bbs.program import Program
+from pynq_bbs.model.graph import Function, QuantInput, QuantOutput
+from pynq_bbs.pack.image import folded_bias, pack
+from pynq_bbs.pack.program import Program
 
 BUILD = load_build("8x32")
 
@@ -90,7 +90,7 @@ def test_pickles_are_not_read(tmp_path: Path) -> None:
 
 
 def test_other_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pynq_bbs.program.FORMAT", 99)
+    monkeypatch.setattr("pynq_bbs.pack.program.FORMAT", 99)
     a_program().save(tmp_path / "p")
     monkeypatch.undo()
     with pytest.raises(ProgramError, match="format 99"):

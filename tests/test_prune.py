@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pynq_bbs.compress.prune import bank_mask, bank_prune, choose_bank
 from pynq_bbs.errors import InputError
-from pynq_bbs.prune import bank_mask, bank_prune, choose_bank
 
 
 def slow_mask(weights, bank_size, keep):

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from device_fixtures import BUILD, DoublingEngine, engine, require_pynq
-from pynq_bbs import devices, hwh
 from pynq_bbs.boards import Board, load_board, load_boards
-from pynq_bbs.driver import VLNV, EngineDriver
+from pynq_bbs.device import hwh
+from pynq_bbs.device import session as devices
+from pynq_bbs.device.driver import VLNV, EngineDriver
 from pynq_bbs.errors import BuildError, DeviceError
 from pynq_bbs.interface import REGISTERS
 
@@ -75,7 +76,7 @@ def test_bit_file_is_well_formed() -> None:
 @pytest.fixture
 def board(engine: DoublingEngine) -> Iterator[Any]:
     require_pynq()
-    from pynq_bbs.pynq_device import EmulatedDevice
+    from pynq_bbs.device.pynq_device import EmulatedDevice
 
     device = EmulatedDevice(Z2, 1 << 20, True, lambda build: engine)
     yield device
@@ -264,7 +265,7 @@ def test_board_path_on_the_emulated_board(
 
 
 def test_pynq_errors_become_ours(overlay: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pynq_bbs import pynq_driver
+    from pynq_bbs.device import pynq_driver
     from pynq_bbs.errors import DeviceMemoryError
 
     def fail(*_: Any, **__: Any) -> None:
@@ -288,7 +289,7 @@ def audit(event, arguments):
             written.append(path)
 sys.addaudithook(audit)
 from device_fixtures import BUILD, DoublingEngine, run
-from pynq_bbs.devices import open_device
+from pynq_bbs.device.session import open_device
 for _ in range(5):
     with open_device("emulated-pynq", BUILD, strict=True, engine=DoublingEngine()) as session:
         buffer = session.allocate(64)

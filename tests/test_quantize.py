@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oracle import onnxruntime_is_exact, onnxruntime_layer, oracle_layer, oracle_model
-from pynq_bbs.calibrate import METHODS
+from pynq_bbs.compress.calibrate import METHODS
+from pynq_bbs.compress.quantize import dequantize_output, quantize, quantize_input, run_float
 from pynq_bbs.errors import InputError, ModelError
-from pynq_bbs.graph import (
+from pynq_bbs.model.graph import (
     Function,
     GraphInput,
     GraphOutput,
@@ -21,7 +22,6 @@ from pynq_bbs.graph import (
     QuantLayer,
     QuantOutput,
 )
-from pynq_bbs.quantize import dequantize_output, quantize, quantize_input, run_float
 
 RELU, SIGMOID, TANH = Function("relu"), Function("sigmoid"), Function("tanh")
 CLIP = Function("clip", (-0.5, 0.75))

@@ -30,11 +30,11 @@ from device_fixtures import (
     run,
     session,
 )
-from pynq_bbs.arena import PAGE, POISON, Arena
 from pynq_bbs.boards import load_board
-from pynq_bbs.devices import Session, describe, open_device
-from pynq_bbs.driver import CONTROL
-from pynq_bbs.emulated_ip import EmulatedIp
+from pynq_bbs.device.arena import PAGE, POISON, Arena
+from pynq_bbs.device.driver import CONTROL
+from pynq_bbs.device.emulated_ip import EmulatedIp
+from pynq_bbs.device.session import Session, describe, open_device
 from pynq_bbs.errors import BuildError, DeviceError, DeviceMemoryError, InputError
 from pynq_bbs.interface import PORTS, REGISTERS
 
@@ -358,7 +358,7 @@ def test_a_broken_pynq_is_reported(tmp_path: Path) -> None:
     (tmp_path / "pynq").mkdir()
     (tmp_path / "pynq" / "__init__.py").write_text("import no_such_pkg_resources\n")
     script = (
-        "from pynq_bbs.devices import describe, _choose\n"
+        "from pynq_bbs.device.session import describe, _choose\n"
         "print([e.reason for e in describe() if e.kind == 'emulated-pynq'][0])\n"
         "print(_choose('emulated')[0])\n"
     )

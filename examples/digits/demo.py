@@ -14,8 +14,8 @@ import time
 import numpy as np
 
 import pynq_bbs as bbs
-from pynq_bbs.onnx_import import load_onnx
-from pynq_bbs.prune import bank_mask, choose_bank
+from pynq_bbs.compress.prune import bank_mask, choose_bank
+from pynq_bbs.model.onnx_import import load_onnx
 from pynq_bbs.report import table
 from train import MODEL, accuracy, from_onnx, load_data, to_onnx, train
 

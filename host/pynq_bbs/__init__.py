@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bank-balanced sparse INT8 inference on PYNQ boards, emulated bit for bit on the host.
 
-    model = load_onnx("model.onnx")
-    program = compile(model, sparsity=0.875, bank_size=64, calibration=samples)
-    with Accelerator(program, verify=True) as accelerator:
-        y = accelerator.run(x)
-        print(accelerator.report())
+model = load_onnx("model.onnx")
+program = compile(model, sparsity=0.875, bank_size=64, calibration=samples)
+with Accelerator(program, verify=True) as accelerator:
+    y = accelerator.run(x)
+    print(accelerator.report())
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from .accelerator import Accelerator as Accelerator
     from .builds import load_build as load_build
     from .compiler import compile as compile
+    from .compress.prune import bank_prune as bank_prune
     from .errors import BbsError as BbsError
-    from .onnx_import import load_onnx as load_onnx
-    from .program import Program as Program
-    from .prune import bank_prune as bank_prune
+    from .model.onnx_import import load_onnx as load_onnx
+    from .pack.program import Program as Program
 
 #: Name -> module. Imported at first use: the command line starts at once, and a board, which has
 #: no onnx, never reaches the module that needs it.
 _PLACES = {
     "Accelerator": "accelerator",
     "BbsError": "errors",
-    "Program": "program",
-    "bank_prune": "prune",
+    "Program": "pack.program",
+    "bank_prune": "compress.prune",
     "compile": "compiler",
     "load_build": "builds",
-    "load_onnx": "onnx_import",
+    "load_onnx": "model.onnx_import",
 }
 
 __all__ = list(_PLACES)

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .boards import load_board
-from .cycles import LayerCycles, Memory
-from .devices import DEFAULT_BOARD, MEMORY_BYTES, open_device
-from .engine import EngineProgram
+from .compress.quantize import dequantize_output, quantize_input
+from .cpu.device import CpuDevice
+from .device.engine import EngineProgram
+from .device.session import DEFAULT_BOARD, MEMORY_BYTES, open_device
 from .errors import InputError
-from .program import Program
-from .quantize import dequantize_output, quantize_input
-from .reference import CpuDevice
+from .pack.cycles import LayerCycles, Memory
+from .pack.program import Program
 from .report import LayerReport, Report
 from .verify import compare_layer
 

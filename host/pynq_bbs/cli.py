@@ -149,7 +149,7 @@ def _add_info(commands: Any) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     from .errors import UnsupportedModelError
-    from .onnx_import import check_onnx
+    from .model.onnx_import import check_onnx
     from .report import table
 
     nodes = check_onnx(args.model)
@@ -223,7 +223,7 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _info(args: argparse.Namespace) -> None:
-    from .program import Program
+    from .pack.program import Program
     from .report import table
 
     program = Program.load(args.program)

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from .builds import Build, load_build
+from .compress.prune import bank_prune, choose_bank
+from .compress.quantize import quantize
 from .errors import InputError
-from .graph import Model, QuantModel
-from .pack import pack
-from .program import Program
-from .prune import bank_prune, choose_bank
-from .quantize import quantize
+from .model.graph import Model, QuantModel
+from .pack.image import pack
+from .pack.program import Program
 
 
 def compile(
@@ -50,7 +50,7 @@ def compile(
     """
     target = build if isinstance(build, Build) else load_build(build)
     if isinstance(model, (str, Path)):
-        from .onnx_import import load_onnx
+        from .model.onnx_import import load_onnx
 
         model = load_onnx(model)
     if isinstance(model, Model):

@@ -48,7 +48,7 @@ def _compiler() -> Finding:
 
 
 def _devices() -> list[Finding]:
-    from .devices import describe
+    from .device.session import describe
 
     return [Finding(f"device {a.kind}", a.available, a.reason) for a in describe()]
 
@@ -59,7 +59,7 @@ def _self_test() -> Finding:
 
     from .accelerator import Accelerator
     from .compiler import compile as compile_model
-    from .graph import QuantInput, QuantLayer, QuantModel, QuantOutput
+    from .model.graph import QuantInput, QuantLayer, QuantModel, QuantOutput
 
     weights = ((np.arange(64 * 16) * 37) % 255 - 127).astype(np.int8).reshape(16, 64)
     layer = QuantLayer("layer", "x", "y", weights, np.zeros(16, np.int32), 0, None)

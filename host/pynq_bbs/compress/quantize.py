@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From float32 layers to the engine's integers, and across the border of an integer model.
+
+Needs numpy only: `quantize_input` and `dequantize_output` run on boards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError, ModelError
+from ..model.graph import (
+    Float,
+    Function,
+    GraphInput,
+    Layer,
+    Model,
+    QuantInput,
+    QuantLayer,
+    QuantModel,
+    QuantOutput,
+    apply_functions,
+)
+from .arithmetic import (
+    clamp_table,
+    dequantise,
+    function_table,
+    integer_bias,
+    multiplier,
+    quantise,
+    sum_scale,
+)
+from .calibrate import MIN_SCALE, Observer, make_observer
+
+Scale = tuple[np.float32, int]
+
+#: Samples of calibration data worked on at a time.
+_CALIBRATION_BATCH = 256
+
+#: Output scale and zero point of functions whose range is known.
+_FIXED_SCALES: dict[str, Scale] = {
+    "sigmoid": (np.float32(1 / 256), -128),
+    "tanh": (np.float32(1 / 128), 0),
+}
+
+
+def quantize(
+    model: Model,
+    calibration: Iterable[Any],
+    *,
+    method: str = "minmax",
+    progress: Callable[[int], None] | None = None,
+) -> QuantModel:
+    """INT8 weights per row (symmetric, -127 to 127), INT8 activations per tensor.
+
+    Relu and Clip happen in the output's scale. Sigmoid and tanh are tables from a calibrated
+    scale in front of them to a fixed one behind them (1/256 from 0, and 1/128 around 0). A model
+    output without a function is the INT32 sums, dequantised per row; one that is also read by a
+    layer is computed in both forms. Zero weights stay zero.
+
+    Args:
+        model: float32 layers; not changed.
+        calibration: samples like those of later use. An array (N, *shape), a dict of such arrays
+            by input name, or an iterable of either, which is read once, batch by batch.
+        method: `minmax`, `percentile`, `entropy` or `mse` (see `make_observer`).
+        progress: called with the number of samples seen so far.
+
+    Raises:
+        InputError: calibration data that does not fit the model's inputs, is empty or not finite.
+        ModelError: weights or scales that float32 cannot hold.
+    """
+    read = {layer.input for layer in model.layers}
+    shown = {output.tensor for output in model.outputs}
+    observers: dict[str, Observer] = {}
+    for graph_input in model.inputs:
+        observers[graph_input.tensor] = make_observer(method)
+    for layer in model.layers:
+        if layer.output in read or layer.functions:
+            observers[_observed(layer)] = make_observer(method)
+    seen = 0
+    for batch in _batches(model, calibration):
+        for tensor, values in _activations(model, batch):
+            if tensor in observers:
+                observers[tensor].update(values)
+        seen += len(next(iter(batch.values())))
+        if progress:
+            progress(seen)
+    if not seen:
+        raise InputError("calibration holds no samples; give at least one.")
+    return _Quantizer(model, {t: o.quantisation() for t, o in observers.items()}).run(read, shown)
+
+
+def run_float(model: Model, inputs: Mapping[str, Any] | NDArray[Any]) -> dict[str, Float]:
+    """Every tensor of the float model, by name, as (N, features).
+
+    Args:
+        model: what `load_onnx` returns for a float model.
+        inputs: (N, *shape) by input name, or the array itself where there is one input.
+
+    Raises:
+        InputError: an input is missing, unknown, of a wrong shape or dtype, or not finite.
+    """
+    batch = _model_inputs(model, inputs)
+    shown = {i.tensor for i in model.inputs} | {layer.output for layer in model.layers}
+    return {name: value for name, value in _activations(model, batch) if name in shown}
+
+
+def quantize_input(spec: QuantInput, x: Any) -> NDArray[np.int8]:
+    """A model input as the INT8 tensor (N, features) that the first layers read.
+
+    Args:
+        spec: the input's description; its `dtype` says what `x` must be. Where that is float32,
+            any real numbers do and are converted.
+        x: (N, *spec.shape), N at least 1.
+
+    Raises:
+        InputError: shape, dtype, NaN or infinity; the message names the input.
+    """
+    if spec.dtype == "float32":
+        x = apply_functions(spec.functions, _float_input(spec.name, spec.shape, x))
+        return quantise(x, spec.scale, spec.zero_point)
+    array = _array(spec.name, x)
+    if array.dtype != np.dtype(spec.dtype):
+        raise InputError(
+            f"input {spec.name!r} is {array.dtype}, must be {spec.dtype}: the model comes "
+            "quantised and takes integers."
+        )
+    flat = np.ascontiguousarray(_flattened(spec.name, spec.shape, array))
+    return flat.view(np.int8) ^ np.int8(-128) if spec.dtype == "uint8" else flat
+
+
+def dequantize_output(spec: QuantOutput, tensor: NDArray[Any]) -> NDArray[Any]:
+    """A model output (N, *spec.shape) of dtype `spec.dtype` from its tensor (N, features).
+
+    Args:
+        spec: the output's description.
+        tensor: INT8, or INT32 where the layer that made it gives sums.
+    """
+    result: NDArray[Any] = tensor
+    if spec.dtype == "float32":
+        values = dequantise(tensor, spec.scale, spec.zero_point)
+        result = apply_functions(spec.functions, values)
+    elif spec.dtype == "uint8":
+        result = np.ascontiguousarray(tensor ^ np.int8(-128)).view(np.uint8)
+    return result.reshape(len(tensor), *spec.shape)
+
+
+class _Quantizer:
+    """Emits the integer layers of a model whose tensors have been observed."""
+
+    def __init__(self, model: Model, observed: dict[str, Scale]) -> None:
+        self.model = model
+        self.observed = observed
+        self.scales = {i.tensor: observed[i.tensor] for i in model.inputs}
+        self.layers: list[QuantLayer] = []
+        #: scale of the sums of every layer that gives them, and their tensor, by float tensor
+        self.sums: dict[str, tuple[str, Float]] = {}
+        self.names = {i.tensor for i in model.inputs}
+        for layer in model.layers:
+            self.names |= {layer.name, layer.output}
+
+    def run(self, read: set[str], shown: set[str]) -> QuantModel:
+        for layer in self.model.layers:
+            try:
+                self._layer(layer, layer.output in read, layer.output in shown)
+            except ModelError as error:
+                raise ModelError(f"layer {layer.name!r}: {error}") from None
+        inputs = [
+            QuantInput(i.name, i.tensor, i.shape, "float32", *self.scales[i.tensor], i.functions)
+            for i in self.model.inputs
+        ]
+        return QuantModel(self.model.name, inputs, self.layers, self._outputs())
+
+    def _layer(self, layer: Layer, is_read: bool, is_shown: bool) -> None:
+        x_scale, x_zero_point = self.scales[layer.input]
+        weights, w_scale = _quantise_weights(layer)
+        scale = sum_scale(x_scale, w_scale)
+        bias = integer_bias(layer.bias, scale)
+        if is_read or layer.functions:
+            q_scale, q_zero_point = self.observed[_observed(layer)]
+            clamps, rest = _split(layer.functions)
+            table = clamp_table(clamps, q_scale, q_zero_point)
+            self.scales[layer.output] = q_scale, q_zero_point
+            if rest:
+                y = self.scales[layer.output] = _fixed_scale(rest)
+                table = function_table(layer.functions, q_scale, q_zero_point, *y)
+            m = multiplier(x_scale, w_scale, q_scale)
+            self.layers.append(
+                QuantLayer(layer.name, layer.input, layer.output, weights, bias, x_zero_point, m,
+                           q_zero_point, table)
+            )  # fmt: skip
+        if is_shown and not layer.functions:
+            name, tensor = layer.name, layer.output
+            if is_read:
+                name, tensor = self._new_name(name), self._new_name(tensor)
+            self.sums[layer.output] = tensor, scale
+            self.layers.append(
+                QuantLayer(name, layer.input, tensor, weights, bias, x_zero_point, None)
+            )
+
+    def _outputs(self) -> list[QuantOutput]:
+        outputs = []
+        for out in self.model.outputs:
+            if out.tensor in self.sums:
+                tensor, scale = self.sums[out.tensor]
+                outputs.append(QuantOutput(out.name, tensor, out.shape, "float32", scale))
+            else:
+                if out.tensor not in {layer.output for layer in self.layers}:
+                    raise ModelError(f"output {out.name!r} does not come from a layer.")
+                y_scale, zero_point = self.scales[out.tensor]
+                scale = np.array([y_scale], np.float32)
+                outputs.append(
+                    QuantOutput(out.name, out.tensor, out.shape, "float32", scale, zero_point)
+                )
+        return outputs
+
+    def _new_name(self, name: str) -> str:
+        name += ".sums"
+        while name in self.names:
+            name += "_"
+        self.names.add(name)
+        return name
+
+
+def _quantise_weights(layer: Layer) -> tuple[NDArray[np.int8], Float]:
+    """INT8 weights (M, K) and their scale (M,); rows of zeros have scale 1."""
+    if not (np.isfinite(layer.weights).all() and np.isfinite(layer.bias).all()):
+        raise ModelError("weights or bias hold NaN or infinity; train or export the model again.")
+    largest = np.abs(layer.weights).max(axis=1)
+    scale = np.maximum(largest / np.float32(127), np.float32(MIN_SCALE)).astype(np.float32)
+    scale[largest == 0] = 1.0
+    steps = np.rint(layer.weights / scale[:, None])
+    return np.clip(steps, -127, 127).astype(np.int8), scale
+
+
+def _split(functions: tuple[Function, ...]) -> tuple[tuple[Function, ...], tuple[Function, ...]]:
+    """The clamps that go first, and everything from the first other function on."""
+    count = next((i for i, f in enumerate(functions) if not f.clamps), len(functions))
+    return functions[:count], functions[count:]
+
+
+def _fixed_scale(functions: tuple[Function, ...]) -> Scale:
+    """Clamps behind a function only narrow its range, so the last other function decides."""
+    return _FIXED_SCALES[[f for f in functions if not f.clamps][-1].name]
+
+
+def _observed(layer: Layer) -> str:
+    """What is calibrated for a layer: its output, or what its first sigmoid or tanh reads."""
+    return f"\0before {layer.output}" if _split(layer.functions)[1] else layer.output
+
+
+def _activations(model: Model, batch: Mapping[str, Float]) -> Iterator[tuple[str, Float]]:
+    """Every tensor in turn, those that `_observed` names before a function included."""
+    tensors = {}
+    for spec in model.inputs:
+        tensors[spec.tensor] = apply_functions(spec.functions, batch[spec.name])
+        yield spec.tensor, tensors[spec.tensor]
+    for layer in model.layers:
+        clamps, rest = _split(layer.functions)
+        with np.errstate(over="ignore", invalid="ignore"):
+            sums = tensors[layer.input] @ layer.weights.T + layer.bias
+            before = apply_functions(clamps, sums)
+        if rest:
+            yield _observed(layer), before
+        tensors[layer.output] = apply_functions(rest, before)
+        yield layer.output, tensors[layer.output]
+
+
+def _batches(model: Model, calibration: Iterable[Any]) -> Iterator[dict[str, Float]]:
+    whole = isinstance(calibration, (np.ndarray, Mapping))
+    for item in [calibration] if whole else calibration:
+        batch = _model_inputs(model, item)
+        for start in range(0, len(next(iter(batch.values()))), _CALIBRATION_BATCH):
+            yield {name: x[start : start + _CALIBRATION_BATCH] for name, x in batch.items()}
+
+
+def _model_inputs(model: Model, given: Any) -> dict[str, Float]:
+    """The checked inputs of a float model, (N, features) each."""
+    specs: dict[str, GraphInput] = {spec.name: spec for spec in model.inputs}
+    if not isinstance(given, Mapping):
+        if len(specs) != 1:
+            raise InputError(
+                f"the model has {len(specs)} inputs ({', '.join(specs)}); "
+                "give a dict with an array for each."
+            )
+        given = {next(iter(specs)): given}
+    if set(given) != set(specs):
+        raise InputError(
+            f"inputs given: {', '.join(map(str, given)) or 'none'}; the model has: "
+            f"{', '.join(specs)}. Give exactly these."
+        )
+    batch = {name: _float_input(name, spec.shape, given[name]) for name, spec in specs.items()}
+    counts = {name: len(x) for name, x in batch.items()}
+    if len(set(counts.values())) != 1:
+        raise InputError(f"inputs differ in their number of samples: {counts}.")
+    return batch
+
+
+def _float_input(name: str, shape: tuple[int, ...], x: Any) -> Float:
+    array = _array(name, x)
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"input {name!r} is {array.dtype}, must be real numbers (float32).")
+    with np.errstate(over="ignore"):
+        flat = _flattened(name, shape, array).astype(np.float32)
+    if not np.isfinite(flat).all():
+        raise InputError(
+            f"input {name!r} holds NaN, infinity or numbers beyond float32; "
+            "every value must be finite."
+        )
+    return flat
+
+
+def _array(name: str, x: Any) -> NDArray[Any]:
+    try:
+        return np.asarray(x)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"input {name!r} is not an array: {error}") from None
+
+
+def _flattened(name: str, shape: tuple[int, ...], array: NDArray[Any]) -> NDArray[Any]:
+    if array.shape[1:] != shape or array.ndim != len(shape) + 1 or len(array) == 0:
+        wanted = "(N, " + ", ".join(map(str, shape)) + ")"
+        hint = ""
+        if array.shape == shape:
+            hint = " This is one sample without a batch dimension: give x[None]."
+        raise InputError(
+            f"input {name!r} has shape {array.shape}, must be {wanted} with at least "
+            f"one sample.{hint}"
+        )
+    return array.reshape(len(array), -1)

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX files: read, checked, sorted; everything damaged is refused here with a named cause.
+
+Needs onnx, which is imported when a function is called: boards have none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ModelError
+
+#: Operators are defined here as they are from this version of the ONNX operator set on.
+MIN_OPSET = 7
+
+#: Shape with None for every dimension that the file leaves open; None where nothing is known.
+Shape = tuple["int | None", ...]
+
+
+@dataclass
+class FileNode:
+    """One node, with its attributes as Python values."""
+
+    name: str
+    op: str
+    domain: str
+    inputs: list[str]  # "" where an optional input is absent
+    outputs: list[str]
+    attributes: dict[str, Any]
+    proto: Any
+
+
+@dataclass
+class FileValue:
+    """A graph input or output."""
+
+    name: str
+    dtype: str  # numpy's name, or ONNX's where numpy has none
+    shape: Shape | None
+
+
+@dataclass
+class FileGraph:
+    """A valid graph whose nodes are in an order in which they can run."""
+
+    name: str
+    opset: int
+    inputs: list[FileValue]
+    outputs: list[FileValue]
+    nodes: list[FileNode]
+    constants: dict[str, NDArray[Any]]
+    inferred: dict[str, FileValue]  # what ONNX's shape inference says of tensors in between
+
+
+def read_graph(source: Any) -> FileGraph:
+    """The graph in an ONNX file, bytes of one, or an `onnx.ModelProto`.
+
+    Raises:
+        ModelError: onnx is not installed, the file is missing or not ONNX, weights lie in a file
+            that is missing or outside the model's folder, names are used twice or never
+            defined, nodes form a cycle, or `onnx.checker` refuses the model.
+    """
+    try:
+        import onnx
+    except ImportError:
+        raise ModelError(
+            "reading ONNX models needs the onnx package: pip install 'pynq-bbs[onnx]'."
+        ) from None
+    model, folder = _parse(onnx, source)
+    _load_external(onnx, model, folder)
+    graph = model.graph
+    _sort(graph)
+    _check(onnx, model)
+    opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    if opset < MIN_OPSET:
+        raise ModelError(
+            f"the model uses operator set {opset}, must be {MIN_OPSET} or newer. "
+            "Convert it with onnx.version_converter."
+        )
+    return _graph(onnx, model, opset)
+
+
+def _parse(onnx: Any, source: Any) -> tuple[Any, Path | None]:
+    if isinstance(source, onnx.ModelProto):
+        copy = onnx.ModelProto()
+        copy.CopyFrom(source)
+        return copy, None
+    folder = None
+    if not isinstance(source, (bytes, bytearray, memoryview)):
+        path = Path(source)
+        if not path.is_file():
+            what = "a folder, not a file" if path.is_dir() else "missing"
+            raise ModelError(f"{path} is {what}; give the path of an ONNX file.")
+        try:
+            source, folder = path.read_bytes(), path.resolve().parent
+        except OSError as error:
+            raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
+    try:
+        model = onnx.load_model_from_string(bytes(source))
+    except Exception as error:  # protobuf's class differs between its implementations
+        raise ModelError(f"not an ONNX model, or a damaged one: {_first_line(error)}") from None
+    if not model.HasField("graph"):
+        raise ModelError("not an ONNX model: it has no graph.")
+    return model, folder
+
+
+def _load_external(onnx: Any, model: Any, folder: Path | None) -> None:
+    """Bring in tensors kept in files beside the model; nothing outside its folder is opened."""
+    from onnx.external_data_helper import (  # not reached as an attribute of onnx
+        ExternalDataInfo,
+        load_external_data_for_tensor,
+        uses_external_data,
+    )
+
+    for tensor in _tensors(model.graph):
+        if any(size < 0 for size in tensor.dims):  # older checkers let this pass
+            raise ModelError(f"tensor {tensor.name!r} is damaged: shape {list(tensor.dims)}.")
+        if not uses_external_data(tensor):
+            continue
+        if folder is None:
+            raise ModelError(
+                f"tensor {tensor.name!r} lies in a file of its own, which cannot be found "
+                "from bytes; give the path of the model instead."
+            )
+        location = ExternalDataInfo(tensor).location
+        path = (folder / location).resolve()
+        if folder not in path.parents:
+            raise ModelError(
+                f"tensor {tensor.name!r} lies in {location!r}, outside the model's folder; "
+                "data must lie beside the model."
+            )
+        if not path.is_file():
+            raise ModelError(
+                f"tensor {tensor.name!r} lies in {location!r}, which is missing from {folder}; "
+                "copy the data file along with the model."
+            )
+        try:
+            load_external_data_for_tensor(tensor, str(folder))
+            # The checker would look for the file again, in the current folder.
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
+        except Exception as error:
+            raise ModelError(
+                f"tensor {tensor.name!r} cannot be read from {location!r}: {_first_line(error)}"
+            ) from None
+
+
+def _tensors(graph: Any) -> list[Any]:
+    constants = [a.t for n in graph.node for a in n.attribute if a.HasField("t")]
+    return [*graph.initializer, *constants]
+
+
+def _sort(graph: Any) -> None:
+    """Put the nodes in an order in which they can run, keeping the file's order where it can."""
+    known = {""} | {i.name for i in graph.input} | {t.name for t in graph.initializer}
+    known |= {t.values.name for t in graph.sparse_initializer}
+    made: dict[str, str] = {}
+    for node in graph.node:
+        for output in filter(None, node.output):
+            if output in made or output in known:
+                raise ModelError(f"tensor {output!r} is defined twice, the second time by node "
+                                 f"{_title(node)!r}.")  # fmt: skip
+            made[output] = _title(node)
+    for node in graph.node:
+        for name in node.input:
+            if name not in known and name not in made:
+                raise ModelError(
+                    f"node {_title(node)!r} reads {name!r}, which no node, input or "
+                    "initializer defines."
+                )
+    for out in graph.output:
+        if out.name not in known and out.name not in made:
+            raise ModelError(f"output {out.name!r} is not defined by any node.")
+    readers: dict[str, list[int]] = {}
+    missing = []
+    for index, node in enumerate(graph.node):
+        wanted = {name for name in node.input if name not in known}
+        missing.append(len(wanted))
+        for name in wanted:
+            readers.setdefault(name, []).append(index)
+    order = [i for i, count in enumerate(missing) if not count]
+    for index in order:  # grows while it runs
+        for output in graph.node[index].output:
+            for reader in readers.get(output, ()):
+                missing[reader] -= 1
+                if not missing[reader]:
+                    order.append(reader)
+    if len(order) < len(graph.node):
+        stuck = [_title(n) for i, n in enumerate(graph.node) if missing[i]]
+        raise ModelError(f"nodes form a cycle: {', '.join(stuck[:8])}.")
+    if order != sorted(order):
+        nodes = [graph.node[i] for i in order]
+        copies = [type(n).FromString(n.SerializeToString()) for n in nodes]
+        del graph.node[:]
+        graph.node.extend(copies)
+
+
+def _check(onnx: Any, model: Any) -> None:
+    # The checker wants a shape on every input and output. Many exporters leave that of an output
+    # out, and the reader has a better message for inputs.
+    kinds = [v.type.tensor_type for v in [*model.graph.input, *model.graph.output]]
+    without = [k for k in kinds if k.elem_type and not k.HasField("shape")]
+    for kind in without:
+        kind.shape.SetInParent()
+    try:
+        onnx.checker.check_model(model)
+    except Exception as error:  # the checker's errors have no common base of their own
+        raise ModelError(f"onnx.checker refuses the model: {_first_line(error)}") from None
+    for kind in without:
+        kind.ClearField("shape")
+
+
+def _graph(onnx: Any, model: Any, opset: int) -> FileGraph:
+    graph = model.graph
+    try:
+        constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+        nodes = [
+            FileNode(
+                _title(n), n.op_type, n.domain, list(n.input), list(n.output),
+                {a.name: onnx.helper.get_attribute_value(a) for a in n.attribute}, n,
+            )
+            for n in graph.node
+        ]  # fmt: skip
+    except Exception as error:
+        raise ModelError(f"a tensor or attribute is damaged: {_first_line(error)}") from None
+    inputs = [_value(onnx, i) for i in graph.input if i.name not in constants]
+    outputs = [_value(onnx, o) for o in graph.output]
+    return FileGraph(
+        graph.name or "model", opset, inputs, outputs, nodes, constants, _infer(onnx, model)
+    )
+
+
+def _infer(onnx: Any, model: Any) -> dict[str, FileValue]:
+    """Shapes of the tensors in between; only used to judge what follows an unsupported node."""
+    try:
+        graph = onnx.shape_inference.infer_shapes(model).graph
+    except Exception:  # the reader checks every shape it relies on by itself
+        return {}
+    return {v.name: _value(onnx, v) for v in [*graph.value_info, *graph.output]}
+
+
+def _value(onnx: Any, info: Any) -> FileValue:
+    kind = info.type.tensor_type
+    shape = None
+    if kind.HasField("shape"):
+        dims = kind.shape.dim
+        shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
+    try:
+        dtype = str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)))
+    except (KeyError, TypeError, ValueError):
+        dtype = f"ONNX type {kind.elem_type}"
+    return FileValue(info.name, dtype, shape)
+
+
+def _title(node: Any) -> str:
+    return str(node.name or next(filter(None, node.output), node.op_type))
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]

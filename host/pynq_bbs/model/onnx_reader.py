@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Walk an ONNX graph once and turn it into values; list every node that stands in the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..errors import UnsupportedModelError
+from .onnx_constants import fold
+from .onnx_file import FileGraph, FileNode, FileValue
+from .onnx_operators import ENGINE, HOST, OPERATORS, Context
+from .onnx_values import (
+    Base,
+    Constant,
+    Dequantise,
+    Linear,
+    ModelInput,
+    Opaque,
+    Quantise,
+    Step,
+    UnsupportedNode,
+    Value,
+)
+
+UNSUPPORTED = "unsupported"
+
+_INPUT_TYPES = ("float32", "int8", "uint8")
+
+#: A tensor by what it is: two names for the same thing share it.
+Key = tuple[Base, tuple[Step, ...]]
+
+
+@dataclass(frozen=True)
+class NodeCheck:
+    """What becomes of one node: `runs` is "engine", "host" or "unsupported"."""
+
+    name: str
+    op: str
+    runs: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that stands in the way; `kind` is "node", "input" or "output"."""
+
+    kind: str
+    name: str
+    op: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name!r}" + (f" ({self.op})" if self.op else "")
+
+
+@dataclass
+class Unknown:
+    """The output of an unsupported node whose shape is not known either."""
+
+    node: str
+
+
+@dataclass
+class Reading:
+    """A graph as values, with the verdict on every node."""
+
+    name: str
+    inputs: dict[str, Value] = field(default_factory=dict)
+    outputs: dict[str, Value] = field(default_factory=dict)
+    checks: list[NodeCheck] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    #: the file's name of every tensor, by what it is
+    names: dict[Key, str] = field(default_factory=dict)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether activations are integers somewhere, so that the model is an integer model."""
+        values = [*self.inputs.values(), *self.outputs.values()]
+        return any(v.dtype != "float32" for v in values) or any(
+            isinstance(step, (Quantise, Dequantise)) for _, steps in self.names for step in steps
+        )
+
+    def refuse(self) -> None:
+        """Raise one error that lists everything in the way; nothing where nothing is."""
+        if not self.problems:
+            return
+        lines = "\n".join(f"  {problem}: {problem.reason}" for problem in self.problems)
+        raise UnsupportedModelError(
+            f"model {self.name!r} cannot run, {len(self.problems)} reason(s):\n{lines}\n"
+            "Change or remove these nodes, or cut the model before them. "
+            "`bbs check` shows every node.",
+            [(problem.name, problem.reason) for problem in self.problems],
+        )
+
+
+def read_values(graph: FileGraph) -> Reading:
+    """Interpret every node of a valid graph; problems are collected, not raised."""
+    reading = Reading(graph.name)
+    values: dict[str, Value | Constant | Unknown] = {
+        name: Constant(array) for name, array in graph.constants.items()
+    }
+    context = Context(_common_batch(graph.inputs, reading))
+    for spec in graph.inputs:
+        values[spec.name] = _read_input(spec, reading)
+    live = _live_nodes(graph)
+    for index, node in enumerate(graph.nodes):
+        if index not in live:
+            reading.checks.append(NodeCheck(node.name, node.op, HOST, "unused: no output needs it"))
+            continue
+        results = _read_node(graph, context, node, values, reading)
+        for name, result in zip(node.outputs, results, strict=False):
+            values[name] = result
+            if isinstance(result, Value):
+                reading.names.setdefault((result.base, result.steps), name)
+    for output in graph.outputs:
+        _read_output(output.name, values[output.name], reading)
+    _mark_host(graph, values, reading)
+    return reading
+
+
+def _common_batch(inputs: list[FileValue], reading: Reading) -> int | None:
+    """The first dimension of all inputs where it is fixed; None where it is open."""
+    fixed = {spec.shape[0] for spec in inputs if spec.shape} - {None}
+    if len(fixed) > 1:
+        names = ", ".join(spec.name for spec in inputs)
+        reading.problems.append(
+            Problem(
+                "input", names, "", f"have different batch dimensions {sorted(map(str, fixed))}"
+            )
+        )
+    return next(iter(fixed)) if len(fixed) == 1 else None
+
+
+def _read_input(spec: FileValue, reading: Reading) -> Value | Unknown:
+    reason = ""
+    shape = [] if spec.shape is None else list(spec.shape[1:])
+    if spec.dtype not in _INPUT_TYPES:
+        reason = f"is {spec.dtype}, must be one of {', '.join(_INPUT_TYPES)}"
+    elif spec.shape is None or any(d is None for d in shape):
+        reason = (
+            "has no fixed shape; every dimension but the first, the batch, must be a number "
+            "(onnx.tools.update_model_dims sets them)"
+        )
+    elif len(spec.shape) < 2:
+        reason = f"has {len(spec.shape)} dimension(s); the first must be the batch, then features"
+    elif any(d < 1 for d in shape if d is not None):
+        reason = f"has shape {spec.shape} with an empty dimension"
+    if reason:
+        reading.problems.append(Problem("input", spec.name, "", reason))
+        return Unknown(f"input {spec.name!r}")
+    sizes = tuple(d for d in shape if d is not None)
+    value = Value(ModelInput(spec.name, spec.dtype, sizes), (), sizes, spec.dtype)
+    reading.inputs[spec.name] = value
+    reading.names[(value.base, ())] = spec.name
+    return value
+
+
+def _live_nodes(graph: FileGraph) -> set[int]:
+    wanted = {output.name for output in graph.outputs}
+    live = set()
+    for index in range(len(graph.nodes) - 1, -1, -1):
+        node = graph.nodes[index]
+        if wanted.intersection(node.outputs):
+            live.add(index)
+            wanted.update(node.inputs)
+    return live
+
+
+def _read_node(
+    graph: FileGraph,
+    context: Context,
+    node: FileNode,
+    values: dict[str, Value | Constant | Unknown],
+    reading: Reading,
+) -> Sequence[Value | Constant | Unknown]:
+    """The node's outputs, and its verdict into `reading`."""
+    runs, reason = UNSUPPORTED, ""
+    results: Sequence[Value | Constant | Unknown] = ()
+    operands = [values[name] if name else None for name in node.inputs]
+    unknown = [o for o in operands if isinstance(o, Unknown)]
+    known = [o for o in operands if not isinstance(o, Unknown)]
+    constants = [o for o in known if not isinstance(o, Value)]
+    try:
+        if node.domain not in ("", "ai.onnx"):
+            raise UnsupportedNode(f"operators of domain {node.domain!r} are not supported")
+        if not unknown and len(constants) == len(operands):
+            results = fold(node, constants, graph.opset)
+            runs, reason = HOST, "constant, computed when the model is read"
+        elif node.op not in OPERATORS:
+            raise UnsupportedNode(f"operator {node.op} is not supported")
+        elif any(node.outputs[1:]):
+            raise UnsupportedNode("only its first output is supported")
+        elif unknown:
+            reason = f"not judged: it reads the output of {unknown[0].node}"
+        else:
+            operator, runs, reason = OPERATORS[node.op]
+            value = operator(context, node, known)
+            results = [value]
+            if isinstance(value.base, ModelInput) and runs == ENGINE:
+                runs, reason = HOST, "applied to the model's input"
+    except UnsupportedNode as error:
+        runs, reason = UNSUPPORTED, str(error)
+        reading.problems.append(Problem("node", node.name, node.op, reason))
+    reading.checks.append(NodeCheck(node.name, node.op, runs, reason))
+    return results or [_stand_in(graph, node.name, name) for name in node.outputs]
+
+
+def _stand_in(graph: FileGraph, node: str, tensor: str) -> Value | Unknown:
+    """What follows an unsupported node reads this, to be judged for itself where possible."""
+    inferred = graph.inferred.get(tensor)
+    if inferred is None or not inferred.shape:
+        return Unknown(f"node {node!r}")
+    shape = tuple(d for d in inferred.shape[1:] if d)
+    if len(shape) != len(inferred.shape) - 1:
+        return Unknown(f"node {node!r}")
+    return Value(Opaque(), (), shape, inferred.dtype)
+
+
+def _read_output(name: str, value: Value | Constant | Unknown, reading: Reading) -> None:
+    if isinstance(value, Value) and not isinstance(value.base, ModelInput):
+        reading.outputs[name] = value
+    elif not isinstance(value, Unknown):
+        reading.problems.append(
+            Problem("output", name, "", "does not come from a linear layer (Gemm, MatMul, ...)")
+        )
+
+
+def _mark_host(
+    graph: FileGraph, values: dict[str, Value | Constant | Unknown], reading: Reading
+) -> None:
+    """In an integer model, steps between the last integers and an output are the host's."""
+    if not reading.quantised:
+        return
+    shown: set[Key] = set()
+    for output in reading.outputs.values():
+        steps = output.steps
+        while steps and not isinstance(steps[-1], Quantise):
+            shown.add((output.base, steps))
+            steps = steps[:-1]
+    needed: set[Key] = set()  # what a layer reads, or is quantised again, is not only shown
+    for base, steps in reading.names:
+        needed |= {(base, steps[:i]) for i in range(len(steps)) if isinstance(steps[-1], Quantise)}
+        if isinstance(base, Linear):
+            needed.add((base.source.base, base.source.steps))
+    for index, (node, check) in enumerate(zip(graph.nodes, reading.checks, strict=True)):
+        value = values.get(node.outputs[0]) if node.outputs else None
+        if isinstance(value, Value) and check.runs == ENGINE and value.steps:
+            key = (value.base, value.steps)
+            if key in shown - needed and not isinstance(value.steps[-1], Quantise):
+                reading.checks[index] = NodeCheck(
+                    node.name, node.op, HOST, "applied to the model's output"
+                )

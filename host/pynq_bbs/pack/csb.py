@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compressed sparse banks: the order in which a weight matrix lies in memory.
+
+A row of `K` weights is cut into banks of `S`; bank `b` belongs to lane `b % lanes` of group
+`b // lanes`. The weight plane is `[pass][row][group][keep][lane]`, one INT8 each; the index plane
+has the same order with each weight's place in its bank, in 4, 6 or 8 bits, every row of every
+pass starting on a 64-bit word. A pass is a run of groups whose features fit the engine's vector
+buffer together. Banks beyond `K` carry weight 0.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+
+#: Rows packed by one task: small enough to stay in cache, large enough to amortise numpy.
+_ROWS_PER_TASK = 256
+
+
+@dataclass(frozen=True)
+class CsbShape:
+    """The counts that follow from a matrix, its banks and the engine's parameters."""
+
+    rows: int
+    features: int
+    bank_size: int
+    keep: int
+    lanes: int
+    groups_per_pass: int
+
+    @property
+    def dense(self) -> bool:
+        return self.keep == self.bank_size
+
+    @property
+    def index_bits(self) -> int:
+        """0 where dense, else the narrowest width the engine reads."""
+        if self.dense:
+            return 0
+        return 4 if self.bank_size <= 16 else 6 if self.bank_size <= 64 else 8
+
+    @property
+    def groups(self) -> int:
+        return -(-self.features // (self.bank_size * self.lanes))
+
+    @property
+    def passes(self) -> list[tuple[int, int]]:
+        """(first group, number of groups) of every pass."""
+        step = self.groups_per_pass
+        return [(g, min(step, self.groups - g)) for g in range(0, self.groups, step)]
+
+    def index_row_bytes(self, groups: int) -> int:
+        """Bytes of the indices of one row of one pass, whole 64-bit words."""
+        return -(-groups * self.keep * self.lanes * self.index_bits // 64) * 8
+
+
+def csb_shape(
+    rows: int, features: int, bank_size: int, keep: int, lanes: int, vector_words: int
+) -> CsbShape:
+    """The shape with as few passes as the vector buffer allows, their lengths evened out.
+
+    Raises:
+        InputError: bank size or keep outside what the engine takes.
+    """
+    if not 2 <= bank_size <= 256 or not 1 <= keep <= bank_size:
+        raise InputError(
+            f"bank size {bank_size} with keep {keep}: the engine takes bank sizes 2 to 256 "
+            "and keeps 1 to the bank size"
+        )
+    groups = -(-features // (bank_size * lanes))
+    passes = -(-groups // max(1, vector_words // bank_size))
+    return CsbShape(rows, features, bank_size, keep, lanes, -(-groups // passes))
+
+
+def pack_csb(
+    weights: NDArray[np.int8], shape: CsbShape
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """The weight plane and the index plane (empty where dense) of `weights` (M, K).
+
+    Raises:
+        InputError: a bank has more than `keep` nonzeros; names the first row and bank.
+    """
+    if weights.shape != (shape.rows, shape.features) or weights.dtype != np.int8:
+        raise InputError(
+            f"weights are {weights.dtype} {weights.shape}, "
+            f"wanted int8 {(shape.rows, shape.features)}"
+        )
+    starts = range(0, shape.rows, _ROWS_PER_TASK)
+    with ThreadPoolExecutor() as pool:  # numpy's inner loops release the interpreter lock
+        parts = list(pool.map(lambda r: _pack_rows(weights, shape, r), starts))
+    # parts[task][pass] -> planes of that pass, rows one after the other
+    values = [np.concatenate([p[i][0] for p in parts]) for i in range(len(shape.passes))]
+    weight_plane = np.concatenate([v.reshape(-1) for v in values]).view(np.uint64)
+    if shape.dense:
+        return weight_plane, np.zeros(0, np.uint64)
+    indices = [np.concatenate([p[i][1] for p in parts]) for i in range(len(shape.passes))]
+    return weight_plane, np.concatenate([i.reshape(-1) for i in indices]).view(np.uint64)
+
+
+def _pack_rows(
+    weights: NDArray[np.int8], shape: CsbShape, start: int
+) -> list[tuple[NDArray[np.int8], NDArray[np.uint8]]]:
+    """Both planes of some rows, by pass."""
+    block = weights[start : start + _ROWS_PER_TASK]
+    rows = len(block)
+    s, k, lanes, groups = shape.bank_size, shape.keep, shape.lanes, shape.groups
+    padded = np.zeros((rows, groups * lanes * s), np.int8)
+    padded[:, : shape.features] = block
+    if shape.dense:
+        values = padded.reshape(rows, groups, lanes, s).transpose(0, 1, 3, 2)
+        empty = np.zeros((rows, 0), np.uint8)
+        return [(np.ascontiguousarray(values[:, g : g + n]), empty) for g, n in shape.passes]
+    positions = _kept_positions(padded.reshape(-1, s), k, start, groups * lanes)
+    order = (rows, groups, lanes, k)
+    values = padded.reshape(-1)[positions].reshape(order).transpose(0, 1, 3, 2)
+    places = (positions % s).astype(np.uint8).reshape(order).transpose(0, 1, 3, 2)
+    return [
+        (
+            np.ascontiguousarray(values[:, g : g + n]),
+            _pack_bits(places[:, g : g + n].reshape(rows, -1), shape, n),
+        )
+        for g, n in shape.passes
+    ]
+
+
+def _kept_positions(
+    banks: NDArray[np.int8], keep: int, first_row: int, banks_per_row: int
+) -> NDArray[np.int64]:
+    """Flat positions of exactly `keep` weights of every bank, all nonzeros among them."""
+    mask = banks != 0
+    counts = np.count_nonzero(mask, axis=1)
+    too_many = np.flatnonzero(counts > keep)
+    if len(too_many):
+        row, bank = divmod(int(too_many[0]), banks_per_row)
+        raise InputError(
+            f"row {first_row + row}, bank {bank} has {int(counts[too_many[0]])} nonzeros, "
+            f"keep is {keep}: prune the matrix to this bank size and keep first"
+        )
+    short = np.flatnonzero(counts < keep)
+    if len(short):  # fill up with zeros, lowest index first
+        order = np.argsort(~mask[short], axis=1, kind="stable")[:, :keep]
+        mask[short[:, None], order] = True
+    return np.flatnonzero(mask)
+
+
+def _pack_bits(places: NDArray[np.uint8], shape: CsbShape, groups: int) -> NDArray[np.uint8]:
+    """(rows, n) indices as (rows, bytes), lowest bits first."""
+    row_bytes = shape.index_row_bytes(groups)
+    out = np.zeros((len(places), row_bytes), np.uint8)
+    packed: NDArray[np.uint8]
+    if shape.index_bits == 8:
+        packed = places
+    elif shape.index_bits == 4:
+        packed = (places[:, 0::2] | (places[:, 1::2] << 4)).astype(np.uint8)
+    else:
+        a, b, c, d = (places[:, i::4] for i in range(4))
+        triple = np.stack([a | (b << 6), (b >> 2) | (c << 4), (c >> 4) | (d << 2)], axis=2)
+        packed = triple.reshape(len(places), -1)
+    out[:, : packed.shape[1]] = packed
+    return out
+
+
+def unpack_csb(
+    weight_plane: NDArray[np.uint64], index_plane: NDArray[np.uint64], shape: CsbShape
+) -> tuple[NDArray[np.int8], NDArray[np.int32]]:
+    """Values (M, n) and absolute features (M, n) of the kept weights, n = banks x keep.
+
+    Kept places beyond the last feature, which only padding has, become weight 0 of feature 0.
+    """
+    values, columns = [], []
+    bytes_w, bytes_i = weight_plane.view(np.int8), index_plane.view(np.uint8)
+    at_w = at_i = 0
+    for first, groups in shape.passes:
+        order = (shape.rows, groups, shape.keep, shape.lanes)
+        size = int(np.prod(order))
+        value = bytes_w[at_w : at_w + size].reshape(order)
+        at_w += size
+        if shape.dense:
+            counted = np.arange(shape.keep, dtype=np.uint8)[None, None, :, None]
+            place = np.broadcast_to(counted, order)
+        else:
+            row_bytes = shape.index_row_bytes(groups)
+            raw = bytes_i[at_i : at_i + shape.rows * row_bytes].reshape(shape.rows, row_bytes)
+            at_i += raw.size
+            place = _unpack_bits(raw, shape, size // shape.rows).reshape(order)
+        bank = (first + np.arange(groups))[:, None, None] * shape.lanes + np.arange(shape.lanes)
+        values.append(value.reshape(shape.rows, -1))
+        columns.append((bank * shape.bank_size + place).reshape(shape.rows, -1))
+    all_values = np.concatenate(values, axis=1)
+    all_columns = np.concatenate(columns, axis=1).astype(np.int32)
+    outside = all_columns >= shape.features
+    if bool(np.any(all_values[outside])):
+        raise InputError("a weight beyond the last feature is not zero: the planes are damaged")
+    all_columns[outside] = 0
+    return all_values, all_columns
+
+
+def _unpack_bits(raw: NDArray[np.uint8], shape: CsbShape, count: int) -> NDArray[np.uint8]:
+    """The inverse of `_pack_bits`: (rows, bytes) to (rows, count)."""
+    if shape.index_bits == 8:
+        places = raw
+    elif shape.index_bits == 4:
+        places = np.stack([raw & 15, raw >> 4], axis=2).reshape(len(raw), -1)
+    else:
+        usable = raw[:, : raw.shape[1] // 3 * 3]
+        a, b, c = (usable[:, i::3].astype(np.uint16) for i in range(3))
+        bits = a | (b << 8)
+        places = np.stack(
+            [bits & 63, (bits >> 6) & 63, (bits >> 12) | ((c & 3) << 4), c >> 2], axis=2
+        )
+        places = places.astype(np.uint8).reshape(len(raw), -1)
+    return places[:, :count]

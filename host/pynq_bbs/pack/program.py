@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A packed program: what the engine runs, independent of the batch, in one file.
+
+The image holds weights, indices, row parameters and tables as they will lie in device memory.
+Commands and the places of the activations follow from the batch and are made by `schedule.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+import zipfile
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..builds import Build
+from ..errors import ProgramError
+from ..interface import VERSION
+from ..model.graph import Function, QuantInput, QuantOutput
+from .csb import CsbShape
+
+#: Version of the file; raised whenever an older reader would misread it.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """One layer: its tensors, its shape, and the word offsets of its parts in the image."""
+
+    name: str
+    input: str
+    output: str
+    rows: int
+    features: int
+    bank_size: int
+    keep: int
+    groups_per_pass: int
+    zero_point: int
+    sums_out: bool
+    weights: int
+    indices: int
+    parameters: int
+    table: int  # -1: none
+
+    def csb(self, lanes: int) -> CsbShape:
+        """The counts of this layer's banks on an engine of `lanes` lanes."""
+        return CsbShape(
+            self.rows, self.features, self.bank_size, self.keep, lanes, self.groups_per_pass
+        )
+
+    @property
+    def density(self) -> float:
+        return self.keep / self.bank_size
+
+
+@dataclass
+class Program:
+    """A model compiled for one build."""
+
+    name: str
+    build: Build
+    layers: list[PackedLayer]
+    inputs: list[QuantInput]
+    outputs: list[QuantOutput]
+    image: NDArray[np.uint64]
+
+    def features(self) -> dict[str, int]:
+        """Features of every tensor, model inputs first, then in the order they are written."""
+        found = {i.tensor: i.features for i in self.inputs}
+        found.update((layer.output, layer.rows) for layer in self.layers)
+        return found
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights and indices that an inference reads at least once."""
+        total = 0
+        for layer in self.layers:
+            shape = layer.csb(self.build.lanes)
+            total += shape.rows * shape.groups * shape.lanes * shape.keep
+            total += sum(shape.rows * shape.index_row_bytes(n) for _, n in shape.passes)
+        return total
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the model's weights that is not stored, over all layers."""
+        dense = sum(layer.rows * layer.features for layer in self.layers)
+        kept = sum(layer.rows * layer.features * layer.density for layer in self.layers)
+        return 1 - kept / dense
+
+    def save(self, path: str | Path) -> None:
+        """Write the program to `path`, whole or not at all."""
+        target = Path(path)
+        header = json.dumps(_header(self), sort_keys=True).encode()
+        stored = io.BytesIO()
+        np.savez(
+            stored,
+            header=np.frombuffer(header, np.uint8),
+            image=self.image,
+            sha256=np.frombuffer(_digest(header, self.image), np.uint8),
+        )
+        handle, temporary = tempfile.mkstemp(dir=target.parent or Path("."), suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(stored.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, target)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    @classmethod
+    def load(cls, path: str | Path) -> Program:
+        """Read a program file.
+
+        Raises:
+            ProgramError: missing, damaged, not a program, or of another version.
+        """
+        try:
+            header, image, digest = _read_arrays(Path(path))
+        except FileNotFoundError:
+            raise ProgramError(f"no program file {str(path)!r}: check the path") from None
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ProgramError(
+                f"{path} is not a program file or is damaged ({error}); compile the model again"
+            ) from None
+        if digest != _digest(header, image):
+            raise ProgramError(
+                f"{path} is damaged: its checksum does not match; compile the model again"
+            )
+        return _from_header(json.loads(header), image, str(path))
+
+
+def _digest(header: bytes, image: NDArray[np.uint64]) -> bytes:
+    digest = hashlib.sha256(header)
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.digest()
+
+
+def _read_arrays(path: Path) -> tuple[bytes, NDArray[np.uint64], bytes]:
+    with zipfile.ZipFile(path) as archive:  # arrays are stored, so none is larger than the file
+        if any(i.file_size != i.compress_size for i in archive.infolist()):
+            raise ValueError("its arrays are compressed")
+    with np.load(path, allow_pickle=False) as stored:
+        header, image, digest = stored["header"], stored["image"], stored["sha256"]
+    if image.dtype != np.uint64 or image.ndim != 1:
+        raise ValueError("its image is not a list of 64-bit words")
+    return header.tobytes(), image, digest.tobytes()
+
+
+def _header(program: Program) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "interface": VERSION,
+        "name": program.name,
+        "build": asdict(program.build),
+        "layers": [asdict(layer) for layer in program.layers],
+        "inputs": [{**asdict(i), "scale": float(i.scale)} for i in program.inputs],
+        "outputs": [
+            {**asdict(o), "scale": np.asarray(o.scale, np.float64).tolist()}
+            for o in program.outputs
+        ],
+    }
+
+
+def _from_header(header: dict[str, Any], image: NDArray[np.uint64], path: str) -> Program:
+    if header.get("format") != FORMAT or header.get("interface") != VERSION:
+        raise ProgramError(
+            f"{path} has format {header.get('format')} for interface {header.get('interface')}; "
+            f"this release reads format {FORMAT} for interface {VERSION}. Compile the model again"
+        )
+    inputs = [
+        QuantInput(**{**_restored(i), "scale": np.float32(i["scale"])}) for i in header["inputs"]
+    ]
+    outputs = [
+        QuantOutput(**{**_restored(o), "scale": np.asarray(o["scale"], np.float32)})
+        for o in header["outputs"]
+    ]
+    return Program(
+        header["name"],
+        Build(**{f.name: header["build"][f.name] for f in fields(Build)}),
+        [PackedLayer(**layer) for layer in header["layers"]],
+        inputs,
+        outputs,
+        image,
+    )
+
+
+def _restored(fields: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no tuples and no functions."""
+    functions = tuple(Function(f["name"], tuple(f["parameters"])) for f in fields["functions"])
+    return {**fields, "shape": tuple(fields["shape"]), "functions": functions}
+
+
+def as_sums(layer: PackedLayer) -> PackedLayer:
+    """The same layer storing its INT32 sums: how a mismatch is looked into."""
+    return replace(layer, sums_out=True, table=-1)

@@ -1,0 +1,578 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Tcl scripts of the Xilinx flow, run with every tool command recorded instead of executed.
+
+Shows syntax, order and parameters. What Vitis HLS and Vivado make of them, it cannot show.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from pynq_bbs.boards import Board, load_board, load_boards
+from pynq_bbs.device.driver import VLNV
+from pynq_bbs.interface import PORTS
+
+ROOT = Path(__file__).resolve().parents[1]
+HLS_SCRIPT = ROOT / "hls" / "vitis" / "run_hls.tcl"
+BLOCK_DESIGN = ROOT / "overlay" / "block_design.tcl"
+
+BOARDS = [board.name for board in load_boards()]
+
+# Plays the tool: every command that Tcl does not have is written down and answered. The last word
+# is the answer where a script goes on with what it asked for (`get_bd_pins x` is x).
+RECORDER = r"""
+set log [open $::env(BBS_TEST_LOG) w]
+rename exit leave
+proc record {words} { puts -nonewline $::log "[join $words \x1f]\x1e" }
+proc exit {{status 0}} { record [list exit $status]; close $::log; leave $status }
+proc unknown args {
+    record $args
+    switch -- [lindex $args 0] {
+        get_ipdefs { return [string map {* 1.2} [list [lindex $args end]]] }
+        version { return 2023.2 }
+        make_wrapper {
+            set name $::env(BBS_NAME)
+            set folder project/$name.gen/sources_1/bd/$name/hw_handoff
+            file mkdir $folder
+            close [open $folder/$name.hwh w]
+            return wrapper.v
+        }
+        report_utilization { file copy -force $::env(BBS_TEST_REPORT) [lindex $args end] }
+        write_bitstream { close [open [lindex $args end] w] }
+        get_board_parts { if {[info exists ::env(BBS_TEST_NO_BOARD)]} { return {} } }
+        get_property {
+            set key [lindex $args 1]
+            if {[info exists ::env(BBS_TEST_$key)]} { return $::env(BBS_TEST_$key) }
+            return [dict get {PROGRESS 100% SLACK 0.125 CONFIG.FREQ_HZ 142857132} $key]
+        }
+    }
+    return [lindex $args end]
+}
+if {[catch {source $::env(BBS_TEST_SCRIPT)} message]} {
+    puts stderr $message
+    close $log
+    leave 70
+}
+exit 0
+"""
+
+# tkinter's Tcl has no exit of its own.
+TKINTER = """
+import os, sys, tkinter
+tcl = tkinter.Tcl()
+tcl.createcommand("exit", lambda status="0": os._exit(int(status)))
+tcl.evalfile(sys.argv[1])
+"""
+
+UTILISATION_REPORT = """\
+| Tool Version : Vivado v.2023.2
+| Site Type                  |  Used | Fixed | Prohibited | Available | Util% |
+| Slice LUTs*                | 24310 |     0 |          0 |     53200 | 45.70 |
+|   LUT as Logic             | 21000 |     0 |          0 |     53200 | 39.47 |
+| Slice Registers            | 31002 |     0 |          0 |    106400 | 29.14 |
+| Block RAM Tile |  71.5 |     0 |          0 |       140 | 51.07 |
+|   RAMB36/FIFO* |    70 |     0 |          0 |       140 | 50.00 |
+| DSPs           |   152 |     0 |          0 |       220 | 69.09 |
+"""
+
+# Every tool command that the scripts may use, with the options each takes (UG1399, UG835).
+TOOL_COMMANDS: dict[str, set[str]] = {
+    "open_project": {"-reset"},
+    "set_top": set(),
+    "add_files": {"-cflags", "-norecurse"},
+    "open_solution": {"-reset", "-flow_target"},
+    "set_part": set(),
+    "create_clock": {"-period", "-name"},
+    "config_interface": {"-m_axi_addr64=true", "-m_axi_max_widen_bitwidth"},
+    "config_rtl": {"-reset"},
+    "config_dataflow": {"-strict_mode"},
+    "config_export": {
+        "-format",
+        "-rtl",
+        "-vendor",
+        "-library",
+        "-ipname",
+        "-version",
+        "-display_name",
+    },
+    "csynth_design": set(),
+    "export_design": {"-format"},
+    "get_ipdefs": {"-quiet"},
+    "get_board_parts": {"-quiet"},
+    "create_project": {"-force", "-part"},
+    "current_project": set(),
+    "current_fileset": set(),
+    "set_property": {"-dict"},
+    "get_property": set(),
+    "update_ip_catalog": set(),
+    "create_bd_design": set(),
+    "create_bd_cell": {"-type", "-vlnv"},
+    "apply_bd_automation": {"-rule", "-config"},
+    "get_bd_cells": set(),
+    "get_bd_pins": set(),
+    "get_bd_intf_pins": set(),
+    "get_bd_addr_spaces": set(),
+    "get_bd_addr_segs": set(),
+    "connect_bd_net": set(),
+    "connect_bd_intf_net": set(),
+    "assign_bd_address": {"-offset", "-range", "-force", "-target_address_space"},
+    "validate_bd_design": set(),
+    "save_bd_design": set(),
+    "get_files": set(),
+    "make_wrapper": {"-files", "-top"},
+    "update_compile_order": {"-fileset"},
+    "launch_runs": {"-jobs"},
+    "wait_on_run": set(),
+    "get_runs": set(),
+    "open_run": set(),
+    "report_utilization": {"-file"},
+    "report_timing_summary": {"-file"},
+    "get_timing_paths": {"-delay_type"},
+    "write_bitstream": {"-force"},
+    "version": {"-short"},
+    "exit": set(),
+}
+
+
+def tcl_command() -> list[str] | None:
+    """What runs a Tcl script here: tclsh, or the Tcl inside tkinter."""
+    tclsh = shutil.which("tclsh")
+    if tclsh:
+        return [tclsh]
+    if importlib.util.find_spec("_tkinter"):
+        return [sys.executable, "-c", TKINTER]
+    return None
+
+
+needs_tcl = pytest.mark.skipif(
+    tcl_command() is None, reason="neither tclsh nor tkinter here (apt-get install tcl)"
+)
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
+    """overlay/build.py as a module; it refuses a path with spaces, so it gets one without."""
+    spec = importlib.util.spec_from_file_location("overlay_build", ROOT / "overlay" / "build.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    plain = tmp_path_factory.mktemp("plain") / "repository"
+    plain.symlink_to(ROOT)
+    module.__dict__["ROOT"] = plain
+    yield module
+    del sys.modules[spec.name]
+
+
+class Recording:
+    """What a script did: its exit status, messages and tool commands in order."""
+
+    def __init__(self, log: Path, done: subprocess.CompletedProcess[str]) -> None:
+        self.status, self.messages = done.returncode, done.stderr
+        self.calls = read_log(log)
+        self.names = [call[0] for call in self.calls]
+
+    def all(self, *start: str) -> list[list[str]]:
+        return [call for call in self.calls if tuple(call[: len(start)]) == start]
+
+    def one(self, *start: str) -> list[str]:
+        found = self.all(*start)
+        assert len(found) == 1, f"{start}: {found}"
+        return found[0]
+
+    def option(self, command: str, option: str) -> str:
+        call = self.one(command)
+        return call[call.index(option) + 1]
+
+    def settings(self, cell: str) -> dict[str, str]:
+        """The properties set on a cell, as Tcl lists of names and values without blanks."""
+        words = [c[2].split() for c in self.calls if c[:2] == ["set_property", "-dict"]
+                 and c[3] == cell]  # fmt: skip
+        flat = [word for group in words for word in group]
+        return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def read_log(log: Path) -> list[list[str]]:
+    return [line.split("\x1f") for line in log.read_text().split("\x1e") if line]
+
+
+def play(folder: Path, script: Path, environment: dict[str, str]) -> Recording:
+    """Runs `script` in `folder` under the recorder."""
+    (folder / "recorder.tcl").write_text(RECORDER)
+    (folder / "report.txt").write_text(UTILISATION_REPORT)
+    log = folder / "log"
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("BBS_")}
+    kept |= {
+        "BBS_TEST_LOG": str(log),
+        "BBS_TEST_REPORT": str(folder / "report.txt"),
+        "BBS_TEST_SCRIPT": str(script),
+    }
+    command = [*(tcl_command() or []), str(folder / "recorder.tcl")]
+    done = subprocess.run(
+        command, cwd=folder, env=kept | environment, capture_output=True, text=True, check=False
+    )
+    return Recording(log, done)
+
+
+def make_job(build: ModuleType, board: str, work: Path) -> Any:
+    line = ["--board", board, "--work", str(work)]
+    return build.make_job(build.make_parser().parse_args(line))
+
+
+def play_hls(build: ModuleType, board: str, work: Path) -> Recording:
+    steps, _ = build.hls_steps(make_job(build, board, work), "tcl", "vitis_hls")
+    return play(work, HLS_SCRIPT, steps[0].environment)
+
+
+def play_design(build: ModuleType, board: str, work: Path, **more: str) -> Recording:
+    step = build.overlay_step(make_job(build, board, work), work / "ip")
+    return play(work, BLOCK_DESIGN, step.environment | more)
+
+
+def only_known_commands(recording: Recording) -> None:
+    for name, *words in recording.calls:
+        assert name in TOOL_COMMANDS, f"{name} is no command of the tools"
+        options = {w for w in words if re.match("-[a-z]", w) and not w.startswith("-std=")}
+        assert options <= TOOL_COMMANDS[name], f"{name} takes no {options - TOOL_COMMANDS[name]}"
+
+
+def in_order(names: list[str], wanted: str) -> None:
+    """`wanted` is a subsequence of `names`."""
+    rest = iter(names)
+    missing = [name for name in wanted.split() if name not in rest]
+    assert not missing, f"{missing} out of order in {names}"
+
+
+@needs_tcl
+@pytest.mark.parametrize("name", BOARDS)
+def test_hls_script(name: str, build: ModuleType, tmp_path: Path) -> None:
+    board = load_board(name)
+    recording = play_hls(build, name, tmp_path)
+    assert recording.status == 0, recording.messages
+    only_known_commands(recording)
+    in_order(
+        recording.names,
+        "open_project set_top add_files open_solution set_part create_clock config_interface "
+        "config_rtl config_dataflow csynth_design config_export export_design exit",
+    )
+    assert recording.one("set_top")[1] == "bbs_engine"
+    assert recording.one("set_part")[1] == board.part
+    assert recording.option("open_solution", "-flow_target") == "vivado"
+    assert float(recording.option("create_clock", "-period")) == pytest.approx(
+        1000 / board.clock_mhz, abs=1e-3
+    )
+    assert recording.option("config_rtl", "-reset") == "state"
+    assert recording.option("config_dataflow", "-strict_mode") == "error"
+    assert "-m_axi_addr64=true" in recording.one("config_interface")
+    source = recording.one("add_files")[1]
+    assert Path(source).is_file() and Path(source).parent == build.ROOT / "hls"
+    flags = recording.option("add_files", "-cflags").split()
+    assert flags == ["-std=c++14", f"-I{build.ROOT / 'hls'}", f"-I{tmp_path / 'generated'}"]
+
+
+@needs_tcl
+def test_ip_is_the_one_that_the_driver_binds_to(build: ModuleType, tmp_path: Path) -> None:
+    recording = play_hls(build, "Pynq-Z2", tmp_path)
+    parts = ["-vendor", "-library", "-ipname", "-version"]
+    assert ":".join(recording.option("config_export", part) for part in parts) == VLNV
+
+
+def test_config_says_the_same_as_the_script(build: ModuleType, tmp_path: Path) -> None:
+    job = make_job(build, "Pynq-Z2", tmp_path)
+    build.write_config(job)
+    lines = (job.generated / "hls_config.cfg").read_text().splitlines()
+    values = dict(line.split("=", 1) for line in lines if "=" in line and line[0] != "#")
+    assert not any("@" in value for value in values.values())
+    assert values["part"] == "xc7z020clg400-1"
+    assert values["clock"] == "7.000ns"
+    assert values["syn.top"] == "bbs_engine"
+    assert Path(values["syn.file"]).is_file()
+    script = HLS_SCRIPT.read_text()
+    for key, words in {
+        "flow_target": "-flow_target {}",
+        "syn.rtl.reset": "-reset {}",
+        "syn.dataflow.strict_mode": "-strict_mode {}",
+        "syn.interface.m_axi_max_widen_bitwidth": "-m_axi_max_widen_bitwidth {}",
+        "package.output.format": "export_design -format {}",
+    }.items():
+        assert words.format(values[key]) in script, key
+    assert values["syn.interface.m_axi_addr64"] == "1"
+    vlnv = [values[f"package.ip.{part}"] for part in ("vendor", "library", "name", "version")]
+    assert ":".join(vlnv) == VLNV
+
+
+@needs_tcl
+@pytest.mark.parametrize("name", BOARDS)
+def test_block_design(name: str, build: ModuleType, tmp_path: Path) -> None:
+    board = load_board(name)
+    recording = play_design(build, name, tmp_path)
+    assert recording.status == 0, recording.messages
+    only_known_commands(recording)
+    in_order(
+        recording.names,
+        "get_board_parts create_project update_ip_catalog create_bd_design create_bd_cell "
+        "apply_bd_automation assign_bd_address validate_bd_design save_bd_design make_wrapper "
+        "launch_runs wait_on_run open_run report_timing_summary get_timing_paths write_bitstream "
+        "exit",
+    )
+    assert recording.option("create_project", "-part") == board.part
+    assert recording.one("set_property", "board_part")[2] == board.board_part
+    cells = {call[-1]: call[4] for call in recording.all("create_bd_cell")}
+    ps = f"{board.processing_system}_0"
+    assert cells[ps] == f"xilinx.com:ip:{board.processing_system}:1.2"
+    assert not any("/" in cell for cell in cells), "PYNQ wants the PS at the top level"
+    assert 'apply_board_preset "1"' in recording.option("apply_bd_automation", "-config")
+    assert (tmp_path / "bbs_8x32_v1.bit").is_file() and (tmp_path / "bbs_8x32_v1.hwh").is_file()
+    _check_settings(recording.settings(ps), board)
+    _check_wiring(recording, ps, board)
+
+
+def _check_settings(settings: dict[str, str], board: Board) -> None:
+    if board.family == "zynq-7000":
+        clock, port, width = "PCW_FPGA0_PERIPHERAL_FREQMHZ", "PCW_USE_S_AXI_HP{}", "PCW_S_AXI_HP{}"
+        first, suffix = 0, "_DATA_WIDTH"
+    else:
+        clock, port = "PSU__CRL_APB__PL0_REF_CTRL__FREQMHZ", "PSU__USE__S_AXI_GP{}"
+        width, suffix, first = "PSU__SAXIGP{}", "__DATA_WIDTH", 2
+    assert float(settings[f"CONFIG.{clock}"]) == board.clock_mhz
+    for n in range(first, first + board.memory_ports):
+        assert settings["CONFIG." + port.format(n)] == "1"
+        assert settings["CONFIG." + width.format(n) + suffix] == str(board.port_bits)
+
+
+def _check_wiring(recording: Recording, ps: str, board: Board) -> None:
+    """Every port of the engine reaches memory through one HP port, every clock pin is driven."""
+    buses = [(call[1], call[2]) for call in recording.all("connect_bd_intf_net")]
+    reached = {}
+    for port in PORTS:
+        (bus,) = [to for start, to in buses if start == f"bbs_engine_0/m_axi_{port}"]
+        (end,) = [to for start, to in buses if start == f"{bus.split('/')[0]}/M00_AXI"]
+        reached[port] = end
+    suffix = "" if board.family == "zynq-7000" else "_FPD"
+    assert set(reached.values()) == {f"{ps}/S_AXI_HP{n}{suffix}" for n in range(4)}
+    alone = [port for port, end in reached.items() if list(reached.values()).count(end) == 1]
+    assert "weights" in alone
+    ends = [end for pair in buses for end in pair]
+    assert len(ends) == len(set(ends)), "a bus pin is connected twice"
+    for cell, inputs in {"control_bus": 1, "memory_bus_0": 2, "memory_bus_1": 1}.items():
+        assert recording.settings(cell)["CONFIG.NUM_SI"] == str(inputs)
+        assert sum(to.startswith(f"{cell}/S0") for _, to in buses) == inputs
+    nets = [call[1:] for call in recording.all("connect_bd_net")]
+    clocked = {to for start, to in nets if start in (f"{ps}/FCLK_CLK0", f"{ps}/pl_clk0")}
+    wanted = {"bbs_engine_0/ap_clk", "reset_0/slowest_sync_clk", "control_bus/aclk"}
+    wanted |= {f"memory_bus_{n}/aclk" for n in range(4)}
+    assert (
+        wanted <= clocked and len(clocked) == len(wanted) + 5
+    )  # and the five bus clocks of the PS
+    address = recording.all("assign_bd_address")[0]
+    assert int(address[address.index("-offset") + 1], 16) == board.control_base
+    assert address[-1] == "bbs_engine_0/s_axi_control/Reg"
+
+
+@needs_tcl
+def test_negative_slack_leaves_no_bitstream(build: ModuleType, tmp_path: Path) -> None:
+    recording = play_design(build, "Pynq-Z2", tmp_path, BBS_TEST_SLACK="-0.001")
+    assert recording.status == 1
+    assert "setup slack is '-0.001' ns: no bitstream" in recording.messages
+    assert "write_bitstream" not in recording.names
+    assert not list(tmp_path.glob("*.bit"))
+
+
+@needs_tcl
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"BBS_TEST_NO_BOARD": "1"}, "no board files for tul.com.tw:pynq-z2"),
+        ({"BBS_TEST_PROGRESS": "45%"}, "synthesis or implementation failed"),
+        ({"BBS_TEST_SLACK": ""}, "setup slack is ''"),
+        ({"BBS_PROCESSING_SYSTEM": "microblaze"}, "'microblaze', wanted processing_system7"),
+        ({"BBS_NAME": ""}, "the environment variable BBS_NAME is not set"),
+    ],
+)
+def test_block_design_says_what_is_wrong(
+    change: dict[str, str], message: str, build: ModuleType, tmp_path: Path
+) -> None:
+    recording = play_design(build, "Pynq-Z2", tmp_path, **change)
+    assert recording.status == 1
+    assert message in recording.messages
+    assert not list(tmp_path.glob("*.bit"))
+
+
+@needs_tcl
+def test_hls_script_says_what_is_missing(tmp_path: Path) -> None:
+    recording = play(tmp_path, HLS_SCRIPT, {})
+    assert recording.status == 2
+    assert "the environment variable BBS_HLS is not set" in recording.messages
+    assert "open_project" not in recording.names
+
+
+def install_fakes(folder: Path, names: list[str], failing: str = "") -> Path:
+    """Programs that stand for the Xilinx tools: each plays its script under the recorder."""
+    folder.mkdir()
+    (folder / "recorder.tcl").write_text(RECORDER)
+    (folder / "report.txt").write_text(UTILISATION_REPORT)
+    for name in names:
+        lines = [
+            "#!/bin/sh",
+            f'case "$*" in *ersion*) echo "{name} v2023.1 (64-bit)"; exit 0;; esac',
+            f"export BBS_TEST_LOG='{folder}/{name}.log' BBS_TEST_REPORT='{folder}/report.txt'",
+            'for BBS_TEST_SCRIPT in "$@"; do :; done; export BBS_TEST_SCRIPT',
+            "exit 3" if name == failing else "",
+            " ".join(f"'{word}'" for word in tcl_command() or []) + f" '{folder}/recorder.tcl'",
+        ]
+        (folder / name).write_text("\n".join(lines) + "\n")
+        (folder / name).chmod(stat.S_IRWXU)
+    return folder
+
+
+def validate(value: Any, schema: dict[str, Any], where: str = "manifest") -> None:
+    """The part of JSON Schema that manifest.schema.json uses."""
+    kinds: dict[str, Any] = {"object": dict, "string": str, "integer": int, "number": (int, float)}
+    known = {"$schema", "title", "description", "type", "properties", "required", "const"}
+    assert set(schema) <= known | {"additionalProperties", "pattern", "minimum"}, where
+    assert isinstance(value, kinds[schema["type"]]), where
+    assert "const" not in schema or value == schema["const"], where
+    assert "pattern" not in schema or re.search(schema["pattern"], value), where
+    assert "minimum" not in schema or value >= schema["minimum"], where
+    if schema["type"] == "object":
+        assert set(schema.get("required", [])) <= set(value), where
+        for key, item in value.items():
+            inner = schema.get("properties", {}).get(key, schema["additionalProperties"])
+            assert inner is not False, f"{where}: {key} is not in the schema"
+            validate(item, inner, f"{where}.{key}")
+
+
+SCHEMA = json.loads((ROOT / "bitstreams" / "manifest.schema.json").read_text())
+
+
+@needs_tcl
+@pytest.mark.parametrize("runner", ["vitis-run", "vitis_hls"])
+def test_build_from_sources_to_manifest(
+    runner: str, build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = install_fakes(tmp_path / "tools", [runner, "vivado"])
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    work, out = tmp_path / "work", tmp_path / "out"
+    line = ["--board", "pynq-z2", "--work", str(work), "--out", str(out), "--jobs", "1"]
+    assert build.main(line) == 0
+    assert "constexpr int kLanes = 8;" in (work / "generated" / "build.hpp").read_text()
+    assert read_log(tools / f"{runner}.log")[-1] == ["exit", "0"]
+    folder = out / "Pynq-Z2" / "8x32"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    validate(manifest, SCHEMA)
+    assert manifest["vlnv"] == VLNV
+    assert manifest["parameters"]["lanes"] == 8
+    assert manifest["clock_mhz"] == 142.857
+    assert manifest["slack_ns"] == {"setup": 0.125, "hold": 0.125}
+    assert manifest["tools"] == {"hls": "2023.1", "vivado": "2023.2"}
+    used = {"luts": 24310, "registers": 31002, "dsps": 152, "bram36": 71.5, "uram": 0}
+    assert manifest["utilisation"] == used
+    assert set(manifest["files"]) == {"bbs_8x32_v1.bit", "bbs_8x32_v1.hwh"}
+    for name, entry in manifest["files"].items():
+        assert entry["sha256"] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
+
+
+def test_kept_manifests_follow_the_schema() -> None:
+    """Every bitstream in the tree has a manifest, and it tells the truth about the files."""
+    folders = {file.parent for file in (ROOT / "bitstreams").rglob("*.bit")}
+    folders |= {file.parent for file in (ROOT / "bitstreams").rglob("manifest.json")}
+    for folder in folders:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        validate(manifest, SCHEMA, str(folder))
+        for name, entry in manifest["files"].items():
+            assert entry["sha256"] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("key", ["sha256", "board", "parameters"])
+def test_schema_refuses_a_manifest_without(key: str) -> None:
+    manifest: dict[str, Any] = {
+        "format": 1,
+        "board": "Pynq-Z2",
+        "build": "8x32",
+        "interface_version": 1,
+        "vlnv": VLNV,
+        "parameters": {"lanes": 8},
+        "clock_mhz": 142.857,
+        "slack_ns": {"setup": 0.1, "hold": 0.1},
+        "utilisation": {"luts": 1, "registers": 1, "dsps": 1, "bram36": 1, "uram": 0},
+        "tools": {"hls": "2023.1", "vivado": "2023.1"},
+        "files": {"a.bit": {"sha256": "0" * 64, "bytes": 1}},
+    }
+    validate(manifest, SCHEMA)
+    del (manifest["files"]["a.bit"] if key == "sha256" else manifest)[key]
+    with pytest.raises(AssertionError):
+        validate(manifest, SCHEMA)
+
+
+def test_failing_step_stops_the_build(
+    build: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tools = install_fakes(tmp_path / "tools", ["vitis-run", "vivado"], failing="vitis-run")
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    line = ["--board", "KV260", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
+    assert build.main(line) == 8
+    assert "C++ to IP: vitis-run ended with status 3" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists() and not (tools / "vivado.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--board", "zedboard"], 7, "unknown board 'zedboard'; known boards: Pynq-Z1"),
+        (["--board", "KV260", "--build", "9x9"], 7, "unknown build '9x9'; known builds: "),
+        (["--board", "KV260", "--clock", "5"], 3, "--clock is 5 MHz, must be 10 to 500"),
+        (["--board", "KV260", "--work", "a b"], 3, "has a space in it"),
+        (["--board", "KV260"], 8, "not on the PATH: vitis_hls, vivado"),
+        (["--board", "KV260", "--flow", "config"], 8, "not on the PATH: v++, vitis-run, vivado"),
+    ],
+)
+def test_build_says_what_is_wrong(
+    arguments: list[str],
+    status: int,
+    message: str,
+    build: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert build.main(arguments) == status
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flow", ["tcl", "config"])
+def test_dry_run_prints_the_commands_and_does_nothing(
+    flow: str, build: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = tmp_path / "work"
+    line = ["--board", "ZCU104", "--flow", flow, "--work", str(work), "--dry-run"]
+    assert build.main(line) == 0
+    text = capsys.readouterr().out
+    in_order(re.findall(r"codegen|vitis-run|vivado(?= -mode)", text), "codegen vitis-run vivado")
+    assert "BBS_PART=xczu7ev-ffvc1156-2-e" in text and "vivado -mode batch" in text
+    assert not work.exists()
+
+
+def test_script_and_document_name_the_same_parameters(build: ModuleType, tmp_path: Path) -> None:
+    """What build.py hands over is what the scripts ask for, no more and no less."""
+    job = make_job(build, "Pynq-Z2", tmp_path)
+    steps, ip = build.hls_steps(job, "tcl", "vitis_hls")
+    for script, step in ((HLS_SCRIPT, steps[0]), (BLOCK_DESIGN, build.overlay_step(job, ip))):
+        asked = set(re.findall(r"parameter (BBS_\w+)", script.read_text()))
+        assert asked == set(step.environment)
