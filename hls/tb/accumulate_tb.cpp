@@ -23,7 +23,8 @@ void append_block(tb::Random& random, int passes, bool final, Streams& streams,
   if (random.once_in(32)) visit.rows = std::min<int>(bbs::kSumWords / visit.tiles, bbs::kBlockRows);
   if (passes == 1 && random.once_in(32)) visit.rows = bbs::kBlockRows;
   std::vector<uint64_t> parameters(visit.rows);
-  for (uint64_t& word : parameters) word = (random.bits() << 32) | (uint32_t)random.between(-1e9, 1e9);
+  for (uint64_t& word : parameters)
+    word = random.bits() << 32 | (uint32_t)random.between(-(1 << 30), 1 << 30);
   std::vector<bbs::TotalWord> totals(visit.tiles * visit.rows);
   for (size_t i = 0; i < totals.size(); i++) {
     for (int32_t& value : totals[i].v) value = (int32_t)(uint32_t)parameters[i % visit.rows];

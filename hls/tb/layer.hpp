@@ -24,6 +24,20 @@ struct Layer {
   std::vector<int8_t> table;
 };
 
+// The other direction of bbs::decode_command; `check_tb.cpp` holds the two together.
+inline void encode_command(const bbs::Command& c, uint64_t words[bbs::kCommandWords]) {
+  words[0] = c.op | c.flags << 8 | (uint64_t)c.layer << 16 | (uint64_t)c.input << 32;
+  words[1] = c.output | (uint64_t)c.weights << 32;
+  words[2] = c.indices | (uint64_t)c.parameters << 32;
+  words[3] = c.table | (uint64_t)c.features << 32;
+  words[4] = c.rows | (uint64_t)c.tiles << 32 | (uint64_t)c.tiles_per_block << 56;
+  words[5] = c.bank_size | c.keep << 9 | c.index_bits << 18 |
+             (uint64_t)(uint8_t)c.zero_point << 24 | (uint64_t)c.groups << 32 |
+             (uint64_t)c.groups_per_pass << 48;
+  words[6] = c.rows_per_block;
+  words[7] = (uint64_t)c.signature << 32;
+}
+
 // Cuts the loops of a command at random, in any way that fits the buffers.
 inline void cut_loops(Random& random, bbs::Command& c) {
   c.groups = bbs::divide_up(c.features, bbs::kLanes * c.bank_size);
@@ -97,6 +111,43 @@ inline Layer random_layer(Random& random, const bbs::Command& c) {
   for (int i = 0; i < bbs::kTableEntries; i++) layer.table.push_back(random.byte());
   return layer;
 }
+
+// Words that a command's planes take: input, output, weights, indices, parameters, table.
+inline std::vector<uint64_t> plane_sizes(const bbs::Command& c) {
+  const uint64_t port = bbs::kPortBytes;
+  const uint64_t cols = c.flags & bbs::kFlagSumsOut ? 4 * bbs::kCols : bbs::kCols;
+  const uint64_t kept = (uint64_t)c.groups * c.keep * bbs::kLanes;
+  uint64_t index_words = 0;
+  for (uint32_t first = 0; first < c.groups; first += c.groups_per_pass) {
+    const uint64_t groups = std::min(c.groups_per_pass, c.groups - first);
+    const uint64_t bits = groups * c.keep * bbs::kLanes * c.index_bits;
+    index_words += c.rows * ((bits + 63) / 64);
+  }
+  const uint64_t table = c.flags & bbs::kFlagTable ? bbs::kTableEntries / port : 0;
+  return {(uint64_t)c.tiles * c.features * bbs::kCols / port,
+          (uint64_t)c.tiles * c.rows * cols / port,
+          c.rows * kept / port,
+          index_words,
+          c.rows,
+          table};
+}
+
+// Where they lie, in the same order.
+inline std::vector<uint32_t*> plane_offsets(bbs::Command& c) {
+  return {&c.input, &c.output, &c.weights, &c.indices, &c.parameters, &c.table};
+}
+
+// What `sequence` tells the other stages.
+struct SequenceStreams {
+  bbs::BurstStream weights{"weights"}, indices{"indices"}, rows{"rows"}, acts{"acts"};
+  bbs::BurstStream stores{"stores"};
+  bbs::FillStream fills{"fills"};
+  bbs::VisitStream unpack{"unpack"}, multiply{"multiply"}, accumulate{"accumulate"};
+
+  void run(const bbs::Command& c, const bbs::Shape& s) {
+    bbs::sequence(c, s, weights, indices, rows, acts, stores, fills, unpack, multiply, accumulate);
+  }
+};
 
 inline std::vector<int8_t> random_bytes(Random& random, size_t count) {
   std::vector<int8_t> bytes(count);

@@ -1,26 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// A memory block with an engine at it: encoded commands, guarded ends, registers by name.
+// A memory block with an engine at it: chains of layers, and the registers by name.
 #pragma once
-
-#include <memory>
 
 #include "layer.hpp"
 
 namespace tb {
-
-// The other direction of bbs::decode_command; `check_tb.cpp` holds the two together.
-inline void encode_command(const bbs::Command& c, uint64_t words[bbs::kCommandWords]) {
-  words[0] = c.op | c.flags << 8 | (uint64_t)c.layer << 16 | (uint64_t)c.input << 32;
-  words[1] = c.output | (uint64_t)c.weights << 32;
-  words[2] = c.indices | (uint64_t)c.parameters << 32;
-  words[3] = c.table | (uint64_t)c.features << 32;
-  words[4] = c.rows | (uint64_t)c.tiles << 32 | (uint64_t)c.tiles_per_block << 56;
-  words[5] = c.bank_size | c.keep << 9 | c.index_bits << 18 |
-             (uint64_t)(uint8_t)c.zero_point << 24 | (uint64_t)c.groups << 32 |
-             (uint64_t)c.groups_per_pass << 48;
-  words[6] = c.rows_per_block;
-  words[7] = (uint64_t)c.signature << 32;
-}
 
 struct Registers {
   uint32_t status, completed, version, lanes, cols, requant_units;

@@ -41,30 +41,46 @@ int64_t weight_pairs() {
   return count;
 }
 
+struct Product {
+  int value, weight, activation;
+};
+
+// Every value that a product takes, with one pair of operands for each.
+std::vector<Product> products() {
+  std::vector<bool> seen(1 << 16);
+  std::vector<Product> found;
+  for (int w = -128; w < 128; w++) {
+    for (int a = -128; a < 128; a++) {
+      if (seen[w * a + (1 << 15)]) continue;
+      seen[w * a + (1 << 15)] = true;
+      found.push_back({w * a, w, a});
+    }
+  }
+  return found;
+}
+
 // Every low sum there is, with extremes and a sample of high sums. P depends on the low and the
 // high sum only, so one set of operands stands for all that give the same low sum.
 int64_t low_sums() {
   tb::Random random(1);
-  std::vector<bool> seen(1 << 17);
+  std::vector<char> seen(1 << 17);
   int64_t count = 0;
   int lowest = 0, highest = 0;
-  for (int w0 = -128; w0 < 128; w0++) {
-    for (int a0 = -128; a0 < 128; a0++) {
-      for (int w1 = -128; w1 < 128; w1++) {
-        // w1 * b0 ends at +-2^14: these b0 reach each sum that any b0 reaches for some other w1.
-        for (const int b0 : {-128, -127, -64, -3, -1, 0, 1, 2, 61, 127}) {
-          const int low = a0 * w0 + b0 * w1;
-          if (seen[low + (1 << 16)]) continue;
-          seen[low + (1 << 16)] = true;
-          lowest = std::min(lowest, low);
-          highest = std::max(highest, low);
-          for (const int a1 : kExtremes)
-            for (const int b1 : kExtremes) expect_pair(w0, w1, a0, a1, b0, b1);
-          for (int i = 0; i < 64; i++)
-            expect_pair(w0, w1, a0, random.byte(), b0, random.byte());
-          count++;
-        }
-      }
+  const std::vector<Product> all = products();
+  for (const Product& a : all) {
+    for (const Product& b : all) {
+      const int low = a.value + b.value;
+      if (seen[low + (1 << 16)]) continue;
+      seen[low + (1 << 16)] = 1;
+      lowest = std::min(lowest, low);
+      highest = std::max(highest, low);
+      for (const int a1 : kExtremes)
+        for (const int b1 : kExtremes)
+          expect_pair(a.weight, b.weight, a.activation, a1, b.activation, b1);
+      for (int i = 0; i < 64; i++)
+        expect_pair(a.weight, b.weight, a.activation, random.byte(), b.activation,
+                    random.byte());
+      count++;
     }
   }
   TB_EXPECT(lowest, -2 * 128 * 127, "lowest sum of two products");

@@ -84,9 +84,11 @@ int64_t run(tb::Random& random, bool long_block) {
   c.keep = random.between(1, std::min<int>(c.bank_size, 12));
   Streams streams;
   std::vector<int32_t> expected;
-  const int fills = random.between(1, 3);
-  for (int f = 0; f < fills; f++) append_fill(random, long_block, c, streams, expected);
-  bbs::multiply(c, fills, streams.fills, streams.features, streams.visits, streams.words,
+  bbs::Shape shape = {};
+  shape.fills = random.between(1, 3);
+  for (uint32_t f = 0; f < shape.fills; f++)
+    append_fill(random, long_block, c, streams, expected);
+  bbs::multiply(c, shape, streams.fills, streams.features, streams.visits, streams.words,
                 streams.sums);
   for (size_t i = 0; i < expected.size(); i += bbs::kCols) {
     const bbs::SumWord sum = streams.sums.read();

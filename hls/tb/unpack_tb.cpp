@@ -37,7 +37,7 @@ int64_t run(tb::Random& random, int index_bits) {
   bbs::Command c = {};
   c.index_bits = index_bits;
   c.keep = random.between(1, 9);
-  c.flags = index_bits ? 0 : bbs::kFlagDense;
+  if (index_bits == 0) c.flags = bbs::kFlagDense;
   bbs::VisitStream visits("visits");
   bbs::WordStream weight_words("weight_words"), index_words("index_words");
   bbs::WeightStream csb_words("csb_words");
