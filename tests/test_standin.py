@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from dataclasses import replace
 from pathlib import Path
