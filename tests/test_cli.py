@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `bbs` command as users meet it: what it prints, writes, and exits with."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from oracle import oracle_model, run_onnxruntime, shared_file
+from pynq_bbs.cli import main
+from pynq_bbs.model.onnx_import import load_onnx
+
+DIGITS = Path(__file__).parents[1] / "examples" / "digits" / "digits.onnx"
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("samples") / "x.npy"
+    np.save(path, np.random.default_rng(0).random((300, 64), np.float32))
+    return path
+
+
+@pytest.fixture(scope="module")
+def program(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("program") / "digits.bbs.npz"
+    arguments = ["--sparsity", "0.75", "--calibration", str(samples), "-o", str(path)]
+    assert main(["compile", str(DIGITS), *arguments]) == 0
+    return path
+
+
+@pytest.mark.parametrize("device", ["cpu", "standin"])
+def test_compile_and_run(
+    program: Path, samples: Path, device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "y.npy"
+    verify = ["--verify"] if device != "cpu" else []
+    arguments = ["--input", str(samples), "--device", device, "-o", str(out), *verify]
+    assert main(["run", str(program), *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert f"{'300' if verify else '0'} verified bit-exact" in printed
+    assert "scores float32 (300, 10)" in printed
+    assert np.load(out).shape == (300, 10)
+
+
+def test_devices_give_the_same_file(program: Path, samples: Path, tmp_path: Path) -> None:
+    for device in ("cpu", "standin"):
+        out = str(tmp_path / f"{device}.npy")
+        arguments = ["--input", str(samples), "--device", device, "-o", out]
+        assert main(["run", str(program), *arguments]) == 0
+    assert (tmp_path / "cpu.npy").read_bytes() == (tmp_path / "standin.npy").read_bytes()
+
+
+def test_autoencoder_made_by_others(tmp_path: Path) -> None:
+    """MLPerf Tiny's quantised autoencoder: the oracle's integers, through the command line."""
+    model = shared_file("models", "mlperf-tiny", "ad_int8.onnx")
+    x = np.random.default_rng(1).integers(-128, 128, (70, 640)).astype(np.int8)
+    np.save(tmp_path / "x.npy", x)
+    paths = [str(tmp_path / name) for name in ("p.bbs.npz", "x.npy", "y.npy")]
+    assert main(["compile", str(model), "-o", paths[0]]) == 0
+    assert main(["run", paths[0], "--input", paths[1], "--verify", "-o", paths[2]]) == 0
+    loaded = load_onnx(model)
+    expected = oracle_model(loaded, {loaded.inputs[0].name: x})[loaded.outputs[0].tensor]
+    np.testing.assert_array_equal(np.load(paths[2]), expected)
+
+
+def test_float_autoencoder_stays_close(tmp_path: Path) -> None:
+    model = shared_file("models", "mlperf-tiny", "ad_float.onnx")
+    x = np.random.default_rng(2).normal(size=(200, 640)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    paths = [str(tmp_path / name) for name in ("p.bbs.npz", "x.npy", "y.npy")]
+    assert main(["compile", str(model), "--calibration", paths[1], "-o", paths[0]]) == 0
+    assert main(["run", paths[0], "--input", paths[1], "--verify", "-o", paths[2]]) == 0
+    (expected,) = run_onnxruntime(model, {"input_1": x})
+    error = np.linalg.norm(np.load(paths[2]) - expected) / np.linalg.norm(expected)
+    assert error < 0.1
+
+
+def test_check(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(DIGITS)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.split("\n")[2].split() == ["sums1", "Gemm", "engine", "linear", "layer"]
+    assert "fused with the layer before it" in printed
+
+
+def test_info(program: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(program)]) == 0
+    printed = capsys.readouterr().out
+    assert "75.0 % sparse" in printed
+    assert "input pixels: float32 (N, 64)" in printed
+    assert "256 x 64" in printed
+
+
+def test_boards(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["boards"]) == 0
+    assert "Pynq-Z2" in capsys.readouterr().out
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    assert "ok  self-test, emulated and verified: bit-exact" in capsys.readouterr().out
+
+
+def test_doctor_without_a_compiler(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert main(["doctor"]) == 1
+    assert "--  C++ compiler: CXX is 'no-such-compiler'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["compile", "missing.onnx"], 4, "missing.onnx"),
+        (["compile", str(DIGITS)], 3, "needs calibration samples"),
+        (["compile", str(DIGITS), "--calibration", "SAMPLES", "--sparsity", "0.999"], 3, "0.999"),
+        (["compile", str(DIGITS), "--calibration", "SAMPLES", "--build", "9x9"], 7, "8x32"),
+        (["compile", str(DIGITS), "--calibration", "missing.npy"], 3, "no file"),
+        (["compile", str(DIGITS), "--calibration", str(DIGITS)], 3, "not an .npy"),
+        (["compile", str(DIGITS), "--calibration", "SAMPLES", "-o", "/no/p"], 3, "cannot write"),
+        (["run", "missing.bbs.npz", "--input", "SAMPLES"], 6, "no program file"),
+        (["run", "SAMPLES", "--input", "SAMPLES"], 6, "not a program file"),
+        (["run", "PROGRAM", "--input", "SAMPLES", "--board", "Z9"], 7, "known boards"),
+        (["run", "PROGRAM", "--input", "WRONG"], 3, r"(5, 63)"),
+        (["run", "PROGRAM", "--input", "SAMPLES", "--device", "board"], 9, "no board"),
+        (["check", "SAMPLES"], 4, ""),
+        (["info", "SAMPLES"], 6, "not a program file"),
+    ],
+)
+def test_errors(
+    arguments: list[str],
+    code: int,
+    text: str,
+    program: Path,
+    samples: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """An exit code for each cause, one message without a traceback, nothing half written."""
+    monkeypatch.delenv("XILINX_XRT", raising=False)
+    np.save(tmp_path / "wrong.npy", np.zeros((5, 63), np.float32))
+    names = {"SAMPLES": samples, "PROGRAM": program, "WRONG": tmp_path / "wrong.npy"}
+    monkeypatch.chdir(tmp_path)
+    assert main([str(names.get(a, a)) for a in arguments]) == code
+    message = capsys.readouterr().err
+    assert message.startswith(f"bbs {arguments[0]}: ") and text in message
+    assert [p.name for p in tmp_path.iterdir()] == ["wrong.npy"]
+
+
+def test_wrong_usage() -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["run"])
+    assert stopped.value.code == 2
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "pynq_bbs.cli", *arguments]
+
+
+def test_help_teaches_and_starts_fast() -> None:
+    """No array library is imported to print help."""
+    code = "import sys, pynq_bbs.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print([m for m in ('numpy', 'onnx', 'cffi') if m in sys.modules])"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "examples:" in result.stdout and "exit codes:" in result.stdout
+    assert result.stdout.rstrip().endswith("[]")
+
+
+def test_reader_that_stops_early() -> None:
+    """`bbs boards | true` is no reason for a traceback."""
+    process = subprocess.Popen(command("boards"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() in (0, 141)
+
+
+def test_ctrl_c(program: Path, tmp_path: Path) -> None:
+    """Interrupted in the middle of a long run: no traceback, no output file, exit code 130."""
+    # A sparse file: half a gigabyte of zeros that take no room.
+    np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (2_000_000, 64))
+    arguments = ["run", str(program), "--input", str(tmp_path / "x.npy"), "--device", "standin"]
+    process = subprocess.Popen(
+        command(*arguments, "-o", str(tmp_path / "y.npy")),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    time.sleep(3)
+    assert process.poll() is None, "the run was too short to interrupt"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.decode().strip().splitlines()[-1] == "bbs run: interrupted"
+    assert b"Traceback" not in errors
+    assert not (tmp_path / "y.npy").exists()
+
+
+def test_demo() -> None:
+    """The demo runs, verifies every column, and fine-tuning brings the accuracy back."""
+    pytest.importorskip("sklearn")
+    script = DIGITS.with_name("demo.py")
+    result = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=True
+    )
+    rows = [line for line in result.stdout.splitlines() if line.endswith("360 of 360")]
+    assert len(rows) == 5
+    assert "87.5 % fine-tuned" in rows[4]
+    accuracy = float(rows[4].split()[3].rstrip("%"))
+    assert accuracy >= 96
