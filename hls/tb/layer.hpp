@@ -38,19 +38,27 @@ inline void encode_command(const bbs::Command& c, uint64_t words[bbs::kCommandWo
   words[7] = (uint64_t)c.signature << 32;
 }
 
-// Cuts the loops of a command at random, in any way that fits the buffers.
-inline void cut_loops(Random& random, bbs::Command& c) {
+// Cuts the loops of a command down to what the buffers hold.
+inline void fit_loops(bbs::Command& c) {
   c.groups = bbs::divide_up(c.features, bbs::kLanes * c.bank_size);
-  const int fit = bbs::kVectorWords / c.bank_size;  // groups that fit the vector buffer
-  c.groups_per_pass = random.between(1, std::min<int>(c.groups, fit));
-  const int most = std::min<int>(fit / c.groups_per_pass, bbs::kSumWords);
-  c.tiles_per_block = random.between(1, std::min({most, (int)c.tiles, 255}));
-  int rows = std::min<int>(c.rows, bbs::kBlockRows);
+  const uint32_t fit = bbs::kVectorWords / c.bank_size;  // groups that fit the vector buffer
+  c.groups_per_pass = std::min({c.groups_per_pass, c.groups, fit});
+  const uint32_t most_tiles = std::min<uint32_t>(fit / c.groups_per_pass, bbs::kSumWords);
+  c.tiles_per_block = std::min({c.tiles_per_block, most_tiles, 255u});
+  uint32_t most_rows = bbs::kBlockRows;
   if (c.tiles_per_block > 1)
-    rows = std::min<int>(rows, bbs::kBlockWords / (c.groups_per_pass * c.keep));
+    most_rows = std::min(most_rows, bbs::kBlockWords / (c.groups_per_pass * c.keep));
   if (c.groups_per_pass < c.groups)
-    rows = std::min<int>(rows, bbs::kSumWords / c.tiles_per_block);
-  c.rows_per_block = random.once_in(2) ? rows : random.between(1, rows);
+    most_rows = std::min(most_rows, bbs::kSumWords / c.tiles_per_block);
+  c.rows_per_block = std::min(c.rows_per_block, most_rows);
+}
+
+// Cuts them at random, in any way that fits; blocks larger than the whole are among them.
+inline void cut_loops(Random& random, bbs::Command& c) {
+  c.groups_per_pass = random.between(1, bbs::divide_up(c.features, bbs::kLanes * c.bank_size));
+  c.tiles_per_block = random.between(1, c.tiles + 1);
+  c.rows_per_block = random.once_in(2) ? c.rows + 1 : random.between(1, c.rows);
+  fit_loops(c);
 }
 
 // A command the engine takes; offsets are 0.
