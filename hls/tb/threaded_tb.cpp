@@ -23,10 +23,10 @@ constexpr uint32_t kHalf = bbs::kVectorWords / 2;
 const Case kCases[] = {
     {"dense", bbs::kFlagDense, 2 * 16 * kRow, 40, 2, 16, 16, 0, 2, 2, 20},
     {"sparse, one tile", 0, 4 * 32 * kRow - 3, 60, 1, 32, 4, 6, 4, 1, 60},
-    {"sparse, tile groups", 0, 2 * 64 * kRow - 77, 30, 7, 64, 8, 6, 2, 3, 16},
+    {"sparse, tile groups", 0, 2 * 32 * kRow - 77, 30, 7, 32, 4, 6, 2, 3, 16},
     {"long block of one tile", 0, 4 * 8 * kRow, 400, 1, 8, 2, 4, 4, 1, bbs::kBlockRows},
     {"table", bbs::kFlagTable, 3 * 16 * kRow, 33, 3, 16, 2, 4, 3, 2, 10},
-    {"passes", bbs::kFlagTable, 5 * 64 * kRow - 9, 24, 4, 64, 4, 8, 2, 2, 10},
+    {"passes", bbs::kFlagTable, 5 * 16 * kRow - 9, 24, 4, 16, 4, 8, 2, 2, 10},
     {"sums", bbs::kFlagSumsOut, 2 * 16 * kRow, 25, 3, 16, 4, 4, 2, 3, 25},
     {"sums of passes", bbs::kFlagSumsOut | bbs::kFlagDense, 7 * 4 * kRow, 19, 5, 4, 4, 0, 2, 4, 7},
     {"many tiles a block", 0, 2 * kRow, 12, 50, 2, 1, 4, 1, 40, 5},
