@@ -28,34 +28,43 @@ table:
 visits:
   while (!final) {
     const Visit visit = visits.read();
-    const uint32_t count = visit.rows * visit.tiles;
+    const uint32_t period = visit.rows < kReuseDistance ? kReuseDistance : visit.rows;
+    const uint32_t count = visit.tiles * period;
     uint32_t row = 0;
+    uint32_t place = 0;      // of this row and tile in `partial`
     bool first_tile = true;  // takes the row parameters from the stream and keeps them
   rows:
     for (uint32_t i = 0; i < count; i++) {
 #pragma HLS PIPELINE II=1
-      // Every place of `partial` is read and written once in this loop, and the loop drains
-      // before the next visit starts: no iteration depends on another.
+      // A row comes round once a period.
+#pragma HLS DEPENDENCE variable=rows inter RAW distance=4 true
+      // A place of `partial` that counts is read and written in one iteration of this loop only,
+      // and the loop drains before the next visit.
 #pragma HLS DEPENDENCE variable=partial inter false
-      const word_t parameters = first_tile ? row_words.read() : rows[row];
-      if (first_tile) rows[row] = parameters;
-      const SumWord sum = sums.read();
-      const SumWord before = partial[visit.first_pass ? 0 : i];
-      const int32_t bias = (int32_t)(uint32_t)parameters;
-      SumWord after;
-      TotalWord total;
-    columns:
-      for (int col = 0; col < kCols; col++) {
+      if (row < visit.rows) {
+        const word_t parameters = first_tile ? row_words.read() : rows[row];
+        if (first_tile) rows[row] = parameters;
+        const SumWord sum = sums.read();
+        // With one pass there may be more places than the buffer has, and none is needed.
+        const SumWord before = partial[visit.first_pass ? 0 : place];
+        const uint32_t bias = (uint32_t)parameters;
+        SumWord after;
+        TotalWord total;
+      columns:
+        for (int col = 0; col < kCols; col++) {
 #pragma HLS UNROLL
-        after.v[col] = (visit.first_pass ? bias : before.v[col]) + sum.v[col];
-        total.v[col] = after.v[col];
+          const uint32_t start = visit.first_pass ? bias : (uint32_t)before.v[col];
+          after.v[col] = (int32_t)(start + (uint32_t)sum.v[col]);
+          total.v[col] = after.v[col];
+        }
+        total.multiplier = (uint32_t)(parameters >> 32);
+        if (visit.last_pass)
+          totals.write(total);
+        else
+          partial[place] = after;
+        place++;
       }
-      total.multiplier = (uint32_t)(parameters >> 32);
-      if (visit.last_pass)
-        totals.write(total);
-      else
-        partial[i] = after;
-      if (++row == visit.rows) {
+      if (++row == period) {
         row = 0;
         first_tile = false;
       }

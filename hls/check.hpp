@@ -110,7 +110,11 @@ inline Status check_command(const Command& c, uint32_t memory_words, Shape& s) {
   s = derive_shape(c);
   status = check_buffers(c, s);
   if (status != kStatusOk) return status;
-  return check_memory(c, s, memory_words);
+  status = check_memory(c, s, memory_words);
+  if (status != kStatusOk) return status;
+  // Fillings of the vector buffer are counted in 32 bits.
+  const uint64_t visits = (uint64_t)s.tile_groups * s.blocks;
+  return visits > 0xffffffffu / s.passes ? kStatusBadShape : kStatusOk;
 }
 
 }  // namespace bbs

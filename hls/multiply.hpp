@@ -68,13 +68,14 @@ lane_pairs:
 columns:
   for (int c = 0; c < kCols; c++) {
 #pragma HLS UNROLL
-    int32_t s = kLanes / 2;  // what pair_sums took off
+    uint32_t s = kLanes / 2;  // what pair_sums took off
   reduce:
     for (int l = 0; l < kLanes / 2; l++) {
 #pragma HLS UNROLL
-      s += pairs[l][c];
+      s += (uint32_t)(int32_t)pairs[l][c];
     }
-    sum[c] += s;
+    // Packing sees to it that sums fit; unsigned, because a damaged command must not matter.
+    sum[c] = (int32_t)((uint32_t)sum[c] + s);
   }
 }
 
@@ -85,7 +86,8 @@ inline void multiply_visit(const Command& c, const Visit& visit, WeightStream& w
                            SumStream& sums) {
 #pragma HLS INLINE
   const uint32_t block_words = visit.rows * visit.row_words;
-  const uint32_t count = visit.tiles * block_words;
+  const uint32_t period = block_words < kReuseDistance ? kReuseDistance : block_words;
+  const uint32_t count = visit.tiles * period;
   uint32_t tile_base = 0;
   uint32_t base = 0;
   uint32_t kept = 0;
@@ -96,27 +98,31 @@ inline void multiply_visit(const Command& c, const Visit& visit, WeightStream& w
 csb_words:
   for (uint32_t i = 0; i < count; i++) {
 #pragma HLS PIPELINE II=1
-    const WeightWord word = first_tile ? words.read() : block[slot];
-    // A lone tile leaves nothing behind, so its block may be longer than the buffer.
-    if (first_tile && visit.tiles > 1) block[slot] = word;
-    if (row_word == 0) {
-    clear:
-      for (int col = 0; col < kCols; col++) {
+    // A slot comes round once a period.
+#pragma HLS DEPENDENCE variable=block inter RAW distance=4 true
+    if (slot < block_words) {
+      const WeightWord word = first_tile ? words.read() : block[slot];
+      // A lone tile leaves nothing behind, so its block may be longer than the buffer.
+      if (first_tile && visit.tiles > 1) block[slot] = word;
+      if (row_word == 0) {
+      clear:
+        for (int col = 0; col < kCols; col++) {
 #pragma HLS UNROLL
-        sum.v[col] = 0;
+          sum.v[col] = 0;
+        }
+      }
+      multiply_word(word, vectors, base, sum.v);
+      if (++kept == c.keep) {  // on to the next group of banks
+        kept = 0;
+        base += c.bank_size;
+      }
+      if (++row_word == visit.row_words) {
+        row_word = 0;
+        base = tile_base;
+        sums.write(sum);
       }
     }
-    multiply_word(word, vectors, base, sum.v);
-    if (++kept == c.keep) {  // on to the next group of banks
-      kept = 0;
-      base += c.bank_size;
-    }
-    if (++row_word == visit.row_words) {
-      row_word = 0;
-      base = tile_base;
-      sums.write(sum);
-    }
-    if (++slot == block_words) {
+    if (++slot == period) {
       slot = 0;
       first_tile = false;
       tile_base += visit.stride;

@@ -71,6 +71,9 @@ struct Visit {
 
 constexpr int kColWords = kCols / kPortBytes;    // port words of a byte-wide activation word
 constexpr int kLaneWords = kLanes / kPortBytes;  // port words of the weights of a CSB word
+// What one tile leaves in a memory, the next one reads at least this many cycles later. Shorter
+// blocks idle up to there, so that the latency of a block RAM never shows.
+constexpr int kReuseDistance = 4;
 constexpr int kTableEntries = 256;
 constexpr int kTableWords = kTableEntries / kPortBytes;
 

@@ -65,7 +65,7 @@ void every_status() {
     Command c = good_command();
     spoiled.change(c);
     bbs::Shape s;
-    TB_EXPECT(bbs::check_command(c, 1u << 20, s), spoiled.wanted, "status with %s spoiled",
+    TB_EXPECT(bbs::check_command(c, UINT32_MAX, s), spoiled.wanted, "status with %s spoiled",
               spoiled.what);
   }
   for (size_t plane = 0; plane < 6; plane++) {
