@@ -114,7 +114,7 @@ inline Status check_command(const Command& c, uint32_t memory_words, Shape& s) {
   if (status != kStatusOk) return status;
   // Fillings of the vector buffer are counted in 32 bits.
   const uint64_t visits = (uint64_t)s.tile_groups * s.blocks;
-  return visits > 0xffffffffu / s.passes ? kStatusBadShape : kStatusOk;
+  return s.passes > 1 && visits > 0xffffffffu / s.passes ? kStatusBadShape : kStatusOk;
 }
 
 }  // namespace bbs

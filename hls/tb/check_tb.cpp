@@ -127,8 +127,12 @@ int64_t sizes_beyond_memory(tb::Random& random) {
   }
   bbs::Shape s;
   const bool fits = end <= words;
-  TB_EXPECT(bbs::check_command(c, words, s),
-            fits ? bbs::kStatusOk : bbs::kStatusOutOfMemoryRange, "planes end at %" PRIu64, end);
+  const uint64_t passes = bbs::divide_up(c.groups, c.groups_per_pass);
+  const bool countable = passes == 1 || (uint64_t)c.tiles * c.rows <= UINT32_MAX / passes;
+  const bbs::Status wanted = !fits       ? bbs::kStatusOutOfMemoryRange
+                             : countable ? bbs::kStatusOk
+                                         : bbs::kStatusBadShape;
+  TB_EXPECT(bbs::check_command(c, words, s), wanted, "planes end at %" PRIu64, end);
   return fits;
 }
 
