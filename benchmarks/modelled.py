@@ -39,6 +39,7 @@ def main() -> None:
             features=k,
             bank_size=bank_size,
             keep=keep,
+            weight_bits=8,
             groups_per_pass=shape.groups_per_pass,
             zero_point=0,
             sums_out=False,

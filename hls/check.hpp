@@ -23,10 +23,24 @@ inline uint32_t divide_up(uint32_t a, uint32_t b) {
   return a / b + (a % b != 0);
 }
 
-// Port words of the indices of one row of `words` CSB words; a row starts on a whole word.
-inline uint32_t index_row_words(uint32_t words, uint32_t index_bits) {
+inline uint32_t weight_bits(const Command& c) {
 #pragma HLS INLINE
-  return (uint32_t)(((uint64_t)words * kLanes * index_bits + 63) / 64);
+  return (c.flags & kFlagInt4) ? 4 : 8;
+}
+
+// Port words that a plane of `bits` bits a lane takes for one row of `words` CSB words; a row
+// starts on a whole word.
+inline uint32_t plane_row_words(uint32_t words, uint32_t bits) {
+#pragma HLS INLINE
+  return (uint32_t)(((uint64_t)words * kLanes * bits + 63) / 64);
+}
+
+// Port words of a whole plane: all passes of all rows.
+inline uint64_t plane_words(const Command& c, const Shape& s, uint32_t bits) {
+#pragma HLS INLINE
+  const uint64_t full = plane_row_words(c.groups_per_pass * c.keep, bits);
+  const uint64_t last = plane_row_words(s.last_groups * c.keep, bits);
+  return c.rows * ((s.passes - 1) * full + last);
 }
 
 inline Shape derive_shape(const Command& c) {
@@ -81,16 +95,12 @@ inline bool reaches(uint32_t offset, uint64_t words, uint32_t memory_words) {
 
 inline Status check_memory(const Command& c, const Shape& s, uint32_t memory_words) {
 #pragma HLS INLINE
-  const uint64_t csb_words = (uint64_t)c.rows * c.groups * c.keep;
-  const uint64_t full = index_row_words(c.groups_per_pass * c.keep, c.index_bits);
-  const uint64_t last = index_row_words(s.last_groups * c.keep, c.index_bits);
-  const uint64_t index_words = c.rows * ((s.passes - 1) * full + last);
   const uint64_t outputs = (uint64_t)c.tiles * c.rows;  // below 2^48
   const bool outside =
       reaches(c.input, (uint64_t)c.tiles * c.features * kColWords, memory_words) ||
       reaches(c.output, outputs * s.output_words, memory_words) ||
-      reaches(c.weights, csb_words * kLaneWords, memory_words) ||
-      reaches(c.indices, index_words, memory_words) ||
+      reaches(c.weights, plane_words(c, s, weight_bits(c)), memory_words) ||
+      reaches(c.indices, plane_words(c, s, c.index_bits), memory_words) ||
       reaches(c.parameters, c.rows, memory_words) ||
       ((c.flags & kFlagTable) && reaches(c.table, kTableWords, memory_words));
   return outside ? kStatusOutOfMemoryRange : kStatusOk;
@@ -100,7 +110,7 @@ inline Status check_memory(const Command& c, const Shape& s, uint32_t memory_wor
 inline Status check_command(const Command& c, uint32_t memory_words, Shape& s) {
 #pragma HLS INLINE off
   if (c.signature != kSignature) return kStatusBadSignature;
-  const uint32_t known = kFlagDense | kFlagTable | kFlagSumsOut;
+  const uint32_t known = kFlagDense | kFlagTable | kFlagSumsOut | kFlagInt4;
   if (c.op != kOpLinear || (c.flags & ~known)) return kStatusBadOp;
   if ((c.flags & kFlagTable) && (c.flags & kFlagSumsOut)) return kStatusBadOp;
   Status status = check_bank(c);

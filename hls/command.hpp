@@ -18,6 +18,7 @@ enum Flag : uint32_t {
   kFlagDense = 1u << 0,
   kFlagTable = 1u << 1,
   kFlagSumsOut = 1u << 2,
+  kFlagInt4 = 1u << 3,
 };
 
 enum Status : uint32_t {
@@ -38,7 +39,7 @@ struct Command {
   uint32_t layer;  // Index of the layer in the program; the engine carries it for error messages only.
   uint32_t input;  // Word offset of the input tensor, laid out [column tile][feature][COLS].
   uint32_t output;  // Word offset of the output tensor, same layout.
-  uint32_t weights;  // Word offset of the weight plane, [pass][row][group][keep][LANES] INT8.
+  uint32_t weights;  // Word offset of the weight plane, [pass][row][group][keep][LANES], INT8 or INT4, every row starting on a word.
   uint32_t indices;  // Word offset of the index plane, same order, index_bits each, every row starting on a word.
   uint32_t parameters;  // Word offset of the row parameters: bias (INT32, low half) and multiplier (float32, high half).
   uint32_t table;  // Word offset of the table, 256 INT8 entries, entry q + 128 for requantised value q.

@@ -50,23 +50,28 @@ fill_tiles:
   }
 }
 
+// The rows of a block in one plane. A pass is a plane of its own, [row][group][keep]; all passes
+// before the last are full.
+inline Burst plane_burst(const Command& c, const Position& at, uint32_t plane, uint32_t bits,
+                         bool final) {
+#pragma HLS INLINE
+  const uint32_t full = plane_row_words(c.groups_per_pass * c.keep, bits);
+  const uint32_t row_words = plane_row_words(at.groups * c.keep, bits);
+  Burst burst;
+  burst.offset = plane + at.pass * c.rows * full + at.row * row_words;
+  burst.count = at.rows * row_words;
+  burst.final = final;
+  return burst;
+}
+
 inline void sequence_block(const Command& c, const Position& at, bool final,
                            BurstStream& weight_bursts, BurstStream& index_bursts,
                            BurstStream& row_bursts) {
 #pragma HLS INLINE
-  // A pass is a plane of its own, [row][group][keep]; all planes before the last are full.
-  const uint32_t full = c.groups_per_pass * c.keep;
-  const uint32_t words = at.groups * c.keep;
+  weight_bursts.write(plane_burst(c, at, c.weights, weight_bits(c), final));
+  index_bursts.write(plane_burst(c, at, c.indices, c.index_bits, final));  // empty where dense
   Burst burst;
   burst.final = final;
-  burst.offset = c.weights + (at.pass * c.rows * full + at.row * words) * kLaneWords;
-  burst.count = at.rows * words * kLaneWords;
-  weight_bursts.write(burst);
-  const uint32_t index_words = index_row_words(words, c.index_bits);
-  burst.offset = c.indices + at.pass * c.rows * index_row_words(full, c.index_bits) +
-                 at.row * index_words;
-  burst.count = at.rows * index_words;  // 0 where dense
-  index_bursts.write(burst);
   burst.offset = c.parameters + at.row;
   burst.count = at.rows;
   row_bursts.write(burst);

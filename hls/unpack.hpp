@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// From the two planes in memory to CSB words: eight lanes a cycle, indices of 0, 4, 6 or 8 bits.
+// From the two planes in memory to CSB words: eight lanes a cycle, weights of 4 or 8 bits, indices
+// of 0, 4, 6 or 8.
 #pragma once
 
 #include "memory.hpp"
@@ -32,10 +33,18 @@ inline word_t next_slice(Gearbox& gear, uint32_t bits, WordStream& words) {
   return slice & mask;
 }
 
+// The lowest `bits` bits as a signed number.
+inline int8_t sign_extended(word_t value, uint32_t bits) {
+#pragma HLS INLINE
+  const uint32_t shift = 8 - bits;
+  return (int8_t)((int8_t)(uint8_t)(value << shift) >> shift);
+}
+
 inline void unpack(const Command c, VisitStream& visits, WordStream& weights,
                    WordStream& indices, WeightStream& words) {
 #pragma HLS INLINE off
   const uint32_t index_mask = (1u << c.index_bits) - 1;
+  const uint32_t bits = weight_bits(c);
   const bool dense = (c.flags & kFlagDense) != 0;
   bool final = false;
 visits:
@@ -45,22 +54,22 @@ visits:
     uint32_t row_word = 0;
     uint32_t keep = 0;
     uint32_t part = 0;
-    Gearbox gear;
-    gear.rest = 0;
-    gear.held = 0;
+    Gearbox weight_gear = {0, 0};
+    Gearbox index_gear = {0, 0};
     WeightWord word;
   slices:
     for (uint32_t i = 0; i < slices; i++) {
 #pragma HLS PIPELINE II=1
-      const word_t weight_bits = weights.read();
-      const word_t index_bits = dense ? 0 : next_slice(gear, kPortBytes * c.index_bits, indices);
+      const word_t eight_weights = next_slice(weight_gear, kPortBytes * bits, weights);
+      const word_t eight_indices =
+          dense ? 0 : next_slice(index_gear, kPortBytes * c.index_bits, indices);
     lanes:
       for (int l = 0; l < kPortBytes; l++) {
 #pragma HLS UNROLL
-        word.weight[part * kPortBytes + l] = (int8_t)(uint8_t)(weight_bits >> (8 * l));
+        word.weight[part * kPortBytes + l] = sign_extended(eight_weights >> (bits * l), bits);
         // A dense bank keeps every weight: the index is the count itself.
         word.index[part * kPortBytes + l] =
-            dense ? (uint8_t)keep : (uint8_t)((index_bits >> (c.index_bits * l)) & index_mask);
+            dense ? (uint8_t)keep : (uint8_t)((eight_indices >> (c.index_bits * l)) & index_mask);
       }
       if (++part == kLaneWords) {
         part = 0;
@@ -68,8 +77,8 @@ visits:
         if (++keep == c.keep) keep = 0;
         if (++row_word == visit.row_words) {  // the next row starts on a whole port word
           row_word = 0;
-          gear.rest = 0;
-          gear.held = 0;
+          weight_gear.rest = index_gear.rest = 0;
+          weight_gear.held = index_gear.held = 0;
         }
       }
     }

@@ -29,12 +29,13 @@ def random_layer(
     keep: int,
     *,
     kind: str = "plain",
-    lowest: int = -128,
+    weight_bits: int = 8,
 ) -> QuantLayer:
     """A layer whose outputs use the whole INT8 range; `kind` is plain, table or sums."""
-    weights = rng.integers(lowest, 128, (rows, features)).astype(np.int8)
+    limit = 1 << (weight_bits - 1)
+    weights = rng.integers(-limit, limit, (rows, features)).astype(np.int8)
     weights = pruned(weights, bank_size, keep)
-    spread = 60 * 75 * np.sqrt(max(features * keep / bank_size, 1))
+    spread = 60 * 75 * limit / 128 * np.sqrt(max(features * keep / bank_size, 1))
     multiplier = ((0.2 + rng.random(rows)) * 64 / spread).astype(np.float32)
     return QuantLayer(
         name="layer",
@@ -46,6 +47,7 @@ def random_layer(
         multiplier=None if kind == "sums" else multiplier,
         zero_point=0 if kind == "sums" else int(rng.integers(-128, 128)),
         table=rng.integers(-128, 128, 256).astype(np.int8) if kind == "table" else None,
+        weight_bits=weight_bits,
     )
 
 

@@ -49,6 +49,16 @@ def test_compile_and_run(
     assert np.load(out).shape == (300, 10)
 
 
+def test_four_bits(samples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Half the bytes for the weights, and still the same integers on both devices."""
+    out = tmp_path / "p.bbs.npz"
+    arguments = ["--weight-bits", "4", "--calibration", str(samples), "-o", str(out)]
+    assert main(["compile", str(DIGITS), *arguments]) == 0
+    assert " 42240 bytes" in capsys.readouterr().out  # 84480 at 8 bits
+    assert main(["run", str(out), "--input", str(samples), "--verify"]) == 0
+    assert "300 verified bit-exact" in capsys.readouterr().out
+
+
 def test_devices_give_the_same_file(program: Path, samples: Path, tmp_path: Path) -> None:
     for device in ("cpu", "standin"):
         out = str(tmp_path / f"{device}.npy")

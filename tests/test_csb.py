@@ -28,10 +28,12 @@ def dense_again(values: np.ndarray, columns: np.ndarray, features: int) -> np.nd
 def test_round_trip(rows: int, features: int, bank_size: int, data: st.DataObject) -> None:
     keep = data.draw(st.integers(1, bank_size))
     lanes = data.draw(st.sampled_from([8, 16]))
+    bits = data.draw(st.sampled_from([4, 8]))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     weights = pruned(rng.integers(-3, 4, (rows, features)).astype(np.int8), bank_size, keep)
-    shape = csb_shape(rows, features, bank_size, keep, lanes, 512)
+    shape = csb_shape(rows, features, bank_size, keep, lanes, 512, bits)
     planes = pack_csb(weights, shape)
+    assert planes[0].nbytes == shape.weight_bytes and planes[1].nbytes == shape.index_bytes
     values, columns = unpack_csb(*planes, shape)
     assert values.shape == (rows, shape.groups * lanes * keep)
     np.testing.assert_array_equal(dense_again(values, columns, features), weights)
@@ -66,6 +68,19 @@ def test_every_pass_fits_the_vector_buffer(features: int, bank_size: int) -> Non
     shape = csb_shape(1, features, bank_size, 1, 8, 512)
     assert sum(groups for _, groups in shape.passes) == shape.groups
     assert all(groups * bank_size <= 512 for _, groups in shape.passes)
+
+
+def test_golden_bytes_int4() -> None:
+    """Two halves a byte, the lower lane in the lower half; a row starts on a word."""
+    weights = np.array([[-8, 7, 1], [-1, 2, 0]], np.int8)
+    plane, _ = pack_csb(weights, csb_shape(2, 3, 2, 2, 8, 512, 4))
+    # row 0: keep 0 of lanes 0 and 1 is (-8, 1), keep 1 is (7, 0)
+    assert [int(word) for word in plane] == [0x0000_0007_0000_0018, 0x0000_0002_0000_000F]
+
+
+def test_int4_weights_must_fit() -> None:
+    with pytest.raises(InputError, match="row 1, feature 2 is 8, 4 bits hold -8 to 7"):
+        pack_csb(np.array([[0, 0, 7], [0, 0, 8]], np.int8), csb_shape(2, 3, 2, 2, 8, 512, 4))
 
 
 def test_too_many_nonzeros_name_row_and_bank() -> None:

@@ -30,7 +30,7 @@ def modelled(
 ) -> LayerCycles:
     shape = csb_shape(rows, features, bank_size, keep, build.lanes, build.vector_words)
     layer = PackedLayer(
-        "layer", "x", "y", rows, features, bank_size, keep, shape.groups_per_pass,
+        "layer", "x", "y", rows, features, bank_size, keep, 8, shape.groups_per_pass,
         0, False, 0, 0, 0, -1,
     )  # fmt: skip
     tiles = -(-columns // build.cols)

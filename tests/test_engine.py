@@ -50,7 +50,7 @@ def check(session: Session, layer: QuantLayer, bank: tuple[int, int], x: np.ndar
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[int, int, int, int, int, str, int]:
+def cases(draw: st.DrawFn) -> tuple[int, int, int, int, int, str, int, int]:
     bank_size = draw(st.one_of(st.sampled_from([2, 4, 8, 16, 32, 64, 256]), st.integers(2, 256)))
     keep = draw(st.one_of(st.just(bank_size), st.integers(1, bank_size)))
     rows = draw(st.integers(1, 40))
@@ -63,16 +63,19 @@ def cases(draw: st.DrawFn) -> tuple[int, int, int, int, int, str, int]:
         bank_size,
         keep,
         draw(st.sampled_from(KINDS)),
+        draw(st.sampled_from([8, 8, 4])),
         draw(st.integers(0, 2**32 - 1)),
     )
 
 
 @settings(max_examples=2000)
 @given(case=cases())
-def test_random_layers(session: Session, case: tuple[int, int, int, int, int, str, int]) -> None:
-    rows, features, columns, bank_size, keep, kind, seed = case
+def test_random_layers(
+    session: Session, case: tuple[int, int, int, int, int, str, int, int]
+) -> None:
+    rows, features, columns, bank_size, keep, kind, bits, seed = case
     rng = np.random.default_rng(seed)
-    layer = random_layer(rng, rows, features, bank_size, keep, kind=kind)
+    layer = random_layer(rng, rows, features, bank_size, keep, kind=kind, weight_bits=bits)
     x = rng.integers(-128, 128, (columns, features)).astype(np.int8)
     check(session, layer, (bank_size, keep), x)
 
@@ -116,6 +119,14 @@ def test_extreme_scales_and_ties(session: Session, multiplier: float) -> None:
         assert np.any(outputs(layer, x) % 2)  # not all saturated
     with np.errstate(over="ignore"):
         check(session, layer, (4, 2), x)
+
+
+@pytest.mark.parametrize(("bank_size", "keep"), [(64, 8), (2, 2), (16, 5)])
+def test_int4_in_several_passes(session: Session, bank_size: int, keep: int) -> None:
+    """Rows of half bytes that end inside a word, in every pass."""
+    rng = np.random.default_rng(6)
+    layer = random_layer(rng, 37, 5000, bank_size, keep, weight_bits=4)
+    check(session, layer, (bank_size, keep), rng.integers(-128, 128, (33, 5000)).astype(np.int8))
 
 
 def test_one_column_of_many_rows(session: Session) -> None:

@@ -59,6 +59,29 @@ def test_close_to_float(method, chain):
     assert np.sqrt(np.mean((got - wanted) ** 2)) < allowed * max(wanted.std(), 0.1)
 
 
+def test_four_bits_are_coarser_but_close():
+    rng = np.random.default_rng(7)
+    model = network(rng, [32, 48, 24, 10], [(RELU,), (RELU,), ()])
+    x = rng.standard_normal((300, 32)).astype(np.float32)
+    wanted = run_float(model, x)["t3"]
+    errors = []
+    for bits, limit in ((8, 127), (4, 7)):
+        quantised = quantize(model, x, weight_bits=bits)
+        for layer in quantised.layers:
+            assert layer.weight_bits == bits
+            assert np.abs(layer.weights.astype(int)).max(axis=1).tolist() == [limit] * len(
+                layer.bias
+            )
+        got = integer_outputs(quantised, x)["out_t3"]
+        errors.append(np.sqrt(np.mean((got - wanted) ** 2)) / wanted.std())
+    assert errors[0] < errors[1] < 0.25
+
+
+def test_other_bits_are_refused():
+    with pytest.raises(InputError, match="weight_bits is 5"):
+        quantize(network(np.random.default_rng(0), [8, 4], [()]), np.zeros((3, 8)), weight_bits=5)
+
+
 def test_structure_of_a_chain():
     rng = np.random.default_rng(0)
     model = network(rng, [8, 6, 5, 4], [(RELU,), (SIGMOID,), ()])

@@ -26,7 +26,7 @@ const struct {
     {"nothing", bbs::kStatusOk, [](Command&) {}},
     {"signature", bbs::kStatusBadSignature, [](Command& c) { c.signature++; }},
     {"op", bbs::kStatusBadOp, [](Command& c) { c.op = 2; }},
-    {"unknown flag", bbs::kStatusBadOp, [](Command& c) { c.flags = 8; }},
+    {"unknown flag", bbs::kStatusBadOp, [](Command& c) { c.flags = 16; }},
     {"table and sums", bbs::kStatusBadOp, [](Command& c) { c.flags = 6; }},
     {"bank size 1", bbs::kStatusBadBank, [](Command& c) { c.bank_size = c.keep = 1; }},
     {"bank size 257", bbs::kStatusBadBank, [](Command& c) { c.bank_size = 257; }},

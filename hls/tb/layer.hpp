@@ -69,7 +69,7 @@ inline bbs::Command random_command(Random& random, int most_rows, int most_tiles
   bbs::Command c = {};
   c.op = bbs::kOpLinear;
   c.signature = bbs::kSignature;
-  c.flags = kinds[random.between(0, 2)];
+  c.flags = kinds[random.between(0, 2)] | (random.once_in(3) ? (uint32_t)bbs::kFlagInt4 : 0u);
   c.layer = random.between(0, 0xffff);
   c.bank_size = random.once_in(2) ? 2 << random.between(0, 5) : random.between(2, 256);
   c.keep = random.between(1, random.once_in(2) ? (c.bank_size + 3) / 4 : c.bank_size);
@@ -106,7 +106,8 @@ inline Layer random_layer(Random& random, const bbs::Command& c) {
         const bool dense = (c.flags & bbs::kFlagDense) != 0;
         const int index = dense ? word % c.keep : random.between(0, c.bank_size - 1);
         const bool padding = feature_of(c, word / c.keep, lane, (uint8_t)index) >= c.features;
-        const int8_t weight = extremes ? (random.once_in(8) ? 127 : -128) : random.byte();
+        const int8_t byte = extremes ? (random.once_in(8) ? 127 : -128) : random.byte();
+        const int8_t weight = c.flags & bbs::kFlagInt4 ? (int8_t)(byte >> 4) : byte;
         layer.weights.push_back(padding ? 0 : weight);
         layer.indices.push_back((uint8_t)index);
       }
@@ -120,21 +121,23 @@ inline Layer random_layer(Random& random, const bbs::Command& c) {
   return layer;
 }
 
+inline int weight_width(const bbs::Command& c) { return c.flags & bbs::kFlagInt4 ? 4 : 8; }
+
 // Words that a command's planes take: input, output, weights, indices, parameters, table.
 inline std::vector<uint64_t> plane_sizes(const bbs::Command& c) {
   const uint64_t port = bbs::kPortBytes;
   const uint64_t cols = c.flags & bbs::kFlagSumsOut ? 4 * bbs::kCols : bbs::kCols;
-  const uint64_t kept = (uint64_t)c.groups * c.keep * bbs::kLanes;
-  uint64_t index_words = 0;
+  uint64_t weight_words = 0, index_words = 0;
   for (uint32_t first = 0; first < c.groups; first += c.groups_per_pass) {
     const uint64_t groups = std::min(c.groups_per_pass, c.groups - first);
-    const uint64_t bits = groups * c.keep * bbs::kLanes * c.index_bits;
-    index_words += c.rows * ((bits + 63) / 64);
+    const uint64_t lanes = groups * c.keep * bbs::kLanes;
+    weight_words += c.rows * ((lanes * weight_width(c) + 63) / 64);
+    index_words += c.rows * ((lanes * c.index_bits + 63) / 64);
   }
   const uint64_t table = c.flags & bbs::kFlagTable ? bbs::kTableEntries / port : 0;
   return {(uint64_t)c.tiles * c.features * bbs::kCols / port,
           (uint64_t)c.tiles * c.rows * cols / port,
-          c.rows * kept / port,
+          weight_words,
           index_words,
           c.rows,
           table};
@@ -171,11 +174,12 @@ inline void append_bytes(Words& words, const std::vector<int8_t>& bytes) {
   }
 }
 
-// `count` values of `bits` bits, lowest first, from a whole word on.
-inline void append_bits(Words& words, const uint8_t* values, size_t count, int bits) {
+// The lowest `bits` bits of `count` bytes, one after the other, from a whole word on.
+template <typename Byte>
+void append_bits(Words& words, const Byte* values, size_t count, int bits) {
   for (size_t at = 0; at < count * bits; at++) {
     if (at % 64 == 0) words.push_back(0);
-    words.back() |= (uint64_t)((values[at / bits] >> (at % bits)) & 1) << (at % 64);
+    words.back() |= (uint64_t)(((uint8_t)values[at / bits] >> (at % bits)) & 1) << (at % 64);
   }
 }
 
@@ -183,19 +187,18 @@ inline void append_bits(Words& words, const uint8_t* values, size_t count, int b
 inline void place(Layer& layer, Words& memory) {
   bbs::Command& c = layer.command;
   const size_t row_size = (size_t)c.groups * c.keep * bbs::kLanes;
-  std::vector<int8_t> plane;
-  Words index_plane;
+  Words plane, index_plane;
   for (uint32_t first = 0; first < c.groups; first += c.groups_per_pass) {
     const uint32_t groups = std::min(c.groups_per_pass, c.groups - first);
     const size_t count = (size_t)groups * c.keep * bbs::kLanes;
     for (uint32_t row = 0; row < c.rows; row++) {
       const size_t at = row * row_size + (size_t)first * c.keep * bbs::kLanes;
-      plane.insert(plane.end(), &layer.weights[at], &layer.weights[at] + count);
+      append_bits(plane, &layer.weights[at], count, weight_width(c));
       append_bits(index_plane, &layer.indices[at], count, c.index_bits);
     }
   }
   c.weights = (uint32_t)memory.size();
-  append_bytes(memory, plane);
+  memory.insert(memory.end(), plane.begin(), plane.end());
   c.indices = (uint32_t)memory.size();
   memory.insert(memory.end(), index_plane.begin(), index_plane.end());
   c.parameters = (uint32_t)memory.size();

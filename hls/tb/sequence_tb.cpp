@@ -45,8 +45,9 @@ Totals follow(const bbs::Command& c, const bbs::Shape& s, const std::vector<bbs:
   Totals t;
   bool first_pass = true;
   for (const bbs::Visit& v : visits) {
-    t.weights += (int64_t)v.rows * v.row_words * bbs::kLaneWords;
-    t.indices += (int64_t)v.rows * ((v.row_words * bbs::kLanes * c.index_bits + 63) / 64);
+    const int64_t lanes = (int64_t)v.row_words * bbs::kLanes;
+    t.weights += v.rows * ((lanes * tb::weight_width(c) + 63) / 64);
+    t.indices += v.rows * ((lanes * c.index_bits + 63) / 64);
     t.rows += v.rows;
     t.outputs += v.last_pass ? (int64_t)v.rows * v.tiles * s.output_words : 0;
     t.fills += v.fill_end;

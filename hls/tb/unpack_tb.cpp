@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// From planes to CSB words: every index width, rows that start on whole words, several visits.
+// From planes to CSB words: every weight and index width, rows that start on whole words, several visits.
 #include "unpack.hpp"
 
 #include "layer.hpp"
@@ -21,23 +21,23 @@ void append_visit(tb::Random& random, const bbs::Command& c, const bbs::Visit& v
     for (uint32_t i = 0; i < visit.row_words; i++) {
       bbs::WeightWord word;
       for (int lane = 0; lane < bbs::kLanes; lane++) {
-        word.weight[lane] = random.byte();
+        word.weight[lane] = (int8_t)(random.byte() >> (8 - tb::weight_width(c)));
         word.index[lane] = (uint8_t)(c.index_bits ? random.between(0, most_index) : i % c.keep);
         weights.push_back(word.weight[lane]);
         indices.push_back(word.index[lane]);
       }
       planes.words.push_back(word);
     }
-    tb::append_bytes(planes.weights, weights);
+    tb::append_bits(planes.weights, weights.data(), weights.size(), tb::weight_width(c));
     tb::append_bits(planes.indices, indices.data(), indices.size(), c.index_bits);
   }
 }
 
-int64_t run(tb::Random& random, int index_bits) {
+int64_t run(tb::Random& random, int index_bits, uint32_t int4) {
   bbs::Command c = {};
   c.index_bits = index_bits;
   c.keep = random.between(1, 9);
-  if (index_bits == 0) c.flags = bbs::kFlagDense;
+  c.flags = (index_bits == 0 ? (uint32_t)bbs::kFlagDense : 0u) | int4;
   bbs::VisitStream visits("visits");
   bbs::WordStream weight_words("weight_words"), index_words("index_words");
   bbs::WeightStream csb_words("csb_words");
@@ -76,7 +76,9 @@ int64_t run(tb::Random& random, int index_bits) {
 int main() {
   tb::Random random(3);
   int64_t count = 0;
-  for (int i = 0; i < 8000 / tb::kShare; i++)
-    for (const int index_bits : {0, 4, 6, 8}) count += run(random, index_bits);
+  for (int i = 0; i < 4000 / tb::kShare; i++)
+    for (const int index_bits : {0, 4, 6, 8})
+      for (const uint32_t int4 : {0u, (uint32_t)bbs::kFlagInt4})
+        count += run(random, index_bits, int4);
   return tb::finish("unpack_tb", count, "CSB words");
 }

@@ -104,6 +104,13 @@ def _add_compile(commands: Any) -> None:
         "best (default: 64). 2:4 is --sparsity 0.5 --bank-size 4",
     )
     compile_.add_argument(
+        "--weight-bits",
+        type=int,
+        default=8,
+        choices=(8, 4),
+        help="4 halves the weights' memory and costs accuracy (default: 8)",
+    )
+    compile_.add_argument(
         "--calibration",
         metavar="FILE",
         type=Path,
@@ -173,6 +180,7 @@ def _compile(args: argparse.Namespace) -> None:
             args.model,
             sparsity=args.sparsity,
             bank_size=args.bank_size,
+            weight_bits=args.weight_bits,
             calibration=samples,
             method=args.method,
             build=args.build,
@@ -235,7 +243,9 @@ def _info(args: argparse.Namespace) -> None:
         print(f"input {i.name}: {i.dtype} (N, {', '.join(map(str, i.shape))})")
     for o in program.outputs:
         print(f"output {o.name}: {o.dtype} (N, {', '.join(map(str, o.shape))})")
-    rows = [("layer", "rows x features", "keep/bank", "index bits", "passes", "output")]
+    rows = [
+        ("layer", "rows x features", "keep/bank", "weight bits", "index bits", "passes", "output")
+    ]
     for layer in program.layers:
         shape = layer.csb(program.build.lanes)
         output = "INT32 sums" if layer.sums_out else "INT8, table" * (layer.table >= 0) or "INT8"
@@ -244,6 +254,7 @@ def _info(args: argparse.Namespace) -> None:
                 layer.name,
                 f"{layer.rows} x {layer.features}",
                 f"{layer.keep}/{layer.bank_size}",
+                str(layer.weight_bits),
                 str(shape.index_bits),
                 str(len(shape.passes)),
                 output,

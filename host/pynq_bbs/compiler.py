@@ -24,6 +24,7 @@ def compile(
     *,
     sparsity: float = 0.0,
     bank_size: int = 64,
+    weight_bits: int = 8,
     calibration: Any = None,
     method: str = "minmax",
     build: str | Build = "8x32",
@@ -37,6 +38,7 @@ def compile(
             whose weights have that pattern already loses nothing.
         bank_size: the largest bank to use; each layer takes the one that fills the lanes best.
             2:4 is `sparsity=0.5, bank_size=4`.
+        weight_bits: 8, or 4 for half the memory and memory traffic of the weights.
         calibration: samples for a float model, an array (N, ...), a dict of arrays by input name,
             or an iterable of either. A quantised model brings its scales and needs none.
         method: how activation ranges are chosen: minmax, percentile, entropy or mse.
@@ -61,9 +63,13 @@ def compile(
                 "scales: give calibration=, some hundred typical inputs (on the command line "
                 "--calibration samples.npy)"
             )
-        model = quantize(model, calibration, method=method, progress=progress)
+        model = quantize(
+            model, calibration, method=method, weight_bits=weight_bits, progress=progress
+        )
     else:
         model = _prune_integer(model, sparsity, bank_size, target.lanes)
+        layers = [replace(layer, weight_bits=weight_bits) for layer in model.layers]
+        model = replace(model, layers=layers)
     banks = {
         layer.name: choose_bank(layer.weights.shape[1], sparsity, bank_size, target.lanes)
         for layer in model.layers

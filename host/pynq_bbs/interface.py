@@ -17,6 +17,7 @@ OP_LINEAR = 1
 FLAG_DENSE = 1
 FLAG_TABLE = 2
 FLAG_SUMS_OUT = 4
+FLAG_INT4 = 8
 
 #: status code -> (name, meaning)
 STATUS: dict[int, tuple[str, str]] = {

@@ -53,9 +53,10 @@ def quantize(
     calibration: Iterable[Any],
     *,
     method: str = "minmax",
+    weight_bits: int = 8,
     progress: Callable[[int], None] | None = None,
 ) -> QuantModel:
-    """INT8 weights per row (symmetric, -127 to 127), INT8 activations per tensor.
+    """Weights per row (symmetric: INT8 -127 to 127, INT4 -7 to 7), INT8 activations per tensor.
 
     Relu and Clip happen in the output's scale. Sigmoid and tanh are tables from a calibrated
     scale in front of them to a fixed one behind them (1/256 from 0, and 1/128 around 0). A model
@@ -67,12 +68,16 @@ def quantize(
         calibration: samples like those of later use. An array (N, *shape), a dict of such arrays
             by input name, or an iterable of either, which is read once, batch by batch.
         method: `minmax`, `percentile`, `entropy` or `mse` (see `make_observer`).
+        weight_bits: 8 or 4.
         progress: called with the number of samples seen so far.
 
     Raises:
-        InputError: calibration data that does not fit the model's inputs, is empty or not finite.
+        InputError: `weight_bits` is neither, or calibration data that does not fit the model's
+            inputs, is empty or not finite.
         ModelError: weights or scales that float32 cannot hold.
     """
+    if weight_bits not in (4, 8):
+        raise InputError(f"weight_bits is {weight_bits!r}; the engine takes weights of 4 or 8 bits")
     read = {layer.input for layer in model.layers}
     shown = {output.tensor for output in model.outputs}
     observers: dict[str, Observer] = {}
@@ -91,7 +96,8 @@ def quantize(
             progress(seen)
     if not seen:
         raise InputError("calibration holds no samples; give at least one.")
-    return _Quantizer(model, {t: o.quantisation() for t, o in observers.items()}).run(read, shown)
+    observed = {t: o.quantisation() for t, o in observers.items()}
+    return _Quantizer(model, observed, weight_bits).run(read, shown)
 
 
 def run_float(model: Model, inputs: Mapping[str, Any] | NDArray[Any]) -> dict[str, Float]:
@@ -152,7 +158,8 @@ def dequantize_output(spec: QuantOutput, tensor: NDArray[Any]) -> NDArray[Any]:
 class _Quantizer:
     """Emits the integer layers of a model whose tensors have been observed."""
 
-    def __init__(self, model: Model, observed: dict[str, Scale]) -> None:
+    def __init__(self, model: Model, observed: dict[str, Scale], weight_bits: int) -> None:
+        self.weight_bits = weight_bits
         self.model = model
         self.observed = observed
         self.scales = {i.tensor: observed[i.tensor] for i in model.inputs}
@@ -177,7 +184,7 @@ class _Quantizer:
 
     def _layer(self, layer: Layer, is_read: bool, is_shown: bool) -> None:
         x_scale, x_zero_point = self.scales[layer.input]
-        weights, w_scale = _quantise_weights(layer)
+        weights, w_scale = _quantise_weights(layer, self.weight_bits)
         scale = sum_scale(x_scale, w_scale)
         bias = integer_bias(layer.bias, scale)
         if is_read or layer.functions:
@@ -191,7 +198,7 @@ class _Quantizer:
             m = multiplier(x_scale, w_scale, q_scale)
             self.layers.append(
                 QuantLayer(layer.name, layer.input, layer.output, weights, bias, x_zero_point, m,
-                           q_zero_point, table)
+                           q_zero_point, table, self.weight_bits)
             )  # fmt: skip
         if is_shown and not layer.functions:
             name, tensor = layer.name, layer.output
@@ -199,8 +206,9 @@ class _Quantizer:
                 name, tensor = self._new_name(name), self._new_name(tensor)
             self.sums[layer.output] = tensor, scale
             self.layers.append(
-                QuantLayer(name, layer.input, tensor, weights, bias, x_zero_point, None)
-            )
+                QuantLayer(name, layer.input, tensor, weights, bias, x_zero_point, None,
+                           weight_bits=self.weight_bits)
+            )  # fmt: skip
 
     def _outputs(self) -> list[QuantOutput]:
         outputs = []
@@ -226,15 +234,16 @@ class _Quantizer:
         return name
 
 
-def _quantise_weights(layer: Layer) -> tuple[NDArray[np.int8], Float]:
-    """INT8 weights (M, K) and their scale (M,); rows of zeros have scale 1."""
+def _quantise_weights(layer: Layer, bits: int) -> tuple[NDArray[np.int8], Float]:
+    """Weights (M, K) of `bits` bits and their scale (M,); rows of zeros have scale 1."""
     if not (np.isfinite(layer.weights).all() and np.isfinite(layer.bias).all()):
         raise ModelError("weights or bias hold NaN or infinity; train or export the model again.")
+    limit = 2 ** (bits - 1) - 1
     largest = np.abs(layer.weights).max(axis=1)
-    scale = np.maximum(largest / np.float32(127), np.float32(MIN_SCALE)).astype(np.float32)
+    scale = np.maximum(largest / np.float32(limit), np.float32(MIN_SCALE)).astype(np.float32)
     scale[largest == 0] = 1.0
     steps = np.rint(layer.weights / scale[:, None])
-    return np.clip(steps, -127, 127).astype(np.int8), scale
+    return np.clip(steps, -limit, limit).astype(np.int8), scale
 
 
 def _split(functions: tuple[Function, ...]) -> tuple[tuple[Function, ...], tuple[Function, ...]]:

@@ -53,8 +53,7 @@ def linear_op(layer: PackedLayer, program: Program) -> LinearOp:
         ProgramError: the image does not hold what the layer says.
     """
     image, shape = program.image, layer.csb(program.build.lanes)
-    weight_words = shape.rows * shape.groups * shape.keep * shape.lanes // 8
-    index_words = sum(shape.rows * shape.index_row_bytes(n) // 8 for _, n in shape.passes)
+    weight_words, index_words = shape.weight_bytes // 8, shape.index_bytes // 8
     extents = [
         (layer.weights, weight_words),
         (layer.indices, index_words),

@@ -130,7 +130,8 @@ class QuantLayer:
     `acc = weights @ (input - input_zero_point) + bias`, INT32. With a `multiplier`:
     `q = saturate(round_half_even(float32(acc) * multiplier) + zero_point)`,
     `output = table[q + 128]` where there is a table, else `q`. Without one (None) the output
-    tensor is `acc` itself and only a model output may read it.
+    tensor is `acc` itself and only a model output may read it. With `weight_bits` 4 the weights
+    lie in -8 to 7 and take half a byte each in memory; the arithmetic is the same.
     """
 
     name: str
@@ -142,6 +143,7 @@ class QuantLayer:
     multiplier: NDArray[np.float32] | None  # (M,)
     zero_point: int = 0
     table: NDArray[np.int8] | None = None  # (256,)
+    weight_bits: int = 8
 
 
 @dataclass(frozen=True)

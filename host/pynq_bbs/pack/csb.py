@@ -2,9 +2,9 @@
 """Compressed sparse banks: the order in which a weight matrix lies in memory.
 
 A row of `K` weights is cut into banks of `S`; bank `b` belongs to lane `b % lanes` of group
-`b // lanes`. The weight plane is `[pass][row][group][keep][lane]`, one INT8 each; the index plane
-has the same order with each weight's place in its bank, in 4, 6 or 8 bits, every row of every
-pass starting on a 64-bit word. A pass is a run of groups whose features fit the engine's vector
+`b // lanes`. The weight plane is `[pass][row][group][keep][lane]`, INT8 or INT4; the index plane
+has the same order with each weight's place in its bank, in 4, 6 or 8 bits. In both, every row of
+every pass starts on a 64-bit word. A pass is a run of groups whose features fit the engine's vector
 buffer together. Banks beyond `K` carry weight 0.
 """
 
@@ -32,6 +32,7 @@ class CsbShape:
     keep: int
     lanes: int
     groups_per_pass: int
+    weight_bits: int = 8
 
     @property
     def dense(self) -> bool:
@@ -56,11 +57,34 @@ class CsbShape:
 
     def index_row_bytes(self, groups: int) -> int:
         """Bytes of the indices of one row of one pass, whole 64-bit words."""
-        return -(-groups * self.keep * self.lanes * self.index_bits // 64) * 8
+        return self._row_bytes(groups, self.index_bits)
+
+    def weight_row_bytes(self, groups: int) -> int:
+        """Bytes of the weights of one row of one pass, whole 64-bit words."""
+        return self._row_bytes(groups, self.weight_bits)
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of the index plane."""
+        return self.rows * sum(self.index_row_bytes(groups) for _, groups in self.passes)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weight plane."""
+        return self.rows * sum(self.weight_row_bytes(groups) for _, groups in self.passes)
+
+    def _row_bytes(self, groups: int, bits: int) -> int:
+        return -(-groups * self.keep * self.lanes * bits // 64) * 8
 
 
 def csb_shape(
-    rows: int, features: int, bank_size: int, keep: int, lanes: int, vector_words: int
+    rows: int,
+    features: int,
+    bank_size: int,
+    keep: int,
+    lanes: int,
+    vector_words: int,
+    weight_bits: int = 8,
 ) -> CsbShape:
     """The shape with as few passes as the vector buffer allows, their lengths evened out.
 
@@ -74,7 +98,7 @@ def csb_shape(
         )
     groups = -(-features // (bank_size * lanes))
     passes = -(-groups // max(1, vector_words // bank_size))
-    return CsbShape(rows, features, bank_size, keep, lanes, -(-groups // passes))
+    return CsbShape(rows, features, bank_size, keep, lanes, -(-groups // passes), weight_bits)
 
 
 def pack_csb(
@@ -83,13 +107,16 @@ def pack_csb(
     """The weight plane and the index plane (empty where dense) of `weights` (M, K).
 
     Raises:
-        InputError: a bank has more than `keep` nonzeros; names the first row and bank.
+        InputError: a bank has more than `keep` nonzeros, or a weight does not fit its bits;
+            names the first row, and the bank.
     """
     if weights.shape != (shape.rows, shape.features) or weights.dtype != np.int8:
         raise InputError(
             f"weights are {weights.dtype} {weights.shape}, "
             f"wanted int8 {(shape.rows, shape.features)}"
         )
+    if shape.weight_bits == 4:
+        _check_int4(weights)
     starts = range(0, shape.rows, _ROWS_PER_TASK)
     with ThreadPoolExecutor() as pool:  # numpy's inner loops release the interpreter lock
         parts = list(pool.map(lambda r: _pack_rows(weights, shape, r), starts))
@@ -102,9 +129,19 @@ def pack_csb(
     return weight_plane, np.concatenate([i.reshape(-1) for i in indices]).view(np.uint64)
 
 
+def _check_int4(weights: NDArray[np.int8]) -> None:
+    wrong = np.argwhere((weights < -8) | (weights > 7))
+    if len(wrong):
+        row, feature = (int(i) for i in wrong[0])
+        raise InputError(
+            f"row {row}, feature {feature} is {int(weights[row, feature])}, 4 bits hold -8 to 7: "
+            "compile a float model with weight_bits=4, or leave the weights at 8 bits"
+        )
+
+
 def _pack_rows(
     weights: NDArray[np.int8], shape: CsbShape, start: int
-) -> list[tuple[NDArray[np.int8], NDArray[np.uint8]]]:
+) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     """Both planes of some rows, by pass."""
     block = weights[start : start + _ROWS_PER_TASK]
     rows = len(block)
@@ -114,15 +151,18 @@ def _pack_rows(
     if shape.dense:
         values = padded.reshape(rows, groups, lanes, s).transpose(0, 1, 3, 2)
         empty = np.zeros((rows, 0), np.uint8)
-        return [(np.ascontiguousarray(values[:, g : g + n]), empty) for g, n in shape.passes]
+        return [
+            (_pack_weights(values[:, g : g + n].reshape(rows, -1), shape, n), empty)
+            for g, n in shape.passes
+        ]
     positions = _kept_positions(padded.reshape(-1, s), k, start, groups * lanes)
     order = (rows, groups, lanes, k)
     values = padded.reshape(-1)[positions].reshape(order).transpose(0, 1, 3, 2)
     places = (positions % s).astype(np.uint8).reshape(order).transpose(0, 1, 3, 2)
     return [
         (
-            np.ascontiguousarray(values[:, g : g + n]),
-            _pack_bits(places[:, g : g + n].reshape(rows, -1), shape, n),
+            _pack_weights(values[:, g : g + n].reshape(rows, -1), shape, n),
+            _pack_places(places[:, g : g + n].reshape(rows, -1), shape, n),
         )
         for g, n in shape.passes
     ]
@@ -148,19 +188,33 @@ def _kept_positions(
     return np.flatnonzero(mask)
 
 
-def _pack_bits(places: NDArray[np.uint8], shape: CsbShape, groups: int) -> NDArray[np.uint8]:
-    """(rows, n) indices as (rows, bytes), lowest bits first."""
-    row_bytes = shape.index_row_bytes(groups)
-    out = np.zeros((len(places), row_bytes), np.uint8)
+def _pack_weights(values: NDArray[np.int8], shape: CsbShape, groups: int) -> NDArray[np.uint8]:
+    """(rows, n) weights as (rows, bytes)."""
+    fields = values.view(np.uint8)
+    if shape.weight_bits == 4:
+        fields = fields & np.uint8(15)
+    return _pack_bits(fields, shape.weight_bits, shape.weight_row_bytes(groups))
+
+
+def _pack_places(places: NDArray[np.uint8], shape: CsbShape, groups: int) -> NDArray[np.uint8]:
+    """(rows, n) indices as (rows, bytes)."""
+    return _pack_bits(places, shape.index_bits, shape.index_row_bytes(groups))
+
+
+def _pack_bits(fields: NDArray[np.uint8], bits: int, row_bytes: int) -> NDArray[np.uint8]:
+    """(rows, n) fields of 4, 6 or 8 bits as (rows, row_bytes), lowest bits first."""
     packed: NDArray[np.uint8]
-    if shape.index_bits == 8:
-        packed = places
-    elif shape.index_bits == 4:
-        packed = (places[:, 0::2] | (places[:, 1::2] << 4)).astype(np.uint8)
+    if bits == 8:
+        packed = fields
+    elif bits == 4:
+        packed = (fields[:, 0::2] | (fields[:, 1::2] << 4)).astype(np.uint8)
     else:
-        a, b, c, d = (places[:, i::4] for i in range(4))
+        a, b, c, d = (fields[:, i::4] for i in range(4))
         triple = np.stack([a | (b << 6), (b >> 2) | (c << 4), (c >> 4) | (d << 2)], axis=2)
-        packed = triple.reshape(len(places), -1)
+        packed = triple.reshape(len(fields), -1)
+    if packed.shape[1] == row_bytes:
+        return packed
+    out = np.zeros((len(fields), row_bytes), np.uint8)
     out[:, : packed.shape[1]] = packed
     return out
 
@@ -173,23 +227,27 @@ def unpack_csb(
     Kept places beyond the last feature, which only padding has, become weight 0 of feature 0.
     """
     values, columns = [], []
-    bytes_w, bytes_i = weight_plane.view(np.int8), index_plane.view(np.uint8)
+    bytes_w, bytes_i = weight_plane.view(np.uint8), index_plane.view(np.uint8)
     at_w = at_i = 0
     for first, groups in shape.passes:
         order = (shape.rows, groups, shape.keep, shape.lanes)
-        size = int(np.prod(order))
-        value = bytes_w[at_w : at_w + size].reshape(order)
+        count = groups * shape.keep * shape.lanes
+        size = shape.rows * shape.weight_row_bytes(groups)
+        raw = bytes_w[at_w : at_w + size].reshape(shape.rows, -1)
         at_w += size
+        value = _unpack_bits(raw, shape.weight_bits, count).view(np.int8)
+        if shape.weight_bits == 4:
+            value = (value << 4) >> 4  # the sign is in bit 3
         if shape.dense:
             counted = np.arange(shape.keep, dtype=np.uint8)[None, None, :, None]
             place = np.broadcast_to(counted, order)
         else:
-            row_bytes = shape.index_row_bytes(groups)
-            raw = bytes_i[at_i : at_i + shape.rows * row_bytes].reshape(shape.rows, row_bytes)
-            at_i += raw.size
-            place = _unpack_bits(raw, shape, size // shape.rows).reshape(order)
+            size = shape.rows * shape.index_row_bytes(groups)
+            raw = bytes_i[at_i : at_i + size].reshape(shape.rows, -1)
+            at_i += size
+            place = _unpack_bits(raw, shape.index_bits, count).reshape(order)
         bank = (first + np.arange(groups))[:, None, None] * shape.lanes + np.arange(shape.lanes)
-        values.append(value.reshape(shape.rows, -1))
+        values.append(value)
         columns.append((bank * shape.bank_size + place).reshape(shape.rows, -1))
     all_values = np.concatenate(values, axis=1)
     all_columns = np.concatenate(columns, axis=1).astype(np.int32)
@@ -200,18 +258,16 @@ def unpack_csb(
     return all_values, all_columns
 
 
-def _unpack_bits(raw: NDArray[np.uint8], shape: CsbShape, count: int) -> NDArray[np.uint8]:
+def _unpack_bits(raw: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8]:
     """The inverse of `_pack_bits`: (rows, bytes) to (rows, count)."""
-    if shape.index_bits == 8:
+    if bits == 8:
         places = raw
-    elif shape.index_bits == 4:
+    elif bits == 4:
         places = np.stack([raw & 15, raw >> 4], axis=2).reshape(len(raw), -1)
     else:
         usable = raw[:, : raw.shape[1] // 3 * 3]
         a, b, c = (usable[:, i::3].astype(np.uint16) for i in range(3))
-        bits = a | (b << 8)
-        places = np.stack(
-            [bits & 63, (bits >> 6) & 63, (bits >> 12) | ((c & 3) << 4), c >> 2], axis=2
-        )
+        low = a | (b << 8)
+        places = np.stack([low & 63, (low >> 6) & 63, (low >> 12) | ((c & 3) << 4), c >> 2], axis=2)
         places = places.astype(np.uint8).reshape(len(raw), -1)
     return places[:, :count]

@@ -50,7 +50,9 @@ def _pack_layer(
     layer: QuantLayer, bank_size: int, keep: int, build: Build, image: _Image
 ) -> PackedLayer:
     rows, features = layer.weights.shape
-    shape = csb_shape(rows, features, bank_size, keep, build.lanes, build.vector_words)
+    shape = csb_shape(
+        rows, features, bank_size, keep, build.lanes, build.vector_words, layer.weight_bits
+    )
     try:
         weights, indices = pack_csb(layer.weights, shape)
         parameters = row_parameters(layer)
@@ -65,6 +67,7 @@ def _pack_layer(
         features=features,
         bank_size=bank_size,
         keep=keep,
+        weight_bits=layer.weight_bits,
         groups_per_pass=shape.groups_per_pass,
         zero_point=layer.zero_point,
         sums_out=layer.multiplier is None,

@@ -41,6 +41,7 @@ class PackedLayer:
     features: int
     bank_size: int
     keep: int
+    weight_bits: int
     groups_per_pass: int
     zero_point: int
     sums_out: bool
@@ -52,7 +53,13 @@ class PackedLayer:
     def csb(self, lanes: int) -> CsbShape:
         """The counts of this layer's banks on an engine of `lanes` lanes."""
         return CsbShape(
-            self.rows, self.features, self.bank_size, self.keep, lanes, self.groups_per_pass
+            self.rows,
+            self.features,
+            self.bank_size,
+            self.keep,
+            lanes,
+            self.groups_per_pass,
+            self.weight_bits,
         )
 
     @property
@@ -80,12 +87,8 @@ class Program:
     @property
     def weight_bytes(self) -> int:
         """Bytes of weights and indices that an inference reads at least once."""
-        total = 0
-        for layer in self.layers:
-            shape = layer.csb(self.build.lanes)
-            total += shape.rows * shape.groups * shape.lanes * shape.keep
-            total += sum(shape.rows * shape.index_row_bytes(n) for _, n in shape.passes)
-        return total
+        shapes = [layer.csb(self.build.lanes) for layer in self.layers]
+        return sum(shape.weight_bytes + shape.index_bytes for shape in shapes)
 
     @property
     def sparsity(self) -> float:

@@ -12,6 +12,7 @@ from ..builds import PORT_BYTES, Build
 from ..interface import (
     COMMAND_WORDS,
     FLAG_DENSE,
+    FLAG_INT4,
     FLAG_SUMS_OUT,
     FLAG_TABLE,
     OP_LINEAR,
@@ -77,7 +78,8 @@ def layer_command(
         op=OP_LINEAR,
         flags=(FLAG_DENSE if shape.dense else 0)
         | (FLAG_TABLE if layer.table >= 0 else 0)
-        | (FLAG_SUMS_OUT if layer.sums_out else 0),
+        | (FLAG_SUMS_OUT if layer.sums_out else 0)
+        | (FLAG_INT4 if layer.weight_bits == 4 else 0),
         layer=index,
         input=tensors[layer.input],
         output=tensors[layer.output],
