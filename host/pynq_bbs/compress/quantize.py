@@ -13,6 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, ModelError
+from ..model.arithmetic import (
+    clamp_table,
+    dequantise,
+    function_table,
+    integer_bias,
+    multiplier,
+    quantise,
+    sum_scale,
+)
 from ..model.graph import (
     Float,
     Function,
@@ -24,15 +33,6 @@ from ..model.graph import (
     QuantModel,
     QuantOutput,
     apply_functions,
-)
-from .arithmetic import (
-    clamp_table,
-    dequantise,
-    function_table,
-    integer_bias,
-    multiplier,
-    quantise,
-    sum_scale,
 )
 from .calibrate import MIN_SCALE, Observer, make_observer
 

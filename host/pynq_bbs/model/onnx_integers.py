@@ -18,7 +18,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..compress.arithmetic import (
+from ..errors import ModelError
+from .arithmetic import (
     clamp_table,
     function_table,
     integer_bias,
@@ -26,7 +27,6 @@ from ..compress.arithmetic import (
     sum_scale,
     then,
 )
-from ..errors import ModelError
 from .graph import Float, Function, QuantInput, QuantLayer, QuantModel, QuantOutput
 from .onnx_plan import Plan
 from .onnx_reader import Problem, Reading

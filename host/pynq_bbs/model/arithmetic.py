@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ModelError
-from ..model.graph import Float, Function, apply_functions
+from .graph import Float, Function, apply_functions
 
 Int8 = NDArray[np.int8]
 
