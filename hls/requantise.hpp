@@ -81,17 +81,15 @@ inline void requantise(const Command c, const Shape s, TableStream& table_words,
 #pragma HLS BIND_STORAGE variable=table type=ram_1p impl=lutram
   const bool use_table = (c.flags & kFlagTable) != 0;
   const bool sums_out = (c.flags & kFlagSumsOut) != 0;
-table_words:
-  for (uint32_t i = 0; i < (use_table ? kTableWords : 0); i++) {
-    const word_t word = table_words.read();
-  table_bytes:
-    for (int b = 0; b < kPortBytes; b++) {
+  word_t entries = 0;
+table_bytes:
+  for (uint32_t i = 0; i < (use_table ? kTableEntries : 0); i++) {
 #pragma HLS PIPELINE II=1
-    copies:
-      for (int u = 0; u < kRequantUnits; u++) {
+    if (i % kPortBytes == 0) entries = table_words.read();
+  copies:
+    for (int u = 0; u < kRequantUnits; u++) {
 #pragma HLS UNROLL
-        table[u][i * kPortBytes + b] = (int8_t)(uint8_t)(word >> (8 * b));
-      }
+      table[u][i] = (int8_t)(uint8_t)(entries >> (8 * (i % kPortBytes)));
     }
   }
   const uint32_t count = c.rows * c.tiles * s.output_words;  // checked: fits the memory

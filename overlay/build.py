@@ -27,6 +27,7 @@ from pynq_bbs.builds import Build, load_build
 from pynq_bbs.device.driver import VLNV
 from pynq_bbs.errors import BbsError, BuildError, InputError, ToolchainError
 from pynq_bbs.interface import VERSION
+from pynq_bbs.resources import check_fits
 
 ROOT = Path(__file__).resolve().parents[1]
 MANIFEST_FORMAT = 1
@@ -248,7 +249,7 @@ def make_job(args: argparse.Namespace) -> Job:
     """The job that the command line describes.
 
     Raises:
-        BuildError: unknown board or build.
+        BuildError: unknown board or build, or a build that by the estimate cannot fit the board.
         InputError: a clock or folder that cannot be used.
     """
     board = load_board(args.board)
@@ -256,6 +257,7 @@ def make_job(args: argparse.Namespace) -> Job:
     if source.endswith(".json"):
         source = str(Path(source).resolve())
     build = load_build(source)
+    check_fits(build, board)
     clock = args.clock or board.clock_mhz
     if not 10 <= clock <= 500:
         raise InputError(

@@ -576,3 +576,15 @@ def test_script_and_document_name_the_same_parameters(build: ModuleType, tmp_pat
     for script, step in ((HLS_SCRIPT, steps[0]), (BLOCK_DESIGN, build.overlay_step(job, ip))):
         asked = set(re.findall(r"parameter (BBS_\w+)", script.read_text()))
         assert asked == set(step.environment)
+
+
+def test_build_that_cannot_fit_is_refused(
+    build: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before any tool is started, and with what is short."""
+    wide = json.loads((ROOT / "overlay" / "builds" / "8x32.json").read_text())
+    wide.update(name="32x32", lanes=32)
+    path = tmp_path / "32x32.json"
+    path.write_text(json.dumps(wide))
+    assert build.main(["--board", "Pynq-Z2", "--build", str(path), "--dry-run"]) == 7
+    assert "DSP" in capsys.readouterr().err

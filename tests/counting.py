@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A counting build: the engine of `hls/`, with a counter in every pipelined loop.
+
+The sources stay as they are. A copy is made in which every `#pragma HLS PIPELINE` is followed by
+a call that counts, and `counting.hpp` takes the place of `dataflow.hpp`. A loop is called
+`file:function:label`, and `file:function:label(port)` where several processes of the region are
+calls of the same function.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from pynq_bbs.builds import Build
+from pynq_bbs.codegen import build_header
+from pynq_bbs.device.emulator import Engine
+from pynq_bbs.paths import hls_dir
+from pynq_bbs.toolchain import shared_library
+
+HERE = Path(__file__).parent
+#: Processes of a region inside a process; they share a buffer of two halves.
+PRODUCER, CONSUMER = "fill_vectors", "multiply_fill"
+
+_CDEF = """
+void bbs_counting_reset(int tracing);
+uint64_t bbs_counting_trips(int process, int loop);
+uint64_t bbs_counting_replay(double bytes_per_cycle, uint32_t fill, uint32_t memory_loops,
+                             int producer, int consumer);
+"""
+_PIPELINE = re.compile(r"\bHLS\s+PIPELINE\b", re.IGNORECASE)
+_PRAGMA = re.compile(r"^\s*#pragma HLS PIPELINE II=1$")
+_FUNCTION = re.compile(r"^(?!static_assert)[\w:]+ [\w:<>*& ]*?\b(\w+)\(")
+_LABEL = re.compile(r"^\s*(\w+):$")
+_HEADER = re.compile(r"^(\s*)(for|while) \(.*\) \{$")
+_PROCESS = re.compile(r"^\s*BBS_PROCESS\((\w+)\((\w+)")
+
+
+class UncountedLoopError(Exception):
+    """A pipelined loop that the counting build cannot see; names file and line."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    file: str
+    function: str
+    label: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.function}:{self.label}"
+
+
+class Instrumented:
+    """Sources with counters: loops and processes are numbered in the order they are found."""
+
+    def __init__(self) -> None:
+        self.loops: list[Loop] = []
+        #: (function, first argument); number 0 is whatever runs outside of the region
+        self.processes: list[tuple[str, str]] = [("", "")]
+
+    def source(self, file: str, text: str) -> str:
+        """`text` of `file` with its loops and processes instrumented.
+
+        Raises:
+            UncountedLoopError: a pipelined loop has no label, or is written in an unknown way.
+        """
+        lines = text.splitlines()
+        before: dict[int, list[str]] = {}  # what to put before a line
+        for at, line in enumerate(lines):
+            if _PIPELINE.search(line):
+                self._loop(file, lines, at, before)
+            process = _PROCESS.match(line)
+            nested = re.match(rf"^\s+({PRODUCER}|{CONSUMER})\(", line)
+            if process or nested:
+                found = process or nested
+                assert found is not None
+                self.processes.append((found[1], found[2] if process else ""))
+                before[at] = [f"bbs::counting::enter({len(self.processes) - 1});"]
+        out = []
+        for at, line in enumerate([*lines, ""]):
+            out += [*before.get(at, []), line]
+        return "\n".join(out)
+
+    def _loop(self, file: str, lines: list[str], at: int, before: dict[int, list[str]]) -> None:
+        def uncounted(reason: str) -> UncountedLoopError:
+            return UncountedLoopError(f"{file}, line {at + 1}, {lines[at].strip()!r}: {reason}")
+
+        if not _PRAGMA.match(lines[at]):
+            raise uncounted("this way of asking for a pipeline is unknown here")
+        head = at - 1
+        while lines[head].lstrip().startswith(("//", "#pragma")):
+            head -= 1
+        header, label = _HEADER.match(lines[head]), _LABEL.match(lines[head - 1])
+        if header is None:
+            raise uncounted("it does not stand first in the body of a loop")
+        if label is None:
+            raise uncounted("the loop has no label")
+        starts = [m[1] for line in lines[:at] if (m := _FUNCTION.match(line))]
+        if not starts:
+            raise uncounted("it is in no function")
+        loop = Loop(file, starts[-1], label[1])
+        if loop in self.loops:
+            raise uncounted(f"{loop} is the name of two loops")
+        end = next(i for i in range(at, len(lines)) if lines[i] == header[1] + "}")
+        before.setdefault(head, []).append("bbs::counting::begin();")
+        before.setdefault(at + 1, []).append(f"bbs::counting::trip({len(self.loops)});")
+        before.setdefault(end + 1, []).append("bbs::counting::end();")
+        self.loops.append(loop)
+
+
+class CountingEngine(Engine):
+    """Runs commands like `Engine`; what they count adds up until `reset`."""
+
+    def __init__(self, library: str, sources: Instrumented) -> None:
+        super().__init__(library)
+        self._ffi.cdef(_CDEF)
+        self._sources = sources
+        self.reset()
+
+    def reset(self, *, tracing: bool = False) -> None:
+        """Forget everything; with `tracing`, keep what `replay` needs (of one command)."""
+        self._library.bbs_counting_reset(tracing)
+
+    def counts(self) -> dict[str, int]:
+        """Loop name -> trips since `reset`, every pipelined loop of the source."""
+        functions = Counter(function for function, _ in self._sources.processes)
+        found: Counter[str] = Counter()
+        for number, loop in enumerate(self._sources.loops):
+            for process, (function, argument) in enumerate(self._sources.processes):
+                trips = int(self._library.bbs_counting_trips(process, number))
+                if functions[loop.function] > 1:
+                    if function == loop.function:
+                        found[f"{loop}({argument})"] += trips
+                    else:
+                        assert trips == 0
+                else:
+                    found[str(loop)] += trips
+        return dict(found)
+
+    def replay(self, bytes_per_cycle: float, fill: int) -> int:
+        """Cycles from the start of the traced command to its last word in memory.
+
+        Args:
+            bytes_per_cycle: what the memory gives to all ports together.
+            fill: latency of every pipelined loop.
+        """
+        memory = sum(1 << n for n, x in enumerate(self._sources.loops) if x.file == "memory.hpp")
+        producer, consumer = (
+            self._sources.processes.index((name, "")) for name in (PRODUCER, CONSUMER)
+        )
+        return int(
+            self._library.bbs_counting_replay(bytes_per_cycle, fill, memory, producer, consumer)
+        )
+
+
+def instrumented_copy(folder: Path) -> Instrumented:
+    """Writes the engine's sources with counters into `folder`.
+
+    Raises:
+        UncountedLoopError: a pipelined loop would not be counted.
+    """
+    sources = Instrumented()
+    for path in (*sorted(hls_dir().glob("*.hpp")), hls_dir() / "engine.cpp"):
+        text = path.read_text(encoding="utf-8")
+        counted = sources.source(path.name, text)
+        if counted.count("bbs::counting::trip(") != len(_PIPELINE.findall(text)):
+            raise UncountedLoopError(f"{path.name}: it has more pipelined loops than were found")
+        (folder / path.name).write_text(counted, encoding="utf-8")
+    shutil.copy(HERE / "counting.hpp", folder)
+    (folder / "dataflow.hpp").write_text('#pragma once\n#include "counting.hpp"\n')
+    for name in (PRODUCER, CONSUMER):
+        if sources.processes.count((name, "")) != 1:
+            raise UncountedLoopError(f"{name} is called by more or fewer than one place")
+    return sources
+
+
+@cache
+def counting_engine(build: Build) -> CountingEngine:
+    """The counting build of `build`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        sources = instrumented_copy(folder)
+        replay = shutil.copy(HERE / "replay.cpp", folder)
+        library = shared_library(
+            f"bbs_counting_{build.name}",
+            [folder / "engine.cpp", Path(replay)],
+            headers={"build.hpp": build_header(build)},
+            include_dirs=[folder],
+            depends=sorted(folder.glob("*.hpp")),
+            flags=["-std=c++17", "-Wno-unused-label"],
+        )
+    return CountingEngine(str(library), sources)

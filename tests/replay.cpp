@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+// Replays the trace of one command cycle by cycle, as the data path would run it.
+//
+// Every process takes one step a cycle: a trip of a pipelined loop, or one move outside of loops.
+// It waits where a stream that the step reads is empty and, in a step that moves a word of memory,
+// until the memory has the bytes. What a trip writes leaves the pipeline `fill` cycles later; where
+// the stream is full, the whole pipeline stands still. Behind a loop the process waits until the
+// pipeline is empty.
+#include "counting.hpp"
+
+#include <algorithm>
+
+namespace bbs {
+namespace counting {
+namespace {
+
+constexpr double kBurstBytes = 64 * kPortBytes;
+
+struct Write {
+  uint64_t due;
+  uint32_t streams;
+};
+
+struct Process {
+  size_t at = 0;
+  uint64_t clock = 0;  // cycles in which the pipeline moved
+  uint64_t ready = 0;  // for the next step, by that clock
+  std::deque<Write> pipeline;
+  int calls = 0;  // begun
+  int done = 0;   // ended
+};
+
+class Replay {
+ public:
+  Replay(double bytes_per_cycle, uint32_t fill, uint32_t memory_loops, int producer, int consumer)
+      : rate_(bytes_per_cycle),
+        fill_(fill),
+        memory_loops_(memory_loops),
+        producer_(producer),
+        consumer_(consumer),
+        held_(recorder().links.size()) {}
+
+  uint64_t run() {
+    uint64_t last_step = 0;
+    uint64_t now = 0;
+    for (; !ended(); now++) {
+      // The rate is an average over bursts: what is not taken is kept, up to one burst.
+      credit_ = std::min(credit_ + rate_, std::max(rate_, kBurstBytes));
+      const int after = last_mover_ + 1;  // the memory serves its ports in turn
+      for (int i = 0; i < kMostProcesses; i++)
+        if (step((after + i) % kMostProcesses)) last_step = now;
+      if (now - last_step > 1000 + 4 * fill_) fail("the replay is stuck");
+    }
+    return now;
+  }
+
+ private:
+  bool ended() const {
+    for (int p = 0; p < kMostProcesses; p++)
+      if (processes_[p].at < recorder().trace[p].size() || busy(processes_[p])) return false;
+    return true;
+  }
+
+  static bool busy(const Process& process) {
+    return process.clock < process.ready || !process.pipeline.empty();
+  }
+
+  // Whether anything moved.
+  bool step(int p) {
+    Process& process = processes_[p];
+    const std::vector<Record>& trace = recorder().trace[p];
+    const bool moves = busy(process);
+    if (!write(process)) return false;
+    process.clock++;
+    if (process.clock < process.ready) return moves;
+    if (process.at == trace.size()) {
+      if (!busy(process)) process.done = process.calls;
+      return moves;
+    }
+    const Record& record = trace[process.at];
+    if (!start(p, record)) return moves;
+    process.at++;
+    const bool in_loop = record.loop < kMostLoops;
+    const bool drains = in_loop && (process.at == trace.size() || trace[process.at].first ||
+                                    trace[process.at].loop != record.loop);
+    process.ready = process.clock + 1 + (drains ? fill_ : 0);
+    return true;
+  }
+
+  // False where the pipeline cannot move on.
+  bool write(Process& process) {
+    if (process.pipeline.empty() || process.pipeline.front().due > process.clock) return true;
+    const uint32_t streams = process.pipeline.front().streams;
+    for (size_t i = 0; i < held_.size(); i++)
+      if ((streams >> i & 1) && held_[i] == recorder().links[i].depth) return false;
+    for (size_t i = 0; i < held_.size(); i++) held_[i] += streams >> i & 1;
+    process.pipeline.pop_front();
+    return true;
+  }
+
+  // Begins what the record tells, where its inputs are there.
+  bool start(int p, const Record& record) {
+    Process& process = processes_[p];
+    if (record.loop == kCall) {
+      process.done = process.calls;
+      if (!may_call(p, process.calls)) return false;
+      process.calls++;
+      return true;
+    }
+    const bool in_loop = record.loop < kMostLoops;
+    const bool in_memory = in_loop && (memory_loops_ >> record.loop & 1);
+    if (in_memory && credit_ < kPortBytes) return false;
+    uint32_t reads = 0;
+    for (size_t i = 0; i < held_.size(); i++)
+      if ((record.streams >> i & 1) && recorder().links[i].reader == p) {
+        if (held_[i] == 0) return false;
+        reads |= 1u << i;
+      }
+    for (size_t i = 0; i < held_.size(); i++) held_[i] -= reads >> i & 1;
+    if (record.streams & ~reads)
+      process.pipeline.push_back({process.clock + (in_loop ? fill_ : 0), record.streams & ~reads});
+    if (in_memory) {
+      credit_ -= kPortBytes;
+      last_mover_ = p;
+    }
+    return true;
+  }
+
+  // A buffer of two halves lies between these processes.
+  bool may_call(int p, int call) const {
+    if (p == producer_) return call < processes_[consumer_].done + 2;
+    if (p == consumer_) return call < processes_[producer_].done;
+    return true;
+  }
+
+  double rate_;
+  double credit_ = 0;
+  int last_mover_ = 0;
+  uint32_t fill_;
+  uint32_t memory_loops_;
+  int producer_;
+  int consumer_;
+  std::vector<int> held_;  // values in each stream
+  Process processes_[kMostProcesses];
+};
+
+}  // namespace
+}  // namespace counting
+}  // namespace bbs
+
+// Forgets all counts and traces.
+extern "C" void bbs_counting_reset(int tracing) {
+  bbs::counting::Recorder& r = bbs::counting::recorder();
+  r = bbs::counting::Recorder();
+  r.tracing = tracing != 0;
+}
+
+extern "C" uint64_t bbs_counting_trips(int process, int loop) {
+  return bbs::counting::recorder().trips[process][loop];
+}
+
+// Cycles of the command whose trace is kept. `memory_loops`: bit set of the loops that move a
+// word of memory in every trip; `producer` and `consumer` share a buffer of two halves.
+extern "C" uint64_t bbs_counting_replay(double bytes_per_cycle, uint32_t fill,
+                                        uint32_t memory_loops, int producer, int consumer) {
+  return bbs::counting::Replay(bytes_per_cycle, fill, memory_loops, producer, consumer).run();
+}
