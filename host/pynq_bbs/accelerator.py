@@ -209,9 +209,10 @@ class Accelerator:
             x = reference[layer.input].astype(np.int8, copy=False)
 
             def sums(
-                index: int = index, x: NDArray[np.int8] = x
+                column: int, index: int = index, x: NDArray[np.int8] = x
             ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-                return engine.sums(index, x), cpu.sums(index, x)
+                alone = x[column : column + 1]
+                return engine.sums(index, alone)[0], cpu.sums(index, alone)[0]
 
             compare_layer(
                 layer.name, results[layer.output], reference[layer.output], first_column, sums

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from .errors import VerificationError
 
-#: Gives the device's and the cpu device's INT32 sums (N, M) of the layer that differs.
-Sums = Callable[[], tuple[NDArray[np.int32], NDArray[np.int32]]]
+#: Column -> the device's and the cpu device's INT32 sums (M,) of the layer that differs.
+Sums = Callable[[int], tuple[NDArray[np.int32], NDArray[np.int32]]]
 
 
 def compare_layer(
@@ -40,11 +40,11 @@ def compare_layer(
         )
     wrong = np.argwhere(device != reference)
     column, row = (int(i) for i in wrong[0])
-    device_sums, reference_sums = sums()
+    device_sums, reference_sums = sums(column)
     raise VerificationError(
         f"layer {name!r}, row {row}, column {first_column + column}: the device gave "
         f"{int(device[column, row])}, the cpu device {int(reference[column, row])} "
-        f"(sums {int(device_sums[column, row])} and {int(reference_sums[column, row])}); "
+        f"(sums {int(device_sums[row])} and {int(reference_sums[row])}); "
         f"{len(wrong)} of {device.size} outputs of this layer differ. Equal sums point at "
         "requantisation, different ones at weights, indices or activations"
     )

@@ -42,6 +42,7 @@ class EngineProgram:
         self._seconds = seconds
         self._most_columns = MOST_COLUMNS
         self._plan: Plan | None = None
+        self._cycles: list[LayerCycles] = []
         self._block: Any = None
 
     def chunks(self, columns: int) -> Iterable[tuple[int, int]]:
@@ -50,13 +51,19 @@ class EngineProgram:
         Raises:
             DeviceMemoryError: not even one column tile fits.
         """
+        cols = self._program.build.cols
         start = 0
         while start < columns:
             end = min(columns, start + self._most_columns)
-            self._prepare(end - start)
-            end = min(end, start + self._most_columns)  # memory may have made it less
-            yield start, end
-            start = end
+            try:
+                self._prepare(end - start)
+            except DeviceMemoryError:
+                if end - start <= cols:
+                    raise
+                self._most_columns = max(cols, (end - start) // 2 // cols * cols)
+            else:
+                yield start, end
+                start = end
 
     def run(
         self, inputs: dict[str, NDArray[np.int8]], wanted: Iterable[str]
@@ -68,7 +75,6 @@ class EngineProgram:
         """
         plan = self._prepare(len(next(iter(inputs.values()))))
         build, layers = self._program.build, self._program.layers
-        cycles = [layer_cycles(c, build, self._memory) for c in plan.commands]
         words = np.asarray(self._block)
         for tensor, values in inputs.items():
             with self._timed("layout"):
@@ -78,7 +84,7 @@ class EngineProgram:
         with self._timed("to device"):
             self._block.flush()
         with self._timed("device"):
-            modelled = sum(c.total for c in cycles) / self._memory.clock_hz
+            modelled = sum(c.total for c in self._cycles) / self._memory.clock_hz
             self._session.driver.run(
                 self._block.device_address,
                 plan.memory_words,
@@ -91,7 +97,7 @@ class EngineProgram:
             self._block.invalidate()
         with self._timed("layout"):
             outputs = {tensor: self._tensor(plan, tensor) for tensor in wanted}
-        return outputs, cycles
+        return outputs, self._cycles
 
     def sums(self, index: int, x: NDArray[np.int8]) -> NDArray[np.int32]:
         """The INT32 sums (N, M) that the device computes for layer `index` from `x` (N, K)."""
@@ -113,20 +119,15 @@ class EngineProgram:
 
     def _prepare(self, columns: int) -> Plan:
         """The plan for `columns`, its image and commands in device memory."""
-        while True:
-            if self._plan is not None and self._plan.columns == columns:
-                return self._plan
-            columns = min(columns, self._most_columns)
+        if self._plan is None or self._plan.columns != columns:
             plan = make_plan(self._program, columns, self._memory)
-            try:
-                self._load(plan)
-            except DeviceMemoryError:
-                if plan.tiles == 1:
-                    raise
-                cols = self._program.build.cols
-                self._most_columns = plan.tiles // 2 * cols
-            else:
-                return plan
+            self._plan = None  # until all of the new one lies in memory
+            self._load(plan)
+            self._cycles = [
+                layer_cycles(c, self._program.build, self._memory) for c in plan.commands
+            ]
+            self._plan = plan
+        return self._plan
 
     def _load(self, plan: Plan) -> None:
         image = self._program.image
@@ -137,7 +138,6 @@ class EngineProgram:
         commands = plan.words()
         first = plan.first_command
         np.asarray(self._block)[first : first + len(commands)] = commands
-        self._plan = plan
 
     def _tensor(self, plan: Plan, tensor: str) -> NDArray[np.generic]:
         features = self._program.features()[tensor]
