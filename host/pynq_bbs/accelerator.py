@@ -238,4 +238,3 @@ def _add(report: LayerReport, cycles: LayerCycles) -> None:
     report.cycles += cycles.total
     report.multiply_cycles += cycles.multiply
     report.bytes += cycles.bytes
-    report.executed_macs += cycles.macs

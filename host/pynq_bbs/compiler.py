@@ -6,17 +6,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, TypeVar
 
 from .builds import Build, load_build
 from .compress.prune import bank_prune, choose_bank
 from .compress.quantize import quantize
 from .errors import InputError
-from .model.graph import Model, QuantModel
+from .model.graph import Layer, Model, QuantLayer, QuantModel
 from .pack.image import pack
 from .pack.program import Program
+
+AnyLayer = TypeVar("AnyLayer", Layer, QuantLayer)
 
 
 def compile(
@@ -55,8 +55,12 @@ def compile(
         from .model.onnx_import import load_onnx
 
         model = load_onnx(model)
+
+    def bank(layer: Layer | QuantLayer) -> tuple[int, int]:
+        return choose_bank(layer.weights.shape[1], sparsity, bank_size, target.lanes)
+
     if isinstance(model, Model):
-        model = _prune_float(model, sparsity, bank_size, target.lanes)
+        model = replace(model, layers=_pruned(model.layers, bank))
         if calibration is None:
             raise InputError(
                 f"model {model.name!r} is float and needs calibration samples to choose its "
@@ -67,40 +71,13 @@ def compile(
             model, calibration, method=method, weight_bits=weight_bits, progress=progress
         )
     else:
-        model = _prune_integer(model, sparsity, bank_size, target.lanes)
-        layers = [replace(layer, weight_bits=weight_bits) for layer in model.layers]
+        layers = _pruned(model.layers, bank)
+        layers = [replace(layer, weight_bits=weight_bits) for layer in layers]
         model = replace(model, layers=layers)
-    banks = {
-        layer.name: choose_bank(layer.weights.shape[1], sparsity, bank_size, target.lanes)
-        for layer in model.layers
-    }
-    return pack(model, banks, target)
+    return pack(model, {layer.name: bank(layer) for layer in model.layers}, target)
 
 
-def _prune_float(model: Model, sparsity: float, bank_size: int, lanes: int) -> Model:
-    layers = [
-        replace(
-            layer,
-            weights=bank_prune(
-                layer.weights, *choose_bank(layer.weights.shape[1], sparsity, bank_size, lanes)
-            ),
-        )
-        for layer in model.layers
-    ]
-    return replace(model, layers=layers)
-
-
-def _prune_integer(model: QuantModel, sparsity: float, bank_size: int, lanes: int) -> QuantModel:
-    layers = [
-        replace(
-            layer,
-            weights=np.asarray(
-                bank_prune(
-                    layer.weights, *choose_bank(layer.weights.shape[1], sparsity, bank_size, lanes)
-                ),
-                np.int8,
-            ),
-        )
-        for layer in model.layers
-    ]
-    return replace(model, layers=layers)
+def _pruned(
+    layers: list[AnyLayer], bank: Callable[[Layer | QuantLayer], tuple[int, int]]
+) -> list[AnyLayer]:
+    return [replace(la, weights=bank_prune(la.weights, *bank(la))) for la in layers]

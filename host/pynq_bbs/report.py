@@ -22,7 +22,6 @@ class LayerReport:
     cycles: float = 0.0
     multiply_cycles: int = 0
     bytes: int = 0
-    executed_macs: int = 0
 
     @property
     def utilisation(self) -> float:
