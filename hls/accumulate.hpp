@@ -10,17 +10,62 @@ namespace bbs {
 using TableStream = Stream<word_t, kTableWords>;
 using TotalStream = Stream<TotalWord, 4>;
 
+// The parameters of a row group.
+struct RowWord {
+  word_t v[kRows];
+};
+
+// The sum of a row's columns takes the place of the first one. They start from one bias.
+inline void sum_columns(TotalWord& total) {
+#pragma HLS INLINE
+rows:
+  for (int r = 0; r < kRows; r++) {
+#pragma HLS UNROLL
+    uint32_t sum = 0;
+  columns:
+    for (int col = 0; col < kCols; col++) {
+#pragma HLS UNROLL
+      sum += (uint32_t)total.v[r * kCols + col];
+    }
+    total.v[r * kCols] = (int32_t)sum;
+  }
+}
+
+// What a row group's sums become in this pass.
+inline TotalWord add_pass(const Command& c, const Visit& visit, const RowWord& parameters,
+                          const SumWord& sum, const SumWord& before) {
+#pragma HLS INLINE
+  const bool maximum = has(c, kFlagMaximum);
+  TotalWord total;
+sums:
+  for (int i = 0; i < kWide; i++) {
+#pragma HLS UNROLL
+    const uint32_t bias = (uint32_t)parameters.v[i / kCols];
+    const bool biased = !has(c, kFlagSumColumns) || i % kCols == 0;
+    const int32_t start = visit.first_pass ? (int32_t)(biased ? bias : 0) : before.v[i];
+    const int32_t larger = start > sum.v[i] ? start : sum.v[i];
+    total.v[i] = maximum ? larger : (int32_t)((uint32_t)start + (uint32_t)sum.v[i]);
+  }
+multipliers:
+  for (int r = 0; r < kRows; r++) {
+#pragma HLS UNROLL
+    total.multiplier[r] = (uint32_t)(parameters.v[r] >> 32);
+  }
+  return total;
+}
+
 inline void accumulate(const Command c, VisitStream& visits, WordStream& row_words,
                        SumStream& sums, TableStream& table_words, TotalStream& totals) {
 #pragma HLS INLINE off
-  // INT32 sums between passes, one word a row and tile.
+  // INT32 sums between passes, one word a row group and tile.
   SumWord partial[kSumWords];
 #pragma HLS AGGREGATE variable=partial compact=bit
 #pragma HLS BIND_STORAGE variable=partial type=ram_s2p impl=bram
-  word_t rows[kBlockRows];
+  RowWord rows[kBlockRows];
+#pragma HLS AGGREGATE variable=rows compact=bit
 #pragma HLS BIND_STORAGE variable=rows type=ram_s2p impl=bram
 table:
-  for (uint32_t i = 0; i < ((c.flags & kFlagTable) ? kTableWords : 0); i++) {
+  for (uint32_t i = 0; i < (has(c, kFlagTable) ? kTableWords : 0); i++) {
 #pragma HLS PIPELINE II=1
     table_words.write(row_words.read());
   }
@@ -28,11 +73,16 @@ table:
 visits:
   while (!final) {
     const Visit visit = visits.read();
-    const uint32_t period = visit.rows < kReuseDistance ? kReuseDistance : visit.rows;
+    // Parameters come a row a cycle, so a row group takes ROWS cycles.
+    const uint32_t row_cycles = visit.rows * kRows;
+    const uint32_t period = row_cycles < kReuseDistance ? kReuseDistance : row_cycles;
     const uint32_t count = visit.tiles * period;
+    uint32_t cycle = 0;
     uint32_t row = 0;
-    uint32_t place = 0;      // of this row and tile in `partial`
-    bool first_tile = true;  // takes the row parameters from the stream and keeps them
+    uint32_t part = 0;       // row of the row group
+    uint32_t place = 0;      // of this row group and tile in `partial`
+    uint32_t tile = 1;       // counted from 1
+    RowWord parameters;
   rows:
     for (uint32_t i = 0; i < count; i++) {
 #pragma HLS PIPELINE II=1
@@ -42,31 +92,38 @@ visits:
       // and the loop drains before the next visit.
 #pragma HLS DEPENDENCE variable=partial inter false
       if (row < visit.rows) {
-        const word_t parameters = first_tile ? row_words.read() : rows[row];
-        if (first_tile) rows[row] = parameters;
-        const SumWord sum = sums.read();
-        // With one pass there may be more places than the buffer has, and none is needed.
-        const SumWord before = partial[visit.first_pass ? 0 : place];
-        const uint32_t bias = (uint32_t)parameters;
-        SumWord after;
-        TotalWord total;
-      columns:
-        for (int col = 0; col < kCols; col++) {
+        // The first tile takes the row parameters from the stream and keeps them.
+        if (tile == 1)
+          parameters.v[part] = row_words.read();
+        else if (part == 0)
+          parameters = rows[row];
+        if (++part == kRows) {
+          part = 0;
+          if (tile == 1) rows[row] = parameters;
+          const SumWord sum = sums.read();
+          // With one pass there may be more places than the buffer has, and none is needed.
+          const SumWord before = partial[visit.first_pass ? 0 : place];
+          TotalWord total = add_pass(c, visit, parameters, sum, before);
+          SumWord after;
+        keep_sums:
+          for (int k = 0; k < kWide; k++) {
 #pragma HLS UNROLL
-          const uint32_t start = visit.first_pass ? bias : (uint32_t)before.v[col];
-          after.v[col] = (int32_t)(start + (uint32_t)sum.v[col]);
-          total.v[col] = after.v[col];
+            after.v[k] = total.v[k];
+          }
+          if (has(c, kFlagSumColumns)) sum_columns(total);
+          total.last_tile = visit.last_group && tile == visit.tiles;
+          if (visit.last_pass)
+            totals.write(total);
+          else
+            partial[place] = after;
+          place++;
+          row++;
         }
-        total.multiplier = (uint32_t)(parameters >> 32);
-        if (visit.last_pass)
-          totals.write(total);
-        else
-          partial[place] = after;
-        place++;
       }
-      if (++row == period) {
+      if (++cycle == period) {
+        cycle = 0;
         row = 0;
-        first_tile = false;
+        tile++;
       }
     }
     final = visit.final;

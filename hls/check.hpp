@@ -10,12 +10,15 @@ namespace bbs {
 // Counts that several stages need; worked out once a command, so that what one stage writes and
 // the next one reads cannot differ.
 struct Shape {
-  uint32_t passes;        // fillings of the vector buffer that cover the features
-  uint32_t last_groups;   // groups of the last pass
-  uint32_t tile_groups;   // groups of tiles_per_block column tiles
-  uint32_t blocks;        // weight blocks of a pass
-  uint32_t fills;         // fillings of the vector buffer in all
-  uint32_t output_words;  // port words of one output row of one tile
+  uint32_t passes;          // fillings of the vector buffer that cover the features
+  uint32_t last_groups;     // groups of the last pass
+  uint32_t tile_groups;     // groups of tiles_per_block column tiles
+  uint32_t row_groups;      // groups of ROWS rows
+  uint32_t block_rows;      // row groups of a weight block
+  uint32_t blocks;          // weight blocks of a pass
+  uint32_t fills;           // fillings of the vector buffer in all
+  uint32_t image_tiles;     // column tiles of the image
+  uint32_t channel_blocks;  // banks that the channels take at each tap
 };
 
 inline uint32_t divide_up(uint32_t a, uint32_t b) {
@@ -23,16 +26,39 @@ inline uint32_t divide_up(uint32_t a, uint32_t b) {
   return a / b + (a % b != 0);
 }
 
-inline uint32_t weight_bits(const Command& c) {
+inline bool has(const Command& c, Flag flag) {
 #pragma HLS INLINE
-  return (c.flags & kFlagInt4) ? 4 : 8;
+  return (c.flags & flag) != 0;
 }
 
-// Port words that a plane of `bits` bits a lane takes for one row of `words` CSB words; a row
-// starts on a whole word.
+// Whether the weights outlive the command in the block buffer.
+inline bool keeps_block(const Command& c) {
+#pragma HLS INLINE
+  return has(c, kFlagKeepWeights) || has(c, kFlagResidentWeights);
+}
+
+inline uint32_t weight_bits(const Command& c) {
+#pragma HLS INLINE
+  return has(c, kFlagInt4) ? 4 : 8;
+}
+
+// Port words of `features` features of a column tile; whole words only.
+inline uint32_t tensor_words(uint32_t features) {
+#pragma HLS INLINE
+  return kPack == 1 ? features * kPortWords : features / kPack;
+}
+
+// Port words of the outputs of `rows` rows of one tile.
+inline uint32_t output_words(const Command& c, uint32_t rows) {
+#pragma HLS INLINE
+  return has(c, kFlagSumsOut) ? 4 * tensor_words(rows) : tensor_words(rows);
+}
+
+// Port words that a plane of `bits` bits a lane takes for one row group of `words` CSB words; a
+// row group starts on a whole word.
 inline uint32_t plane_row_words(uint32_t words, uint32_t bits) {
 #pragma HLS INLINE
-  return (uint32_t)(((uint64_t)words * kLanes * bits + 63) / 64);
+  return (uint32_t)(((uint64_t)words * (kRows * kLanes) * bits + 63) / 64);
 }
 
 // Port words of a whole plane: all passes of all rows.
@@ -40,7 +66,7 @@ inline uint64_t plane_words(const Command& c, const Shape& s, uint32_t bits) {
 #pragma HLS INLINE
   const uint64_t full = plane_row_words(c.groups_per_pass * c.keep, bits);
   const uint64_t last = plane_row_words(s.last_groups * c.keep, bits);
-  return c.rows * ((s.passes - 1) * full + last);
+  return s.row_groups * ((s.passes - 1) * full + last);
 }
 
 inline Shape derive_shape(const Command& c) {
@@ -49,18 +75,37 @@ inline Shape derive_shape(const Command& c) {
   s.passes = divide_up(c.groups, c.groups_per_pass);
   s.last_groups = c.groups - (s.passes - 1) * c.groups_per_pass;
   s.tile_groups = divide_up(c.tiles, c.tiles_per_block);
-  s.blocks = divide_up(c.rows, c.rows_per_block);
+  s.row_groups = c.rows / kRows;
+  s.block_rows = c.rows_per_block / kRows;
+  s.blocks = divide_up(s.row_groups, s.block_rows);
   // With one pass the features stay while all rows go by; with more, every visit loads its own.
   s.fills = s.passes == 1 ? s.tile_groups : s.tile_groups * s.blocks * s.passes;
-  s.output_words = (c.flags & kFlagSumsOut) ? kCols * 4 / kPortBytes : kColWords;
+  s.image_tiles = divide_up((uint32_t)c.height * c.width, kCols);
+  s.channel_blocks = divide_up(c.channels, c.bank_size);
   return s;
+}
+
+inline Status check_flags(const Command& c) {
+#pragma HLS INLINE
+  const uint32_t known = 2 * (uint32_t)kFlagResidentWeights - 1;
+  if (c.op != kOpMatrix || (c.flags & ~known)) return kStatusBadOp;
+  const bool sums = has(c, kFlagSumsOut);
+  if (sums && (has(c, kFlagTable) || has(c, kFlagToChain) || has(c, kFlagResidual)))
+    return kStatusBadOp;
+  if (has(c, kFlagProduct) && !has(c, kFlagResidual)) return kStatusBadOp;
+  if (has(c, kFlagResidual) && c.shift > 47) return kStatusBadOp;
+  if (has(c, kFlagFromChain) && has(c, kFlagResidentInput)) return kStatusBadOp;
+  if (has(c, kFlagResidentInput) && !has(c, kFlagImage)) return kStatusBadOp;
+  if (has(c, kFlagKeepWeights) && has(c, kFlagResidentWeights)) return kStatusBadOp;
+  return has(c, kFlagToMemory) || has(c, kFlagToChain) ? kStatusOk : kStatusBadOp;
 }
 
 inline Status check_bank(const Command& c) {
 #pragma HLS INLINE
-  if (c.bank_size < 2 || c.bank_size > 256 || c.keep < 1 || c.keep > c.bank_size)
+  if (c.bank_size < 1 || c.bank_size > 256 || c.keep < 1 || c.keep > c.bank_size)
     return kStatusBadBank;
-  if (c.flags & kFlagDense)
+  if (c.bank_size % kPack != 0 || c.bank_size > (1u << kIndexBits)) return kStatusBadBank;
+  if (has(c, kFlagDense))
     return c.keep == c.bank_size && c.index_bits == 0 ? kStatusOk : kStatusBadBank;
   if (c.index_bits != 4 && c.index_bits != 6 && c.index_bits != 8) return kStatusBadBank;
   return c.bank_size <= (1u << c.index_bits) ? kStatusOk : kStatusBadBank;
@@ -69,22 +114,50 @@ inline Status check_bank(const Command& c) {
 inline Status check_shape(const Command& c) {
 #pragma HLS INLINE
   if (c.features == 0 || c.rows == 0 || c.tiles == 0) return kStatusBadShape;
-  if (c.tiles_per_block == 0 || c.rows_per_block == 0) return kStatusBadShape;
+  if (c.features % kPack != 0 || c.input_stride % kPack != 0) return kStatusBadShape;
+  if (c.rows % kRowStep != 0 || c.output_stride % kPack != 0) return kStatusBadShape;
+  if (c.tiles_per_block == 0 || c.rows_per_block == 0 || c.pace == 0) return kStatusBadShape;
+  if (c.rows_per_block % kRowStep != 0) return kStatusBadShape;
   if (c.groups_per_pass == 0 || c.groups_per_pass > c.groups) return kStatusBadShape;
   if (c.groups != divide_up(c.features, c.bank_size * kLanes)) return kStatusBadShape;
-  return kStatusOk;
+  if (c.output_stride < c.rows) return kStatusBadShape;
+  return c.last_columns >= 1 && c.last_columns <= kCols ? kStatusOk : kStatusBadShape;
+}
+
+// What the gathering of windows counts on; anything else about an image is masked there.
+inline Status check_image(const Command& c, const Shape& s) {
+#pragma HLS INLINE
+  if (!has(c, kFlagImage)) return c.input_stride < c.features ? kStatusBadShape : kStatusOk;
+  if (kImageWords == 0) return kStatusBadImage;
+  if (c.height == 0 || c.width == 0 || c.channels == 0 || c.load_pace == 0) return kStatusBadImage;
+  if (c.out_height == 0 || c.out_width == 0) return kStatusBadImage;
+  if (c.kernel_height == 0 || c.kernel_width == 0) return kStatusBadImage;
+  if (c.stride_y == 0 || c.stride_x == 0) return kStatusBadImage;
+  if (c.dilation_y == 0 || c.dilation_x == 0) return kStatusBadImage;
+  // Coordinates are 16 bits, with room for padding and strides.
+  if (c.height > 4096 || c.width > 4096) return kStatusBadImage;
+  if ((uint64_t)c.out_height * c.stride_y > 8192 || (uint64_t)c.out_width * c.stride_x > 8192)
+    return kStatusBadImage;
+  if ((uint64_t)c.out_height * c.out_width > (uint64_t)c.tiles * kCols) return kStatusBadImage;
+  if (c.input_stride < c.channels || c.image_words == 0) return kStatusBadImage;
+  if (c.image_base + (uint64_t)c.channels * c.image_words > kImageWords) return kStatusBadImage;
+  const uint64_t taps = (uint64_t)c.kernel_height * c.kernel_width * s.channel_blocks;
+  return c.features == taps * c.bank_size ? kStatusOk : kStatusBadImage;
 }
 
 inline Status check_buffers(const Command& c, const Shape& s) {
 #pragma HLS INLINE
   const uint64_t words = (uint64_t)c.groups_per_pass * c.bank_size * c.tiles_per_block;
   if (words > kVectorWords) return kStatusVectorOverflow;
-  const uint64_t block = (uint64_t)c.groups_per_pass * c.keep * c.rows_per_block;
-  if (c.rows_per_block > kBlockRows) return kStatusBlockOverflow;
+  const uint64_t block = (uint64_t)c.groups_per_pass * c.keep * s.block_rows;
+  if (s.block_rows > kBlockRows) return kStatusBlockOverflow;
+  if (keeps_block(c)) {
+    const uint64_t all = (uint64_t)c.groups * c.keep * s.row_groups;
+    if (s.passes > 1 || c.block_base + all > kBlockWords) return kStatusBlockOverflow;
+  }
   // A single tile streams its weights past the block buffer.
   if (c.tiles_per_block > 1 && block > kBlockWords) return kStatusBlockOverflow;
-  if (s.passes > 1 && c.rows_per_block * c.tiles_per_block > kSumWords)
-    return kStatusSumOverflow;
+  if (s.passes > 1 && s.block_rows * c.tiles_per_block > kSumWords) return kStatusSumOverflow;
   return kStatusOk;
 }
 
@@ -93,38 +166,80 @@ inline bool reaches(uint32_t offset, uint64_t words, uint32_t memory_words) {
   return offset + words > memory_words;
 }
 
+// Port words from the first tile of a tensor to the end of its last one.
+inline uint64_t tensor_span(uint32_t tiles, uint32_t stride, uint64_t last) {
+#pragma HLS INLINE
+  return (uint64_t)(tiles - 1) * stride + last;
+}
+
 inline Status check_memory(const Command& c, const Shape& s, uint32_t memory_words) {
 #pragma HLS INLINE
-  const uint64_t outputs = (uint64_t)c.tiles * c.rows;  // below 2^48
+  const uint32_t stride = tensor_words(c.input_stride);
+  const uint64_t input = has(c, kFlagImage)
+                             ? tensor_span(s.image_tiles, stride, tensor_words(c.channels))
+                             : tensor_span(c.tiles, stride, tensor_words(c.features));
+  const uint64_t outputs =
+      tensor_span(c.tiles, output_words(c, c.output_stride), output_words(c, c.rows));
+  const bool loads = !has(c, kFlagFromChain) && !has(c, kFlagResidentInput);
+  const bool weights = !has(c, kFlagResidentWeights);
   const bool outside =
-      reaches(c.input, (uint64_t)c.tiles * c.features * kColWords, memory_words) ||
-      reaches(c.output, outputs * s.output_words, memory_words) ||
-      reaches(c.weights, plane_words(c, s, weight_bits(c)), memory_words) ||
-      reaches(c.indices, plane_words(c, s, c.index_bits), memory_words) ||
+      (loads && reaches(c.input, input, memory_words)) ||
+      (has(c, kFlagToMemory) && reaches(c.output, outputs, memory_words)) ||
+      (has(c, kFlagResidual) && reaches(c.residual, outputs, memory_words)) ||
+      (weights && reaches(c.weights, plane_words(c, s, weight_bits(c)), memory_words)) ||
+      (weights && reaches(c.indices, plane_words(c, s, c.index_bits), memory_words)) ||
       reaches(c.parameters, c.rows, memory_words) ||
-      ((c.flags & kFlagTable) && reaches(c.table, kTableWords, memory_words));
+      (has(c, kFlagTable) && reaches(c.table, kTableWords, memory_words));
   return outside ? kStatusOutOfMemoryRange : kStatusOk;
 }
 
+// Activation words that a command takes from the chain.
+inline uint64_t chain_input(const Command& c, const Shape& s) {
+#pragma HLS INLINE
+  if (!has(c, kFlagFromChain)) return 0;
+  return has(c, kFlagImage) ? (uint64_t)s.image_tiles * c.channels
+                            : (uint64_t)c.tiles * (c.features / kPack);
+}
+
+inline uint64_t chain_output(const Command& c) {
+#pragma HLS INLINE
+  return has(c, kFlagToChain) ? (uint64_t)c.tiles * (c.rows / kPack) : 0;
+}
+
+// The chain may never be waited for: its input is there, and its output has room beside that.
+inline Status check_chain(const Command& c, const Shape& s, uint32_t chain_level) {
+#pragma HLS INLINE
+  if (has(c, kFlagFromChain)) {
+    if (chain_input(c, s) > chain_level) return kStatusChainOverflow;
+    // What is taken from the chain is gone, so it cannot be loaded twice.
+    if (!has(c, kFlagImage) && s.passes > 1) return kStatusChainOverflow;
+  }
+  return chain_level + chain_output(c) > kChainWords ? kStatusChainOverflow : kStatusOk;
+}
+
 // Returns the first thing that is wrong; `s` is valid only where that is kStatusOk.
-inline Status check_command(const Command& c, uint32_t memory_words, Shape& s) {
+// `chain_level` is how many words the chain holds.
+inline Status check_command(const Command& c, uint32_t memory_words, uint32_t chain_level,
+                            Shape& s) {
 #pragma HLS INLINE off
   if (c.signature != kSignature) return kStatusBadSignature;
-  const uint32_t known = kFlagDense | kFlagTable | kFlagSumsOut | kFlagInt4;
-  if (c.op != kOpLinear || (c.flags & ~known)) return kStatusBadOp;
-  if ((c.flags & kFlagTable) && (c.flags & kFlagSumsOut)) return kStatusBadOp;
-  Status status = check_bank(c);
+  Status status = check_flags(c);
+  if (status != kStatusOk) return status;
+  status = check_bank(c);
   if (status != kStatusOk) return status;
   status = check_shape(c);
   if (status != kStatusOk) return status;
   s = derive_shape(c);
+  status = check_image(c, s);
+  if (status != kStatusOk) return status;
   status = check_buffers(c, s);
   if (status != kStatusOk) return status;
   status = check_memory(c, s, memory_words);
   if (status != kStatusOk) return status;
   // Fillings of the vector buffer are counted in 32 bits.
   const uint64_t visits = (uint64_t)s.tile_groups * s.blocks;
-  return s.passes > 1 && visits > 0xffffffffu / s.passes ? kStatusBadShape : kStatusOk;
+  if (s.passes > 1 && visits > 0xffffffffu / s.passes) return kStatusBadShape;
+  return check_chain(c, s, chain_level);
 }
 
 }  // namespace bbs

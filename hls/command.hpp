@@ -6,12 +6,12 @@
 
 namespace bbs {
 
-constexpr uint32_t kVersion = 1;
-constexpr uint32_t kSignature = 0x31534242;
-constexpr int kCommandWords = 8;  // 64-bit words of a command in memory
+constexpr uint32_t kVersion = 2;
+constexpr uint32_t kSignature = 0x32534242;
+constexpr int kCommandWords = 16;  // 64-bit words of a command in memory
 
 enum Op : uint32_t {
-  kOpLinear = 1,
+  kOpMatrix = 1,
 };
 
 enum Flag : uint32_t {
@@ -19,6 +19,17 @@ enum Flag : uint32_t {
   kFlagTable = 1u << 1,
   kFlagSumsOut = 1u << 2,
   kFlagInt4 = 1u << 3,
+  kFlagImage = 1u << 4,
+  kFlagFromChain = 1u << 5,
+  kFlagResidentInput = 1u << 6,
+  kFlagToChain = 1u << 7,
+  kFlagToMemory = 1u << 8,
+  kFlagResidual = 1u << 9,
+  kFlagProduct = 1u << 10,
+  kFlagMaximum = 1u << 11,
+  kFlagSumColumns = 1u << 12,
+  kFlagKeepWeights = 1u << 13,
+  kFlagResidentWeights = 1u << 14,
 };
 
 enum Status : uint32_t {
@@ -31,56 +42,120 @@ enum Status : uint32_t {
   kStatusBlockOverflow = 6,
   kStatusSumOverflow = 7,
   kStatusOutOfMemoryRange = 8,
+  kStatusBadImage = 9,
+  kStatusChainOverflow = 10,
 };
 
 struct Command {
   uint32_t op;  // What to do (table of operations).
-  uint32_t flags;  // Bit set (table of flags).
   uint32_t layer;  // Index of the layer in the program; the engine carries it for error messages only.
+  uint32_t flags;  // Bit set (table of flags).
   uint32_t input;  // Word offset of the input tensor, laid out [column tile][feature][COLS].
   uint32_t output;  // Word offset of the output tensor, same layout.
-  uint32_t weights;  // Word offset of the weight plane, [pass][row][group][keep][LANES], INT8 or INT4, every row starting on a word.
-  uint32_t indices;  // Word offset of the index plane, same order, index_bits each, every row starting on a word.
+  uint32_t weights;  // Word offset of the weight plane, [pass][row group][group][keep][ROWS][LANES], INT8 or INT4, every row group starting on a word.
+  uint32_t indices;  // Word offset of the index plane, same order, index_bits each, every row group starting on a word.
   uint32_t parameters;  // Word offset of the row parameters: bias (INT32, low half) and multiplier (float32, high half).
   uint32_t table;  // Word offset of the table, 256 INT8 entries, entry q + 128 for requantised value q.
-  uint32_t features;  // K, input features.
-  uint32_t rows;  // M, output features.
-  uint32_t tiles;  // Column tiles of the batch, N / COLS rounded up.
+  uint32_t residual;  // Word offset of the tensor that the output is combined with, same layout and stride as the output.
+  uint32_t features;  // K, input features; of an image the padded taps, kernel_height x channel blocks x kernel_width x bank_size.
+  uint32_t rows;  // M, output features, a multiple of ROWS.
+  uint32_t tiles;  // Column tiles of the output, N / COLS rounded up.
   uint32_t tiles_per_block;  // T, column tiles that one weight block meets before the next is fetched.
-  uint32_t bank_size;  // S, weights in a bank, 2 to 256.
+  uint32_t bank_size;  // S, weights in a bank, 1 to 256.
   uint32_t keep;  // k, nonzeros kept in every bank, 1 to S.
   uint32_t index_bits;  // 4, 6 or 8; 0 for dense.
   int32_t zero_point;  // Zero point added after rounding, before the table.
   uint32_t groups;  // Groups of LANES banks in a row, the last one padded.
   uint32_t groups_per_pass;  // Groups whose features lie in the vector buffer together.
-  uint32_t rows_per_block;  // Rows of a weight block.
-  uint32_t signature;  // The ASCII letters BBS1: tells a command from stray memory.
+  uint32_t rows_per_block;  // Rows of a weight block, a multiple of ROWS.
+  uint32_t pace;  // Cycles of the multipliers between two words for the next filling of the vector buffer.
+  uint32_t input_stride;  // Features between the tiles of the input tensor.
+  uint32_t last_columns;  // Columns of the last tile that count; the others come out as 0.
+  uint32_t output_stride;  // Features between the tiles of the output tensor.
+  int32_t pad_value;  // What lies beside an image.
+  uint32_t height;  // Pixel rows of the image.
+  uint32_t width;  // Pixels in a row of the image.
+  uint32_t out_height;  // Pixel rows of the output.
+  uint32_t out_width;  // Pixels in a row of the output.
+  uint32_t kernel_height;  // Pixel rows of a window.
+  uint32_t kernel_width;  // Pixels in a row of a window.
+  uint32_t stride_y;  // Pixel rows between windows.
+  uint32_t stride_x;  // Pixels between windows.
+  uint32_t dilation_y;  // Pixel rows between the taps of a window.
+  uint32_t dilation_x;  // Pixels between the taps of a window.
+  uint32_t pad_top;  // Pixel rows of padding above the image.
+  uint32_t pad_left;  // Pixels of padding to the left of the image.
+  uint32_t channels;  // Features of the image that are loaded.
+  uint32_t load_pace;  // Cycles of gathering between two words of the image.
+  uint32_t image_base;  // Where the image lies in the image memory, in words.
+  uint32_t image_words;  // Words of a channel of the image; a larger image comes round like a ring.
+  int32_t a_zero;  // Zero point of the requantised byte, with `residual`.
+  int32_t b_zero;  // Zero point of the residual.
+  int32_t out_zero;  // Zero point of the combination.
+  uint32_t shift;  // The combination is divided by 2 to this.
+  int32_t a_scale;  // Weight of the requantised byte.
+  int32_t low;  // Least value of the combination.
+  int32_t b_scale;  // Weight of the residual.
+  int32_t high;  // Largest value of the combination.
+  uint32_t block_base;  // Where resident weights lie in the block buffer, in CSB words.
+  uint32_t signature;  // The ASCII letters BBS2: tells a command from stray memory.
 };
 
 inline Command decode_command(const uint64_t words[kCommandWords]) {
 #pragma HLS INLINE
   Command c;
   c.op = (uint32_t)(words[0] >> 0) & 0xffu;
-  c.flags = (uint32_t)(words[0] >> 8) & 0xffu;
-  c.layer = (uint32_t)(words[0] >> 16) & 0xffffu;
-  c.input = (uint32_t)(words[0] >> 32);
-  c.output = (uint32_t)(words[1] >> 0);
-  c.weights = (uint32_t)(words[1] >> 32);
-  c.indices = (uint32_t)(words[2] >> 0);
-  c.parameters = (uint32_t)(words[2] >> 32);
-  c.table = (uint32_t)(words[3] >> 0);
-  c.features = (uint32_t)(words[3] >> 32) & 0xffffffu;
-  c.rows = (uint32_t)(words[4] >> 0) & 0xffffffu;
-  c.tiles = (uint32_t)(words[4] >> 32) & 0xffffffu;
-  c.tiles_per_block = (uint32_t)(words[4] >> 56) & 0xffu;
-  c.bank_size = (uint32_t)(words[5] >> 0) & 0x1ffu;
-  c.keep = (uint32_t)(words[5] >> 9) & 0x1ffu;
-  c.index_bits = (uint32_t)(words[5] >> 18) & 0xfu;
-  c.zero_point = (int32_t)(int8_t)((uint32_t)(words[5] >> 24) & 0xffu);
-  c.groups = (uint32_t)(words[5] >> 32) & 0xffffu;
-  c.groups_per_pass = (uint32_t)(words[5] >> 48) & 0xffffu;
-  c.rows_per_block = (uint32_t)(words[6] >> 0) & 0xffffu;
-  c.signature = (uint32_t)(words[7] >> 32);
+  c.layer = (uint32_t)(words[0] >> 8) & 0xffffu;
+  c.flags = (uint32_t)(words[0] >> 32);
+  c.input = (uint32_t)(words[1] >> 0);
+  c.output = (uint32_t)(words[1] >> 32);
+  c.weights = (uint32_t)(words[2] >> 0);
+  c.indices = (uint32_t)(words[2] >> 32);
+  c.parameters = (uint32_t)(words[3] >> 0);
+  c.table = (uint32_t)(words[3] >> 32);
+  c.residual = (uint32_t)(words[4] >> 0);
+  c.features = (uint32_t)(words[4] >> 32) & 0xffffffu;
+  c.rows = (uint32_t)(words[5] >> 0) & 0xffffffu;
+  c.tiles = (uint32_t)(words[5] >> 32) & 0xffffffu;
+  c.tiles_per_block = (uint32_t)(words[5] >> 56) & 0xffu;
+  c.bank_size = (uint32_t)(words[6] >> 0) & 0x1ffu;
+  c.keep = (uint32_t)(words[6] >> 9) & 0x1ffu;
+  c.index_bits = (uint32_t)(words[6] >> 18) & 0xfu;
+  c.zero_point = (int32_t)(((uint32_t)(words[6] >> 24) & 0xffu) << 24) >> 24;
+  c.groups = (uint32_t)(words[6] >> 32) & 0xffffu;
+  c.groups_per_pass = (uint32_t)(words[6] >> 48) & 0xffffu;
+  c.rows_per_block = (uint32_t)(words[7] >> 0) & 0xffffu;
+  c.pace = (uint32_t)(words[7] >> 16) & 0xffffu;
+  c.input_stride = (uint32_t)(words[7] >> 32) & 0xffffffu;
+  c.last_columns = (uint32_t)(words[7] >> 56) & 0xffu;
+  c.output_stride = (uint32_t)(words[8] >> 0) & 0xffffffu;
+  c.pad_value = (int32_t)(((uint32_t)(words[8] >> 24) & 0xffu) << 24) >> 24;
+  c.height = (uint32_t)(words[8] >> 32) & 0xffffu;
+  c.width = (uint32_t)(words[8] >> 48) & 0xffffu;
+  c.out_height = (uint32_t)(words[9] >> 0) & 0xffffu;
+  c.out_width = (uint32_t)(words[9] >> 16) & 0xffffu;
+  c.kernel_height = (uint32_t)(words[9] >> 32) & 0xfu;
+  c.kernel_width = (uint32_t)(words[9] >> 36) & 0xfu;
+  c.stride_y = (uint32_t)(words[9] >> 40) & 0xfu;
+  c.stride_x = (uint32_t)(words[9] >> 44) & 0xfu;
+  c.dilation_y = (uint32_t)(words[9] >> 48) & 0xfu;
+  c.dilation_x = (uint32_t)(words[9] >> 52) & 0xfu;
+  c.pad_top = (uint32_t)(words[9] >> 56) & 0xfu;
+  c.pad_left = (uint32_t)(words[9] >> 60) & 0xfu;
+  c.channels = (uint32_t)(words[10] >> 0) & 0xffffu;
+  c.load_pace = (uint32_t)(words[10] >> 16) & 0xffffu;
+  c.image_base = (uint32_t)(words[10] >> 32) & 0xffffu;
+  c.image_words = (uint32_t)(words[10] >> 48) & 0xffffu;
+  c.a_zero = (int32_t)(((uint32_t)(words[11] >> 0) & 0xffu) << 24) >> 24;
+  c.b_zero = (int32_t)(((uint32_t)(words[11] >> 8) & 0xffu) << 24) >> 24;
+  c.out_zero = (int32_t)(((uint32_t)(words[11] >> 16) & 0xffu) << 24) >> 24;
+  c.shift = (uint32_t)(words[11] >> 24) & 0x3fu;
+  c.a_scale = (int32_t)(((uint32_t)(words[11] >> 32) & 0xffffffu) << 8) >> 8;
+  c.low = (int32_t)(((uint32_t)(words[11] >> 56) & 0xffu) << 24) >> 24;
+  c.b_scale = (int32_t)(((uint32_t)(words[12] >> 0) & 0xffffffu) << 8) >> 8;
+  c.high = (int32_t)(((uint32_t)(words[12] >> 24) & 0xffu) << 24) >> 24;
+  c.block_base = (uint32_t)(words[12] >> 32) & 0xffffu;
+  c.signature = (uint32_t)(words[15] >> 32);
   return c;
 }
 

@@ -4,6 +4,14 @@
 
 #include "requantise.hpp"
 
+// What lasts from command to command and from run to run lies in the fabric once. In g++ every
+// thread that runs engines has a fabric of its own, as every board has.
+#ifdef __SYNTHESIS__
+#define BBS_LASTING static
+#else
+#define BBS_LASTING static thread_local
+#endif
+
 namespace bbs {
 namespace {
 
@@ -11,14 +19,18 @@ namespace {
 // commands would let a layer read what the one before has not yet written. Command and shape go
 // to the processes by value: scalars may have several readers in a region, memories may not.
 void run_command(const Command c, const Shape s, const word_t* program, const word_t* weights,
-                 const word_t* indices, const word_t* activations, word_t* results) {
+                 const word_t* indices, const word_t* activations, const word_t* residuals,
+                 word_t* results, ImageWord image[kImageDepth], WeightWord block[kBlockWords],
+                 ChainStream& chain) {
 #pragma HLS INLINE off
 #pragma HLS DATAFLOW
   BurstStream weight_bursts("weight_bursts");
   BurstStream index_bursts("index_bursts");
   BurstStream row_bursts("row_bursts");
   BurstStream act_bursts("act_bursts");
+  BurstStream residual_bursts("residual_bursts");
   BurstStream store_bursts("store_bursts");
+  FillStream tile_fills("tile_fills");
   FillStream fills("fills");
   VisitStream unpack_visits("unpack_visits");
   VisitStream multiply_visits("multiply_visits");
@@ -27,43 +39,79 @@ void run_command(const Command c, const Shape s, const word_t* program, const wo
   WordStream index_words("index_words");
   WordStream row_words("row_words");
   WordStream feature_words("feature_words");
+  WordStream residual_words("residual_words");
+  ColumnsStream tile_columns("tile_columns");
+  VectorWriteStream vector_writes("vector_writes");
   WeightStream csb_words("csb_words");
   SumStream sums("sums");
   TableStream table_words("table_words");
   TotalStream totals("totals");
   WordStream outputs("outputs");
   BBS_REGION;
-  BBS_PROCESS(sequence(c, s, weight_bursts, index_bursts, row_bursts, act_bursts, store_bursts,
-                       fills, unpack_visits, multiply_visits, accumulate_visits));
+  BBS_PROCESS(sequence(c, s, weight_bursts, index_bursts, row_bursts, act_bursts,
+                       residual_bursts, store_bursts, tile_fills, fills, unpack_visits,
+                       multiply_visits, accumulate_visits));
   BBS_PROCESS(fetch(weights, weight_bursts, weight_words));
   BBS_PROCESS(fetch(indices, index_bursts, index_words));
   BBS_PROCESS(fetch(program, row_bursts, row_words));
   BBS_PROCESS(fetch(activations, act_bursts, feature_words));
+  BBS_PROCESS(fetch(residuals, residual_bursts, residual_words));
   BBS_PROCESS(unpack(c, unpack_visits, weight_words, index_words, csb_words));
-  BBS_PROCESS(multiply(c, s, fills, feature_words, multiply_visits, csb_words, sums));
+  BBS_PROCESS(columns(c, s, tile_fills, tile_columns));
+  BBS_PROCESS(gather(c, s, fills, tile_columns, feature_words, chain, image, vector_writes));
+  BBS_PROCESS(multiply(c, s, vector_writes, multiply_visits, csb_words, block, sums));
   BBS_PROCESS(accumulate(c, accumulate_visits, row_words, sums, table_words, totals));
-  BBS_PROCESS(requantise(c, s, table_words, totals, outputs));
-  BBS_PROCESS(store(results, store_bursts, outputs));
+  BBS_PROCESS(requantise(c, s, table_words, totals, residual_words, outputs));
+  BBS_PROCESS(deliver(c, results, store_bursts, outputs, chain));
+}
+
+// Empties the chain, so that a run never meets what another one left.
+void drain(ChainStream& chain, uint32_t level) {
+#pragma HLS INLINE off
+chain_words:
+  for (uint32_t i = 0; i < level; i++) {
+#pragma HLS PIPELINE II=1
+    chain.read();
+  }
 }
 
 }  // namespace
 }  // namespace bbs
 
 void bbs_engine(const uint64_t* program, const uint64_t* weights, const uint64_t* indices,
-                const uint64_t* activations, uint64_t* results, uint32_t memory_words,
-                uint32_t first_command, uint32_t command_count, uint32_t* status,
-                uint32_t* completed, uint32_t* version, uint32_t* lanes, uint32_t* cols,
-                uint32_t* requant_units, uint32_t* vector_words, uint32_t* block_words,
-                uint32_t* block_rows, uint32_t* sum_words) {
+                const uint64_t* activations, const uint64_t* residuals, uint64_t* results,
+                uint32_t memory_words, uint32_t first_command, uint32_t command_count,
+                uint32_t* status, uint32_t* completed, uint32_t* version, uint32_t* lanes,
+                uint32_t* rows, uint32_t* cols, uint32_t* requant_units, uint32_t* taps,
+                uint32_t* vector_words, uint32_t* block_words, uint32_t* queue_words,
+                uint32_t* block_rows, uint32_t* sum_words, uint32_t* image_words,
+                uint32_t* chain_words, uint32_t* fabric_lanes, uint32_t* index_bits) {
 #include "ports.hpp"
+  // Each of these belongs to one process of the region: `gather` and `multiply`.
+  BBS_LASTING bbs::ImageWord image[bbs::kImageDepth];
+#pragma HLS ARRAY_PARTITION variable=image complete dim=2
+#pragma HLS BIND_STORAGE variable=image type=ram_s2p impl=bram
+  BBS_LASTING bbs::WeightWord block[bbs::kBlockWords];
+#pragma HLS AGGREGATE variable=block compact=bit
+#pragma HLS BIND_STORAGE variable=block type=ram_s2p impl=bram
+  bbs::ChainStream chain("chain");
+  uint32_t chain_level = 0;
+
   *version = bbs::kVersion;
   *lanes = bbs::kLanes;
+  *rows = bbs::kRows;
   *cols = bbs::kCols;
   *requant_units = bbs::kRequantUnits;
+  *taps = bbs::kTaps;
   *vector_words = bbs::kVectorWords;
   *block_words = bbs::kBlockWords;
+  *queue_words = bbs::kQueueWords;
   *block_rows = bbs::kBlockRows;
   *sum_words = bbs::kSumWords;
+  *image_words = bbs::kImageWords;
+  *chain_words = bbs::kChainWords;
+  *fabric_lanes = bbs::kFabricLanes;
+  *index_bits = bbs::kIndexBits;
 
   uint32_t result = bbs::kStatusOk;
   uint32_t done = 0;
@@ -81,13 +129,16 @@ commands:
       }
       const bbs::Command command = bbs::decode_command(words);
       bbs::Shape shape = {};
-      result = bbs::check_command(command, memory_words, shape);
+      result = bbs::check_command(command, memory_words, chain_level, shape);
       if (result == bbs::kStatusOk) {
-        bbs::run_command(command, shape, program, weights, indices, activations, results);
+        bbs::run_command(command, shape, program, weights, indices, activations, residuals,
+                         results, image, block, chain);
+        chain_level += (uint32_t)(bbs::chain_output(command) - bbs::chain_input(command, shape));
         done++;
       }
     }
   }
+  bbs::drain(chain, chain_level);
   *status = result;
   *completed = done;
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Fetch and store: the only stages that touch memory, in bursts whose length is known first.
+// Fetch and deliver: the only stages that touch memory, in bursts whose length is known first.
 #pragma once
 
 #include "dataflow.hpp"
@@ -11,33 +11,77 @@ namespace bbs {
 // One burst of port words in flight between a port and its stage.
 constexpr int kPortDepth = 64;
 using WordStream = Stream<word_t, kPortDepth>;
+// Outputs that the next command takes as its input, without memory in between.
+using ChainStream = Stream<ActWord, kChainWords + 1>;
 
-template <int kDepth>
-inline void fetch(const word_t* port, BurstStream& bursts, Stream<word_t, kDepth>& words) {
+inline void fetch(const word_t* port, BurstStream& bursts, WordStream& words) {
 #pragma HLS INLINE off
   bool final = false;
 bursts:
   while (!final) {
     const Burst burst = bursts.read();
-  words:
-    for (uint32_t i = 0; i < burst.count; i++) {
+    uint32_t offset = burst.offset;
+  runs:
+    for (uint32_t t = 0; t < burst.times; t++) {
+    words:
+      for (uint32_t i = 0; i < burst.count; i++) {
 #pragma HLS PIPELINE II=1
-      words.write(port[burst.offset + i]);
+        words.write(port[offset + i]);
+      }
+      offset += burst.step;
     }
     final = burst.final;
   }
 }
 
-inline void store(word_t* port, BurstStream& bursts, WordStream& words) {
+// Collects port words to activation words.
+struct Collector {
+  ActWord word;
+  uint32_t part;
+};
+
+inline void collect(Collector& collector, word_t bits, ChainStream& chain) {
+#pragma HLS INLINE
+bytes:
+  for (int b = 0; b < kPortBytes; b++) {
+#pragma HLS UNROLL
+    collector.word.v[collector.part * kPortBytes + b] = (int8_t)(uint8_t)(bits >> (8 * b));
+  }
+  if (++collector.part == kPortWords) {
+    collector.part = 0;
+    chain.write(collector.word);
+  }
+}
+
+// Outputs go to memory, to the chain, or to both.
+inline void deliver(const Command c, word_t* port, BurstStream& bursts, WordStream& words,
+                    ChainStream& chain) {
 #pragma HLS INLINE off
+  const bool to_chain = (c.flags & kFlagToChain) != 0;
+  const bool to_memory = (c.flags & kFlagToMemory) != 0;
+  Collector collector;
+  collector.part = 0;
   bool final = false;
 bursts:
   while (!final) {
     const Burst burst = bursts.read();
-  words:
-    for (uint32_t i = 0; i < burst.count; i++) {
+    uint32_t offset = burst.offset;
+  runs:
+    for (uint32_t t = 0; t < burst.times; t++) {
+    // Two loops, because a condition around the write would end the burst.
+    stores:
+      for (uint32_t i = 0; i < (to_memory ? burst.count : 0); i++) {
 #pragma HLS PIPELINE II=1
-      port[burst.offset + i] = words.read();
+        const word_t word = words.read();
+        port[offset + i] = word;
+        if (to_chain) collect(collector, word, chain);
+      }
+    links:
+      for (uint32_t i = 0; i < (to_memory ? 0 : burst.count); i++) {
+#pragma HLS PIPELINE II=1
+        collect(collector, words.read(), chain);
+      }
+      offset += burst.step;
     }
     final = burst.final;
   }

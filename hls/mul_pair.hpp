@@ -32,6 +32,17 @@ struct PairSums {
   int16_t high;  // a1*w0 + b1*w1 - 1
 };
 
+// Where a product is made: in a DSP, or in LUTs where a part has more lanes than DSPs.
+enum class Place { kDsp, kFabric };
+
+inline PairSums split(product_t p) {
+#pragma HLS INLINE
+  PairSums sums;
+  sums.low = (int16_t)(p & 0xffff);
+  sums.high = (int16_t)((p >> 16) + ((p >> 15) & 1) - 1);
+  return sums;
+}
+
 inline PairSums pair_sums_packed(int8_t w0, int8_t w1, int8_t a0, int8_t a1, int8_t b0,
                                  int8_t b1) {
 #pragma HLS INLINE
@@ -41,27 +52,41 @@ inline PairSums pair_sums_packed(int8_t w0, int8_t w1, int8_t a0, int8_t a1, int
 #pragma HLS BIND_OP variable=product_a op=mul impl=dsp
   const product_t product_b = b * w1;
 #pragma HLS BIND_OP variable=product_b op=mul impl=dsp
-  const product_t p = product_a + product_b - 1;
-  PairSums sums;
-  sums.low = (int16_t)(p & 0xffff);
-  sums.high = (int16_t)((p >> 16) + ((p >> 15) & 1) - 1);
-  return sums;
+  return split(product_a + product_b - 1);
+}
+
+// The same in LUTs: packing would only make the multipliers wider.
+inline int16_t pair_sum_fabric(int8_t w0, int8_t w1, int8_t a, int8_t b) {
+#pragma HLS INLINE
+  const int16_t product_a = (int16_t)(a * w0);
+#pragma HLS BIND_OP variable=product_a op=mul impl=fabric
+  const int16_t product_b = (int16_t)(b * w1);
+#pragma HLS BIND_OP variable=product_b op=mul impl=fabric
+  return (int16_t)(product_a + product_b - 1);
 }
 
 // For every column: a*w0 + b*w1 - 1, which always fits 16 bits. The caller owes the 1 back.
-inline void pair_sums(int8_t w0, int8_t w1, const ActWord& a, const ActWord& b,
-                      int16_t sums[kCols]) {
+// A single column has no partner to share a DSP with.
+template <Place kPlace>
+inline void pair_sums(int8_t w0, int8_t w1, const act_t* __restrict a, const act_t* __restrict b,
+                      int16_t* __restrict sums) {
 #pragma HLS INLINE
 #ifdef __SYNTHESIS__
 columns:
-  for (int c = 0; c < kCols; c += 2) {
+  for (int c = 0; c + 1 < kCols; c += 2) {
 #pragma HLS UNROLL
-    const PairSums s = pair_sums_packed(w0, w1, a.v[c], a.v[c + 1], b.v[c], b.v[c + 1]);
-    sums[c] = s.low;
-    sums[c + 1] = s.high;
+    if (kPlace == Place::kDsp) {
+      const PairSums s = pair_sums_packed(w0, w1, a[c], a[c + 1], b[c], b[c + 1]);
+      sums[c] = s.low;
+      sums[c + 1] = s.high;
+    } else {
+      sums[c] = pair_sum_fabric(w0, w1, a[c], b[c]);
+      sums[c + 1] = pair_sum_fabric(w0, w1, a[c + 1], b[c + 1]);
+    }
   }
+  if (kCols == 1) sums[0] = (int16_t)(w0 * a[0] + w1 * b[0] - 1);
 #else
-  for (int c = 0; c < kCols; c++) sums[c] = (int16_t)(w0 * a.v[c] + w1 * b.v[c] - 1);
+  for (int c = 0; c < kCols; c++) sums[c] = (int16_t)(w0 * a[c] + w1 * b[c] - 1);
 #endif
 }
 

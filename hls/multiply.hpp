@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The heart: gather, multiply, accumulate. LANES x COLS products every cycle, without a stall.
+// The heart: gather, multiply, accumulate. ROWS x LANES x COLS products every cycle, without a
+// stall.
 #pragma once
 
+#include "gather.hpp"
 #include "mul_pair.hpp"
 #include "unpack.hpp"
 
@@ -11,59 +13,59 @@ using SumStream = Stream<SumWord, 4>;
 
 // One lane of the vector buffer: one memory of whole words, one read a cycle. Bank b of the
 // features lies in lane b % LANES, so no two lanes ever ask the same memory: this is all that
-// bank balance is for.
-typedef ActWord VectorLane[kVectorWords];
+// bank balance is for. It has two halves: one is filled while the other is worked on. With
+// several rows at a time every row has a copy, to read other places of the same banks.
+constexpr int kLaneDepth = 2 * kVectorWords / kPack;
+typedef ActWord VectorLane[kLaneDepth];
 
-inline void fill_vectors(FillStream& fills, WordStream& features, VectorLane vectors[kLanes]) {
-#pragma HLS INLINE off
-  const Fill fill = fills.read();
-fill_tiles:
-  for (uint32_t t = 0; t < fill.tiles; t++) {
-    const uint32_t tile_base = t * fill.stride;
-    uint32_t group_base = tile_base;  // where the bank of this group starts
-    uint32_t index = 0;               // feature inside its bank
-    uint32_t lane = 0;
-    uint32_t part = 0;
-    ActWord word;
-  feature_words:
-    for (uint32_t i = 0; i < fill.features * kColWords; i++) {
-#pragma HLS PIPELINE II=1
-      const word_t bits = features.read();
-    bytes:
-      for (int b = 0; b < kPortBytes; b++) {
+// The feature at `place` of a half, COLS columns of it. The mask only matters for indices outside
+// their bank, which no packer writes.
+inline const act_t* feature_at(const VectorLane& lane, uint32_t half, uint32_t place) {
+#pragma HLS INLINE
+  const uint32_t at = half + (place & (kVectorWords - 1));
+  return &lane[at / kPack].v[at % kPack * kCols];
+}
+
+inline void write_vectors(const VectorWrite& write, uint32_t half,
+                          VectorLane vectors[kRows][kLanes]) {
+#pragma HLS INLINE
+taps:
+  for (int i = 0; i < kTaps; i++) {
 #pragma HLS UNROLL
-        word.v[part * kPortBytes + b] = (int8_t)(uint8_t)(bits >> (8 * b));
-      }
-      if (++part == kColWords) {
-        part = 0;
-        vectors[lane][(group_base + index) & (kVectorWords - 1)] = word;
-        if (++index == fill.bank_size) {
-          index = 0;
-          if (++lane == kLanes) {
-            lane = 0;
-            group_base += fill.bank_size;
-          }
-        }
+    const uint32_t lane = write.lane + i < kLanes ? write.lane + i : write.lane + i - kLanes;
+    const uint32_t at = (half + (write.place[i] & (kVectorWords - 1))) / kPack;
+    if (write.taps >> i & 1) {
+    copies:
+      for (int r = 0; r < kRows; r++) {
+#pragma HLS UNROLL
+        vectors[r][lane][at] = write.word[i];
       }
     }
   }
 }
 
-// sum[c] += the products of one CSB word. Pairs of lanes are summed in 16 bits (mul_pair.hpp),
-// and the sums of a column are touched once.
-inline void multiply_word(const WeightWord& word, const VectorLane* __restrict vectors,
-                          uint32_t base, int32_t* __restrict sum) {
+// sum[c] += the products of one CSB word for one row. Pairs of lanes are summed in 16 bits
+// (mul_pair.hpp), and the sums of a column are touched once.
+inline void multiply_row(const int8_t* __restrict weight, const uint8_t* __restrict index,
+                         const VectorLane* __restrict vectors, uint32_t half, uint32_t base,
+                         int32_t* __restrict sum) {
 #pragma HLS INLINE
   int16_t pairs[kLanes / 2][kCols];
 #pragma HLS ARRAY_PARTITION variable=pairs complete dim=0
-lane_pairs:
-  for (int l = 0; l < kLanes; l += 2) {
+dsp_pairs:
+  for (int l = 0; l < kLanes - kFabricLanes; l += 2) {
 #pragma HLS UNROLL
-    // The mask only matters for indices outside their bank, which no packer writes.
-    const uint32_t a = (base + word.index[l]) & (kVectorWords - 1);
-    const uint32_t b = (base + word.index[l + 1]) & (kVectorWords - 1);
-    pair_sums(word.weight[l], word.weight[l + 1], vectors[l][a], vectors[l + 1][b],
-              pairs[l / 2]);
+    pair_sums<Place::kDsp>(weight[l], weight[l + 1],
+                           feature_at(vectors[l], half, base + index[l]),
+                           feature_at(vectors[l + 1], half, base + index[l + 1]), pairs[l / 2]);
+  }
+fabric_pairs:
+  for (int l = kLanes - kFabricLanes; l < kLanes; l += 2) {
+#pragma HLS UNROLL
+    pair_sums<Place::kFabric>(weight[l], weight[l + 1],
+                              feature_at(vectors[l], half, base + index[l]),
+                              feature_at(vectors[l + 1], half, base + index[l + 1]),
+                              pairs[l / 2]);
   }
 columns:
   for (int c = 0; c < kCols; c++) {
@@ -79,12 +81,76 @@ columns:
   }
 }
 
+// sum[c] = the largest feature so far among those whose weight is not zero.
+inline void maximise_row(const int8_t* __restrict weight, const uint8_t* __restrict index,
+                         const VectorLane* __restrict vectors, uint32_t half, uint32_t base,
+                         int32_t* __restrict sum) {
+#pragma HLS INLINE
+lanes:
+  for (int l = 0; l < kLanes; l++) {
+#pragma HLS UNROLL
+    const act_t* feature = feature_at(vectors[l], half, base + index[l]);
+  columns:
+    for (int c = 0; c < kCols; c++) {
+#pragma HLS UNROLL
+      if (weight[l] != 0 && feature[c] > sum[c]) sum[c] = feature[c];
+    }
+  }
+}
+
+inline void multiply_word(const WeightWord& word, bool maximum,
+                          const VectorLane (*__restrict vectors)[kLanes], uint32_t half,
+                          uint32_t base, SumWord& sum) {
+#pragma HLS INLINE
+rows:
+  for (int r = 0; r < kRows; r++) {
+#pragma HLS UNROLL
+    const int8_t* weight = word.weight + r * kLanes;
+    const uint8_t* index = word.index + r * kLanes;
+    if (maximum)
+      maximise_row(weight, index, vectors[r], half, base, sum.v + r * kCols);
+    else
+      multiply_row(weight, index, vectors[r], half, base, sum.v + r * kCols);
+  }
+}
+
+inline void clear_sums(bool maximum, SumWord& sum) {
+#pragma HLS INLINE
+clear:
+  for (int c = 0; c < kWide; c++) {
+#pragma HLS UNROLL
+    sum.v[c] = maximum ? -128 : 0;
+  }
+}
+
+// The half that is being filled while the other is worked on.
+struct Filling {
+  uint32_t half;  // where it begins
+  uint32_t wait;  // cycles until the next word is taken
+  bool done;
+};
+
+inline void take_write(VectorWriteStream& writes, Filling& filling,
+                       VectorLane vectors[kRows][kLanes]) {
+#pragma HLS INLINE
+  const VectorWrite write = writes.read();
+  write_vectors(write, filling.half, vectors);
+  filling.done = write.last;
+}
+
 // One weight block meets every tile of the group. The first tile takes the words from the stream
-// and leaves them in `block` for the tiles that follow: one fetch from memory, T uses.
-inline void multiply_visit(const Command& c, const Visit& visit, WeightStream& words,
-                           WeightWord block[kBlockWords], const VectorLane* __restrict vectors,
+// and leaves them in `block` for the tiles that follow: one fetch from memory, T uses. Beside
+// that, every `pace` cycles a word goes to the other half of the vector buffer. Were it a word
+// whenever there is one, the order of events would depend on timing, and nobody could replay it.
+inline void multiply_visit(const Command& c, const Visit& visit, uint32_t half,
+                           VectorWriteStream& writes, Filling& filling, WeightStream& words,
+                           WeightWord* __restrict block, VectorLane (*__restrict vectors)[kLanes],
                            SumStream& sums) {
 #pragma HLS INLINE
+  const bool maximum = has(c, kFlagMaximum);
+  const bool resident = has(c, kFlagResidentWeights);
+  // A lone tile leaves nothing behind, so its block may be longer than the buffer.
+  const bool leaves = visit.tiles > 1 || has(c, kFlagKeepWeights);
   const uint32_t block_words = visit.rows * visit.row_words;
   const uint32_t period = block_words < kReuseDistance ? kReuseDistance : block_words;
   const uint32_t count = visit.tiles * period;
@@ -93,25 +159,24 @@ inline void multiply_visit(const Command& c, const Visit& visit, WeightStream& w
   uint32_t kept = 0;
   uint32_t row_word = 0;
   uint32_t slot = 0;
-  bool first_tile = true;
+  bool fresh = !resident;  // words come from the stream
   SumWord sum;
 csb_words:
   for (uint32_t i = 0; i < count; i++) {
 #pragma HLS PIPELINE II=1
     // A slot comes round once a period.
 #pragma HLS DEPENDENCE variable=block inter RAW distance=4 true
+    // Reads are of one half, writes of the other.
+#pragma HLS DEPENDENCE variable=vectors inter false
+    if (!filling.done && --filling.wait == 0) {
+      filling.wait = c.pace;
+      take_write(writes, filling, vectors);
+    }
     if (slot < block_words) {
-      const WeightWord word = first_tile ? words.read() : block[slot];
-      // A lone tile leaves nothing behind, so its block may be longer than the buffer.
-      if (first_tile && visit.tiles > 1) block[slot] = word;
-      if (row_word == 0) {
-      clear:
-        for (int col = 0; col < kCols; col++) {
-#pragma HLS UNROLL
-          sum.v[col] = 0;
-        }
-      }
-      multiply_word(word, vectors, base, sum.v);
+      const WeightWord word = fresh ? words.read() : block[visit.block + slot];
+      if (fresh && leaves) block[visit.block + slot] = word;
+      if (row_word == 0) clear_sums(maximum, sum);
+      multiply_word(word, maximum, vectors, half, base, sum);
       if (++kept == c.keep) {  // on to the next group of banks
         kept = 0;
         base += c.bank_size;
@@ -124,45 +189,50 @@ csb_words:
     }
     if (++slot == period) {
       slot = 0;
-      first_tile = false;
+      fresh = false;
       tile_base += visit.stride;
       base = tile_base;
     }
   }
 }
 
-inline void multiply_fill(const Command c, VisitStream& visits, WeightStream& words,
-                          const VectorLane vectors[kLanes], SumStream& sums) {
+// Works on one half of the vector buffer while the other is filled. A process of its own would
+// need a memory of its own for each half.
+inline void multiply(const Command c, const Shape s, VectorWriteStream& writes,
+                     VisitStream& visits, WeightStream& words, WeightWord block[kBlockWords],
+                     SumStream& sums) {
 #pragma HLS INLINE off
-  WeightWord block[kBlockWords];
-#pragma HLS AGGREGATE variable=block compact=bit
-#pragma HLS BIND_STORAGE variable=block type=ram_s2p impl=bram
-  bool fill_end = false;
-visits:
-  while (!fill_end) {
-    const Visit visit = visits.read();
-    multiply_visit(c, visit, words, block, vectors, sums);
-    fill_end = visit.fill_end;
-  }
-}
-
-// The vector buffer is a ping-pong between its two processes: the next tile group is loaded
-// while this one is worked on. Both belong to one command, so nothing is read that this
-// command has yet to write.
-inline void multiply(const Command c, const Shape s, FillStream& fills, WordStream& features,
-                     VisitStream& visits, WeightStream& words, SumStream& sums) {
-#pragma HLS INLINE off
-fills:
-  for (uint32_t f = 0; f < s.fills; f++) {
-#pragma HLS DATAFLOW
-    // Lanes without a bank in the last group are never filled; their weights are zero, so what
-    // the words hold adds nothing.
-    VectorLane vectors[kLanes];
+  // Lanes without a bank in the last group are never filled; their weights are zero, so what
+  // the words hold adds nothing.
+  VectorLane vectors[kRows][kLanes];
 #pragma HLS ARRAY_PARTITION variable=vectors complete dim=1
+#pragma HLS ARRAY_PARTITION variable=vectors complete dim=2
 #pragma HLS AGGREGATE variable=vectors compact=bit
 #pragma HLS BIND_STORAGE variable=vectors type=ram_s2p impl=bram
-    fill_vectors(fills, features, vectors);
-    multiply_fill(c, visits, words, vectors, sums);
+  Filling filling;
+  filling.half = 0;
+  filling.wait = 1;
+  filling.done = false;
+fills:
+  for (uint32_t f = 0; f < s.fills; f++) {
+  fill_rest:
+    while (!filling.done) {
+#pragma HLS PIPELINE II=1
+      // Written words are read when this loop has ended.
+#pragma HLS DEPENDENCE variable=vectors inter false
+      take_write(writes, filling, vectors);
+    }
+    const uint32_t half = filling.half;
+    filling.half = half ^ kVectorWords;
+    filling.wait = 1;
+    filling.done = f + 1 == s.fills;
+    bool fill_end = false;
+  visits:
+    while (!fill_end) {
+      const Visit visit = visits.read();
+      multiply_visit(c, visit, half, writes, filling, words, block, vectors, sums);
+      fill_end = visit.fill_end;
+    }
   }
 }
 

@@ -11,18 +11,27 @@
 #pragma HLS INTERFACE s_axilite port=indices bundle=control offset=0x028
 #pragma HLS INTERFACE m_axi port=activations bundle=activations offset=slave depth=65536 max_read_burst_length=64 num_read_outstanding=8 latency=32 max_widen_bitwidth=0
 #pragma HLS INTERFACE s_axilite port=activations bundle=control offset=0x034
+#pragma HLS INTERFACE m_axi port=residuals bundle=residuals offset=slave depth=65536 max_read_burst_length=64 num_read_outstanding=8 latency=32 max_widen_bitwidth=0
+#pragma HLS INTERFACE s_axilite port=residuals bundle=control offset=0x040
 #pragma HLS INTERFACE m_axi port=results bundle=results offset=slave depth=65536 max_write_burst_length=64 num_write_outstanding=8 latency=32 max_widen_bitwidth=0
-#pragma HLS INTERFACE s_axilite port=results bundle=control offset=0x040
-#pragma HLS INTERFACE s_axilite port=memory_words bundle=control offset=0x050
-#pragma HLS INTERFACE s_axilite port=first_command bundle=control offset=0x058
-#pragma HLS INTERFACE s_axilite port=command_count bundle=control offset=0x060
-#pragma HLS INTERFACE s_axilite port=status bundle=control offset=0x070
-#pragma HLS INTERFACE s_axilite port=completed bundle=control offset=0x080
-#pragma HLS INTERFACE s_axilite port=version bundle=control offset=0x090
-#pragma HLS INTERFACE s_axilite port=lanes bundle=control offset=0x0a0
-#pragma HLS INTERFACE s_axilite port=cols bundle=control offset=0x0b0
-#pragma HLS INTERFACE s_axilite port=requant_units bundle=control offset=0x0c0
-#pragma HLS INTERFACE s_axilite port=vector_words bundle=control offset=0x0d0
-#pragma HLS INTERFACE s_axilite port=block_words bundle=control offset=0x0e0
-#pragma HLS INTERFACE s_axilite port=block_rows bundle=control offset=0x0f0
-#pragma HLS INTERFACE s_axilite port=sum_words bundle=control offset=0x100
+#pragma HLS INTERFACE s_axilite port=results bundle=control offset=0x04c
+#pragma HLS INTERFACE s_axilite port=memory_words bundle=control offset=0x060
+#pragma HLS INTERFACE s_axilite port=first_command bundle=control offset=0x068
+#pragma HLS INTERFACE s_axilite port=command_count bundle=control offset=0x070
+#pragma HLS INTERFACE s_axilite port=status bundle=control offset=0x080
+#pragma HLS INTERFACE s_axilite port=completed bundle=control offset=0x090
+#pragma HLS INTERFACE s_axilite port=version bundle=control offset=0x0a0
+#pragma HLS INTERFACE s_axilite port=lanes bundle=control offset=0x0b0
+#pragma HLS INTERFACE s_axilite port=rows bundle=control offset=0x0c0
+#pragma HLS INTERFACE s_axilite port=cols bundle=control offset=0x0d0
+#pragma HLS INTERFACE s_axilite port=requant_units bundle=control offset=0x0e0
+#pragma HLS INTERFACE s_axilite port=taps bundle=control offset=0x0f0
+#pragma HLS INTERFACE s_axilite port=vector_words bundle=control offset=0x100
+#pragma HLS INTERFACE s_axilite port=block_words bundle=control offset=0x110
+#pragma HLS INTERFACE s_axilite port=queue_words bundle=control offset=0x120
+#pragma HLS INTERFACE s_axilite port=block_rows bundle=control offset=0x130
+#pragma HLS INTERFACE s_axilite port=sum_words bundle=control offset=0x140
+#pragma HLS INTERFACE s_axilite port=image_words bundle=control offset=0x150
+#pragma HLS INTERFACE s_axilite port=chain_words bundle=control offset=0x160
+#pragma HLS INTERFACE s_axilite port=fabric_lanes bundle=control offset=0x170
+#pragma HLS INTERFACE s_axilite port=index_bits bundle=control offset=0x180

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// y = table[saturate(round_half_even(float32(sum) * multiplier) + zero_point)], on the bits.
+// y = table[saturate(round_half_even(float32(sum) * multiplier) + zero_point)], on the bits, and
+// where there is a residual, what combine.hpp makes of y and that.
 #pragma once
 
 #include "accumulate.hpp"
+#include "combine.hpp"
 
 namespace bbs {
 
@@ -51,39 +53,49 @@ inline int32_t requantise_one(int32_t sum, float multiplier, int32_t zero_point)
   return capped < -128 ? -128 : capped;
 }
 
-// A port word of requantised bytes: one for each requantisation unit.
-inline word_t requantise_word(const TotalWord& total, uint32_t part, int32_t zero_point,
-                              bool use_table, const int8_t table[kRequantUnits][kTableEntries]) {
+// Bytes `part` * kRequantUnits and on of a row group: one for each unit.
+inline word_t requantise_bytes(const Command& c, const TotalWord& total, uint32_t part,
+                               const int8_t table[kRequantUnits][kTableEntries],
+                               word_t residual) {
 #pragma HLS INLINE
-  const float multiplier = float_of_bits(total.multiplier);
-  int32_t y[kRequantUnits];
+  const bool use_table = has(c, kFlagTable);
+  word_t word = 0;
 units:
   for (int u = 0; u < kRequantUnits; u++) {
 #pragma HLS UNROLL
-    y[u] = requantise_one(total.v[part * kRequantUnits + u], multiplier, zero_point);
-  }
-  word_t word = 0;
-bytes:
-  for (int u = 0; u < kRequantUnits; u++) {
-#pragma HLS UNROLL
-    const int32_t mapped = use_table ? table[u][y[u] + 128] : y[u];
-    word |= (word_t)(uint8_t)mapped << (8 * u);
+    const uint32_t i = part * kRequantUnits + u;
+    const float multiplier = float_of_bits(total.multiplier[i / kCols]);
+    const int32_t q = requantise_one(total.v[i], multiplier, c.zero_point);
+    const int32_t a = use_table ? table[u][q + 128] : q;
+    const int32_t b = (int8_t)(uint8_t)(residual >> (8 * u));
+    const int32_t y = has(c, kFlagResidual) ? combine_one(c, a, b) : a;
+    // Columns that are not there come out as 0, whatever lay in theirs before.
+    const bool counts = !total.last_tile || i % kCols < c.last_columns;
+    word |= (word_t)(uint8_t)(counts ? y : 0) << (8 * u);
   }
   return word;
 }
 
+// Two INT32 sums of a row group.
+inline word_t sum_pair(const Command& c, const TotalWord& total, uint32_t part) {
+#pragma HLS INLINE
+  const uint32_t low = 2 * part, high = 2 * part + 1;
+  const bool low_counts = !total.last_tile || low % kCols < c.last_columns;
+  const bool high_counts = !total.last_tile || high % kCols < c.last_columns;
+  return (word_t)(low_counts ? (uint32_t)total.v[low] : 0) |
+         (word_t)(high_counts ? (uint32_t)total.v[high] : 0) << 32;
+}
+
 inline void requantise(const Command c, const Shape s, TableStream& table_words,
-                       TotalStream& totals, WordStream& outputs) {
+                       TotalStream& totals, WordStream& residuals, WordStream& outputs) {
 #pragma HLS INLINE off
   // A copy for each unit: a lookup a cycle each.
   int8_t table[kRequantUnits][kTableEntries];
 #pragma HLS ARRAY_PARTITION variable=table complete dim=1
 #pragma HLS BIND_STORAGE variable=table type=ram_1p impl=lutram
-  const bool use_table = (c.flags & kFlagTable) != 0;
-  const bool sums_out = (c.flags & kFlagSumsOut) != 0;
   word_t entries = 0;
 table_bytes:
-  for (uint32_t i = 0; i < (use_table ? kTableEntries : 0); i++) {
+  for (uint32_t i = 0; i < (has(c, kFlagTable) ? kTableEntries : 0); i++) {
 #pragma HLS PIPELINE II=1
     if (i % kPortBytes == 0) entries = table_words.read();
   copies:
@@ -92,19 +104,34 @@ table_bytes:
       table[u][i] = (int8_t)(uint8_t)(entries >> (8 * (i % kPortBytes)));
     }
   }
-  const uint32_t count = c.rows * c.tiles * s.output_words;  // checked: fits the memory
+  const bool sums_out = has(c, kFlagSumsOut);
+  const uint32_t parts = sums_out ? kWide / 2 : kWide / kRequantUnits;
+  const uint32_t count = s.row_groups * c.tiles * parts;  // checked: fits the memory
   uint32_t part = 0;
+  uint32_t filled = 0;  // bytes of the port word
+  word_t residual = 0;
+  word_t word = 0;
   TotalWord total;
 output_words:
   for (uint32_t i = 0; i < count; i++) {
 #pragma HLS PIPELINE II=1
     if (part == 0) total = totals.read();
-    if (sums_out)
-      outputs.write((word_t)(uint32_t)total.v[2 * part] |
-                    (word_t)(uint32_t)total.v[2 * part + 1] << 32);
-    else
-      outputs.write(requantise_word(total, part, c.zero_point, use_table, table));
-    if (++part == s.output_words) part = 0;
+    if (sums_out) {
+      outputs.write(sum_pair(c, total, part));
+    } else {
+      if (filled == 0) {
+        word = 0;
+        if (has(c, kFlagResidual)) residual = residuals.read();
+      }
+      const word_t rest = residual >> (8 * filled);
+      word |= requantise_bytes(c, total, part, table, rest) << (8 * filled);
+      filled += kRequantUnits;
+      if (filled == kPortBytes) {
+        filled = 0;
+        outputs.write(word);
+      }
+    }
+    if (++part == parts) part = 0;
   }
 }
 

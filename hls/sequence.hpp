@@ -15,10 +15,9 @@ namespace bbs {
 constexpr int kVisitDepth = 8;
 using BurstStream = Stream<Burst, kVisitDepth>;
 using VisitStream = Stream<Visit, kVisitDepth>;
-// The bursts of a fill come by tile, up to 255 of them; the fetch takes them as it goes.
 using FillStream = Stream<Fill, kVisitDepth>;
 
-// Where the current visit stands.
+// Where the current visit stands. Rows are counted in row groups.
 struct Position {
   uint32_t tile;
   uint32_t tiles;
@@ -28,8 +27,21 @@ struct Position {
   uint32_t groups;
 };
 
-inline void sequence_fill(const Command& c, const Position& at, bool final,
-                          BurstStream& act_bursts, FillStream& fills) {
+// Ends a stage that has nothing to do.
+inline Burst no_burst(bool final) {
+#pragma HLS INLINE
+  Burst burst;
+  burst.offset = 0;
+  burst.count = 0;
+  burst.times = 0;
+  burst.step = 0;
+  burst.final = final;
+  return burst;
+}
+
+// A fill tells the gathering what to bring, and of an image also which pixels the tiles hold.
+inline void sequence_fill(const Command& c, const Position& at, bool again, bool final,
+                          BurstStream& act_bursts, FillStream& tile_fills, FillStream& fills) {
 #pragma HLS INLINE
   const uint32_t first = at.pass * c.groups_per_pass * kLanes * c.bank_size;
   const uint32_t space = at.groups * kLanes * c.bank_size;
@@ -38,71 +50,98 @@ inline void sequence_fill(const Command& c, const Position& at, bool final,
   fill.tiles = at.tiles;
   fill.features = features;
   fill.stride = at.groups * c.bank_size;
-  fill.bank_size = c.bank_size;
+  fill.first_group = at.pass * c.groups_per_pass;
+  fill.groups = at.groups;
+  fill.again = again;
+  if (has(c, kFlagImage)) tile_fills.write(fill);
   fills.write(fill);
-fill_tiles:
-  for (uint32_t t = 0; t < at.tiles; t++) {
+  if (!has(c, kFlagImage) && !has(c, kFlagFromChain)) {
     Burst burst;
-    burst.offset = c.input + ((at.tile + t) * c.features + first) * kColWords;
-    burst.count = features * kColWords;
-    burst.final = final && t + 1 == at.tiles;
+    burst.offset = c.input + tensor_words(at.tile * c.input_stride + first);
+    burst.count = tensor_words(features);
+    burst.times = at.tiles;
+    burst.step = tensor_words(c.input_stride);
+    burst.final = final;
     act_bursts.write(burst);
   }
 }
 
-// The rows of a block in one plane. A pass is a plane of its own, [row][group][keep]; all passes
-// before the last are full.
-inline Burst plane_burst(const Command& c, const Position& at, uint32_t plane, uint32_t bits,
-                         bool final) {
+// An image comes in one piece; where nothing comes, the fetch is ended at once.
+inline void sequence_image(const Command& c, const Shape& s, BurstStream& act_bursts) {
+#pragma HLS INLINE
+  const bool by_fill = !has(c, kFlagImage) && !has(c, kFlagFromChain);
+  const bool loads = has(c, kFlagImage) && !has(c, kFlagFromChain) && !has(c, kFlagResidentInput);
+  if (by_fill) return;
+  Burst burst = no_burst(true);
+  if (loads) {
+    burst.offset = c.input;
+    burst.count = tensor_words(c.channels);
+    burst.times = s.image_tiles;
+    burst.step = tensor_words(c.input_stride);
+  }
+  act_bursts.write(burst);
+}
+
+// The rows of a block in one plane. A pass is a plane of its own, [row group][group][keep]; all
+// passes before the last are full.
+inline Burst plane_burst(const Command& c, const Shape& s, const Position& at, uint32_t plane,
+                         uint32_t bits, bool final) {
 #pragma HLS INLINE
   const uint32_t full = plane_row_words(c.groups_per_pass * c.keep, bits);
   const uint32_t row_words = plane_row_words(at.groups * c.keep, bits);
-  Burst burst;
-  burst.offset = plane + at.pass * c.rows * full + at.row * row_words;
+  Burst burst = no_burst(final);
+  burst.offset = plane + at.pass * s.row_groups * full + at.row * row_words;
   burst.count = at.rows * row_words;
-  burst.final = final;
+  burst.times = has(c, kFlagResidentWeights) ? 0 : 1;
   return burst;
 }
 
-inline void sequence_block(const Command& c, const Position& at, bool final,
+inline void sequence_block(const Command& c, const Shape& s, const Position& at, bool final,
                            BurstStream& weight_bursts, BurstStream& index_bursts,
                            BurstStream& row_bursts) {
 #pragma HLS INLINE
-  weight_bursts.write(plane_burst(c, at, c.weights, weight_bits(c), final));
-  index_bursts.write(plane_burst(c, at, c.indices, c.index_bits, final));  // empty where dense
-  Burst burst;
-  burst.final = final;
-  burst.offset = c.parameters + at.row;
-  burst.count = at.rows;
+  weight_bursts.write(plane_burst(c, s, at, c.weights, weight_bits(c), final));
+  index_bursts.write(plane_burst(c, s, at, c.indices, c.index_bits, final));  // dense: empty
+  Burst burst = no_burst(final);
+  burst.offset = c.parameters + at.row * kRows;
+  burst.count = at.rows * kRows;
+  burst.times = 1;
   row_bursts.write(burst);
 }
 
-inline void sequence_store(const Command& c, const Shape& s, const Position& at, bool final,
-                           BurstStream& store_bursts) {
+inline void sequence_store(const Command& c, const Position& at, bool final,
+                           BurstStream& residual_bursts, BurstStream& store_bursts) {
 #pragma HLS INLINE
-store_tiles:
-  for (uint32_t t = 0; t < at.tiles; t++) {
-    Burst burst;
-    burst.offset = c.output + ((at.tile + t) * c.rows + at.row) * s.output_words;
-    burst.count = at.rows * s.output_words;
-    burst.final = final && t + 1 == at.tiles;
-    store_bursts.write(burst);
+  const uint32_t place = at.tile * c.output_stride + at.row * kRows;
+  Burst burst;
+  burst.offset = c.output + output_words(c, place);
+  burst.count = output_words(c, at.rows * kRows);
+  burst.times = at.tiles;
+  burst.step = output_words(c, c.output_stride);
+  burst.final = final;
+  store_bursts.write(burst);
+  if (has(c, kFlagResidual)) {
+    burst.offset = c.residual + tensor_words(place);
+    residual_bursts.write(burst);
   }
 }
 
 inline void sequence(const Command c, const Shape s, BurstStream& weight_bursts,
                      BurstStream& index_bursts, BurstStream& row_bursts,
-                     BurstStream& act_bursts, BurstStream& store_bursts, FillStream& fills,
+                     BurstStream& act_bursts, BurstStream& residual_bursts,
+                     BurstStream& store_bursts, FillStream& tile_fills, FillStream& fills,
                      VisitStream& unpack_visits, VisitStream& multiply_visits,
                      VisitStream& accumulate_visits) {
 #pragma HLS INLINE off
-  if (c.flags & kFlagTable) {
-    Burst table;
+  if (has(c, kFlagTable)) {
+    Burst table = no_burst(false);
     table.offset = c.table;
     table.count = kTableWords;
-    table.final = false;
+    table.times = 1;
     row_bursts.write(table);
   }
+  sequence_image(c, s, act_bursts);
+  if (!has(c, kFlagResidual)) residual_bursts.write(no_burst(true));
   Position at;
   at.tile = 0;
 tile_groups:
@@ -111,7 +150,7 @@ tile_groups:
     at.row = 0;
   blocks:
     for (uint32_t block = 0; block < s.blocks; block++) {
-      at.rows = c.rows - at.row < c.rows_per_block ? c.rows - at.row : c.rows_per_block;
+      at.rows = s.row_groups - at.row < s.block_rows ? s.row_groups - at.row : s.block_rows;
     passes:
       for (at.pass = 0; at.pass < s.passes; at.pass++) {
         const bool last_pass = at.pass + 1 == s.passes;
@@ -120,21 +159,24 @@ tile_groups:
         const bool final = last_pass && last_block && last_group;
         at.groups = last_pass ? s.last_groups : c.groups_per_pass;
         if (s.passes > 1 || block == 0)
-          sequence_fill(c, at, s.passes > 1 ? final : last_group, act_bursts, fills);
-        sequence_block(c, at, final, weight_bursts, index_bursts, row_bursts);
+          sequence_fill(c, at, block > 0 || at.pass > 0, s.passes > 1 ? final : last_group,
+                        act_bursts, tile_fills, fills);
+        sequence_block(c, s, at, final, weight_bursts, index_bursts, row_bursts);
         Visit visit;
         visit.tiles = at.tiles;
         visit.rows = at.rows;
         visit.row_words = at.groups * c.keep;
         visit.stride = at.groups * c.bank_size;
+        visit.block = keeps_block(c) ? c.block_base + at.row * visit.row_words : 0;
         visit.first_pass = at.pass == 0;
         visit.last_pass = last_pass;
+        visit.last_group = last_group;
         visit.fill_end = s.passes > 1 || last_block;
         visit.final = final;
         unpack_visits.write(visit);
         multiply_visits.write(visit);
         accumulate_visits.write(visit);
-        if (last_pass) sequence_store(c, s, at, final, store_bursts);
+        if (last_pass) sequence_store(c, at, final, residual_bursts, store_bursts);
       }
       at.row += at.rows;
     }

@@ -20,71 +20,111 @@ using act_t = int8_t;
 using act_t = int16_t;
 #endif
 
-// One feature of a column tile: the word that one read of a vector buffer lane delivers.
+// With few columns several features share a word, so that no word is narrower than a port's.
+constexpr int kPack = kCols < kPortBytes ? kPortBytes / kCols : 1;
+constexpr int kWordActs = kPack * kCols;
+constexpr int kPortWords = kWordActs / kPortBytes;  // port words of an activation word
+constexpr int kWide = kRows * kCols;                // sums of a row group
+
+// One feature of a column tile (kPack features, where a column tile is narrow): the word that one
+// read of a vector buffer lane delivers.
 struct ActWord {
-  act_t v[kCols];
+  act_t v[kWordActs];
 };
 
-// One step of compressed sparse banks: a nonzero of each of LANES banks, with its place in it.
+// One step of compressed sparse banks: a nonzero of each of LANES banks of each of ROWS rows,
+// with its place in its bank.
 struct WeightWord {
-  int8_t weight[kLanes];
-  uint8_t index[kLanes];
+  int8_t weight[kRows * kLanes];
+  uint8_t index[kRows * kLanes];
 };
 
-// The sums of one row over the columns of a tile.
+// The sums of a row group over the columns of a tile.
 struct SumWord {
-  int32_t v[kCols];
+  int32_t v[kWide];
 };
 
-// A finished row on its way to requantisation, with the multiplier of that row.
+// A finished row group on its way to requantisation, with the multipliers of its rows.
 struct TotalWord {
-  int32_t v[kCols];
-  uint32_t multiplier;  // bits of a float32
+  int32_t v[kWide];
+  uint32_t multiplier[kRows];  // bits of float32
+  bool last_tile;
 };
 
-// `count` neighbouring port words; `final` ends the loop of the stage that reads it.
+// Runs of `count` neighbouring port words, `step` words from one start to the next; `final` ends
+// the loop of the stage that reads it.
 struct Burst {
   uint32_t offset;
   uint32_t count;
+  uint32_t times;
+  uint32_t step;
   bool final;
 };
 
-// One filling of the vector buffer: the features of one pass, for each tile of a tile group.
+// One filling of a half of the vector buffer: the features of one pass, for each tile of a group.
 struct Fill {
   uint32_t tiles;
-  uint32_t features;   // of one tile
-  uint32_t stride;     // buffer words between tiles
-  uint32_t bank_size;
+  uint32_t features;     // of one tile
+  uint32_t stride;       // buffer words between tiles
+  uint32_t first_group;  // of this pass
+  uint32_t groups;
+  bool again;            // the same tiles as the fill before
 };
 
-// One weight block meeting one tile group: what the compute stages do next.
+// Writes to the vector buffer: up to kTaps lanes, one after the other from `lane` on, get a word
+// each.
+struct VectorWrite {
+  ActWord word[kTaps];
+  uint16_t place[kTaps];
+  uint8_t lane;
+  uint8_t taps;  // bit set of those that count
+  bool last;     // of this filling
+};
+
+// One weight block meeting one tile group: what the compute stages do next. Rows are counted in
+// row groups.
 struct Visit {
   uint32_t tiles;
   uint32_t rows;
-  uint32_t row_words;   // CSB words of a row in this pass
+  uint32_t row_words;   // CSB words of a row group in this pass
   uint32_t stride;      // buffer words between tiles
+  uint32_t block;       // where its words lie in the block buffer
   bool first_pass;      // sums start from the bias
   bool last_pass;       // sums are complete
-  bool fill_end;        // the vector buffer is done with
+  bool last_group;      // the last tile is among the tiles
+  bool fill_end;        // the filling is done with
   bool final;
 };
 
-constexpr int kColWords = kCols / kPortBytes;    // port words of a byte-wide activation word
-constexpr int kLaneWords = kLanes / kPortBytes;  // port words of the weights of a CSB word
+constexpr int kLaneWords = kRows * kLanes / kPortBytes;  // port words of a CSB word's weights
+// Features are counted in steps that fill whole words, rows in steps that fill row groups too.
+constexpr int kRowStep = kRows > kPack ? kRows : kPack;
 // What one tile leaves in a memory, the next one reads at least this many cycles later. Shorter
 // blocks idle up to there, so that the latency of a block RAM never shows.
 constexpr int kReuseDistance = 4;
 constexpr int kTableEntries = 256;
 constexpr int kTableWords = kTableEntries / kPortBytes;
+// Pixels of a word of the image memory. The eight beyond COLS let one read give a window's row of
+// taps for all columns.
+constexpr int kBanks = kCols + 8;
 
-static_assert(kLanes % kPortBytes == 0, "a CSB word must fill whole port words");
+static_assert(kRows * kLanes % kPortBytes == 0, "a CSB word must fill whole port words");
 static_assert(kLanes % 2 == 0, "products are summed by pairs of lanes");
-static_assert(kCols % kPortBytes == 0, "an activation word must fill whole port words");
-static_assert(kCols % 2 == 0, "two columns share a multiplier");
-static_assert(kRequantUnits == kPortBytes, "the drain packs one port word a cycle");
+static_assert(kPack * kCols % kPortBytes == 0, "an activation word must fill whole port words");
+static_assert(kCols == 1 || kCols % 2 == 0, "two columns share a multiplier");
+static_assert(kRequantUnits == (kWide < kPortBytes ? kWide : kPortBytes),
+              "the drain packs a port word a cycle, or a row group");
+static_assert(kWide >= 2, "two sums share a port word");
+static_assert(kRowStep % kRows == 0 && kRowStep % kPack == 0, "row groups and words must nest");
 static_assert((kVectorWords & (kVectorWords - 1)) == 0, "buffer addresses wrap by masking");
 static_assert(kVectorWords >= 256, "the largest bank must fit a lane of the vector buffer");
 static_assert(kBlockWords >= kVectorWords, "one row of one pass must fit a weight block");
 static_assert(kSumWords >= 1 && kBlockRows >= 1, "at least one row at a time");
+static_assert(kTaps >= 1 && kTaps <= kLanes && kTaps <= 8, "taps of a read go to different lanes");
+static_assert(kImageWords == 0 || kPack == 1, "an image needs a whole word of columns");
+static_assert((kImageWords & (kImageWords - 1)) == 0, "image addresses wrap by masking");
+static_assert(kFabricLanes >= 0 && kFabricLanes <= kLanes && kFabricLanes % 2 == 0,
+              "products are placed by pairs of lanes");
+static_assert(kIndexBits == 4 || kIndexBits == 6 || kIndexBits == 8, "as indices come");
 
 }  // namespace bbs

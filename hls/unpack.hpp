@@ -7,8 +7,9 @@
 
 namespace bbs {
 
-// Holds a whole weight block, so that the next one is fetched while this one meets its tiles.
-using WeightStream = Stream<WeightWord, kBlockWords>;
+// Deep enough for a weight block, so that the next one is fetched while this one meets its tiles;
+// less deep where weights are resident.
+using WeightStream = Stream<WeightWord, kQueueWords>;
 
 // Takes slices of `bits` out of port words, lowest bits first.
 struct Gearbox {
@@ -45,12 +46,13 @@ inline void unpack(const Command c, VisitStream& visits, WordStream& weights,
 #pragma HLS INLINE off
   const uint32_t index_mask = (1u << c.index_bits) - 1;
   const uint32_t bits = weight_bits(c);
-  const bool dense = (c.flags & kFlagDense) != 0;
+  const bool dense = has(c, kFlagDense);
+  const bool resident = has(c, kFlagResidentWeights);
   bool final = false;
 visits:
   while (!final) {
     const Visit visit = visits.read();
-    const uint32_t slices = visit.rows * visit.row_words * kLaneWords;
+    const uint32_t slices = resident ? 0 : visit.rows * visit.row_words * kLaneWords;
     uint32_t row_word = 0;
     uint32_t keep = 0;
     uint32_t part = 0;
@@ -75,7 +77,7 @@ visits:
         part = 0;
         words.write(word);
         if (++keep == c.keep) keep = 0;
-        if (++row_word == visit.row_words) {  // the next row starts on a whole port word
+        if (++row_word == visit.row_words) {  // the next row group starts on a whole port word
           row_word = 0;
           weight_gear.rest = index_gear.rest = 0;
           weight_gear.held = index_gear.held = 0;

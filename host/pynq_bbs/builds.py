@@ -22,12 +22,19 @@ class Build:
     name: str
     summary: str
     lanes: int
+    rows: int
     cols: int
     requant_units: int
+    taps: int
     vector_words: int
     block_words: int
+    queue_words: int
     block_rows: int
     sum_words: int
+    image_words: int
+    chain_words: int
+    fabric_lanes: int
+    index_bits: int
 
     @property
     def parameters(self) -> dict[str, int]:
@@ -36,7 +43,7 @@ class Build:
 
     @property
     def products_per_cycle(self) -> int:
-        return self.lanes * self.cols
+        return self.lanes * self.rows * self.cols
 
 
 def build_names() -> list[str]:
@@ -64,8 +71,8 @@ def load_build(name: str) -> Build:
             missing, unknown = set(wanted) - set(data), set(data) - set(wanted)
             raise ValueError(f"missing {sorted(missing)}, unknown {sorted(unknown)}")
         for key, kind in wanted.items():
-            if kind == "int" and (type(data[key]) is not int or not 1 <= data[key] <= 1 << 20):
-                raise ValueError(f"{key} is {data[key]!r}, wanted an integer from 1 to 2**20")
+            if kind == "int" and (type(data[key]) is not int or not 0 <= data[key] <= 1 << 20):
+                raise ValueError(f"{key} is {data[key]!r}, wanted an integer from 0 to 2**20")
     except ValueError as error:
         raise BuildError(f"{path}: not a build file: {error}") from None
     return Build(**data)

@@ -43,7 +43,7 @@ def command_header(interface: dict[str, Any]) -> str:
         "",
         f"constexpr uint32_t kVersion = {interface['version']};",
         f"constexpr uint32_t kSignature = {interface['signature']:#010x};",
-        "constexpr int kCommandWords = 8;  // 64-bit words of a command in memory",
+        "constexpr int kCommandWords = 16;  // 64-bit words of a command in memory",
         "",
         "enum Op : uint32_t {",
         *(f"  kOp{_camel(op['name'])} = {op['value']}," for op in interface["ops"]),
@@ -74,7 +74,8 @@ def command_header(interface: dict[str, Any]) -> str:
         if f["bits"] < 32:
             raw += f" & {(1 << f['bits']) - 1:#x}u"
         if f.get("signed"):
-            raw = f"(int32_t)(int{f['bits']}_t)({raw})"
+            spare = 32 - f["bits"]
+            raw = f"(int32_t)(({raw}) << {spare}) >> {spare}"
         lines.append(f"  c.{f['name']} = {raw};")
     lines += ["  return c;", "}", "", "}  // namespace bbs", ""]
     return "\n".join(lines)
@@ -113,7 +114,7 @@ def python_module(interface: dict[str, Any]) -> str:
         "",
         f"VERSION = {interface['version']}",
         f"SIGNATURE = {interface['signature']:#010x}",
-        "COMMAND_WORDS = 8",
+        "COMMAND_WORDS = 16",
         "",
         *(f"OP_{op['name'].upper()} = {op['value']}" for op in interface["ops"]),
         "",
@@ -224,7 +225,7 @@ def documentation(interface: dict[str, Any]) -> str:
         _SOURCE,
         f"Interface version {interface['version']}.",
         "",
-        "A command is eight 64-bit words, little-endian; fields are named by 32-bit word. "
+        "A command is sixteen 64-bit words, little-endian; fields are named by 32-bit word. "
         "Every offset counts 64-bit words from the address in the port registers.",
         "",
         "## Command",

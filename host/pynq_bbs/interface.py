@@ -8,16 +8,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-VERSION = 1
-SIGNATURE = 0x31534242
-COMMAND_WORDS = 8
+VERSION = 2
+SIGNATURE = 0x32534242
+COMMAND_WORDS = 16
 
-OP_LINEAR = 1
+OP_MATRIX = 1
 
 FLAG_DENSE = 1
 FLAG_TABLE = 2
 FLAG_SUMS_OUT = 4
 FLAG_INT4 = 8
+FLAG_IMAGE = 16
+FLAG_FROM_CHAIN = 32
+FLAG_RESIDENT_INPUT = 64
+FLAG_TO_CHAIN = 128
+FLAG_TO_MEMORY = 256
+FLAG_RESIDUAL = 512
+FLAG_PRODUCT = 1024
+FLAG_MAXIMUM = 2048
+FLAG_SUM_COLUMNS = 4096
+FLAG_KEEP_WEIGHTS = 8192
+FLAG_RESIDENT_WEIGHTS = 16384
 
 #: status code -> (name, meaning)
 STATUS: dict[int, tuple[str, str]] = {
@@ -30,6 +41,8 @@ STATUS: dict[int, tuple[str, str]] = {
     6: ("block_overflow", "A weight block does not fit the block buffer or the row buffer."),
     7: ("sum_overflow", "The partial sums of a block do not fit the sum buffer."),
     8: ("out_of_memory_range", "The command reaches outside the memory given in memory_words."),
+    9: ("bad_image", "The image contradicts itself, does not fit the image memory, or this build has none."),
+    10: ("chain_overflow", "The chain does not hold the input, or has no room for the output beside it."),
 }
 
 #: register name -> (byte offset, bits)
@@ -38,52 +51,91 @@ REGISTERS: dict[str, tuple[int, int]] = {
     "weights": (0x01c, 64),
     "indices": (0x028, 64),
     "activations": (0x034, 64),
-    "results": (0x040, 64),
-    "memory_words": (0x050, 32),
-    "first_command": (0x058, 32),
-    "command_count": (0x060, 32),
-    "status": (0x070, 32),
-    "completed": (0x080, 32),
-    "version": (0x090, 32),
-    "lanes": (0x0a0, 32),
-    "cols": (0x0b0, 32),
-    "requant_units": (0x0c0, 32),
-    "vector_words": (0x0d0, 32),
-    "block_words": (0x0e0, 32),
-    "block_rows": (0x0f0, 32),
-    "sum_words": (0x100, 32),
+    "residuals": (0x040, 64),
+    "results": (0x04c, 64),
+    "memory_words": (0x060, 32),
+    "first_command": (0x068, 32),
+    "command_count": (0x070, 32),
+    "status": (0x080, 32),
+    "completed": (0x090, 32),
+    "version": (0x0a0, 32),
+    "lanes": (0x0b0, 32),
+    "rows": (0x0c0, 32),
+    "cols": (0x0d0, 32),
+    "requant_units": (0x0e0, 32),
+    "taps": (0x0f0, 32),
+    "vector_words": (0x100, 32),
+    "block_words": (0x110, 32),
+    "queue_words": (0x120, 32),
+    "block_rows": (0x130, 32),
+    "sum_words": (0x140, 32),
+    "image_words": (0x150, 32),
+    "chain_words": (0x160, 32),
+    "fabric_lanes": (0x170, 32),
+    "index_bits": (0x180, 32),
 }
 
 #: registers that take the address of the memory block, one for each port
-PORTS = ("program", "weights", "indices", "activations", "results")
+PORTS = ("program", "weights", "indices", "activations", "residuals", "results")
 
 #: registers that report a build parameter
-BUILD_REGISTERS = ("lanes", "cols", "requant_units", "vector_words", "block_words", "block_rows", "sum_words")
+BUILD_REGISTERS = ("lanes", "rows", "cols", "requant_units", "taps", "vector_words", "block_words", "queue_words", "block_rows", "sum_words", "image_words", "chain_words", "fabric_lanes", "index_bits")
 
 
 # name, 64-bit word, shift, bits, signed
 _LAYOUT: tuple[tuple[str, int, int, int, bool], ...] = (
     ("op", 0, 0, 8, False),
-    ("flags", 0, 8, 8, False),
-    ("layer", 0, 16, 16, False),
-    ("input", 0, 32, 32, False),
-    ("output", 1, 0, 32, False),
-    ("weights", 1, 32, 32, False),
-    ("indices", 2, 0, 32, False),
-    ("parameters", 2, 32, 32, False),
-    ("table", 3, 0, 32, False),
-    ("features", 3, 32, 24, False),
-    ("rows", 4, 0, 24, False),
-    ("tiles", 4, 32, 24, False),
-    ("tiles_per_block", 4, 56, 8, False),
-    ("bank_size", 5, 0, 9, False),
-    ("keep", 5, 9, 9, False),
-    ("index_bits", 5, 18, 4, False),
-    ("zero_point", 5, 24, 8, True),
-    ("groups", 5, 32, 16, False),
-    ("groups_per_pass", 5, 48, 16, False),
-    ("rows_per_block", 6, 0, 16, False),
-    ("signature", 7, 32, 32, False),
+    ("layer", 0, 8, 16, False),
+    ("flags", 0, 32, 32, False),
+    ("input", 1, 0, 32, False),
+    ("output", 1, 32, 32, False),
+    ("weights", 2, 0, 32, False),
+    ("indices", 2, 32, 32, False),
+    ("parameters", 3, 0, 32, False),
+    ("table", 3, 32, 32, False),
+    ("residual", 4, 0, 32, False),
+    ("features", 4, 32, 24, False),
+    ("rows", 5, 0, 24, False),
+    ("tiles", 5, 32, 24, False),
+    ("tiles_per_block", 5, 56, 8, False),
+    ("bank_size", 6, 0, 9, False),
+    ("keep", 6, 9, 9, False),
+    ("index_bits", 6, 18, 4, False),
+    ("zero_point", 6, 24, 8, True),
+    ("groups", 6, 32, 16, False),
+    ("groups_per_pass", 6, 48, 16, False),
+    ("rows_per_block", 7, 0, 16, False),
+    ("pace", 7, 16, 16, False),
+    ("input_stride", 7, 32, 24, False),
+    ("last_columns", 7, 56, 8, False),
+    ("output_stride", 8, 0, 24, False),
+    ("pad_value", 8, 24, 8, True),
+    ("height", 8, 32, 16, False),
+    ("width", 8, 48, 16, False),
+    ("out_height", 9, 0, 16, False),
+    ("out_width", 9, 16, 16, False),
+    ("kernel_height", 9, 32, 4, False),
+    ("kernel_width", 9, 36, 4, False),
+    ("stride_y", 9, 40, 4, False),
+    ("stride_x", 9, 44, 4, False),
+    ("dilation_y", 9, 48, 4, False),
+    ("dilation_x", 9, 52, 4, False),
+    ("pad_top", 9, 56, 4, False),
+    ("pad_left", 9, 60, 4, False),
+    ("channels", 10, 0, 16, False),
+    ("load_pace", 10, 16, 16, False),
+    ("image_base", 10, 32, 16, False),
+    ("image_words", 10, 48, 16, False),
+    ("a_zero", 11, 0, 8, True),
+    ("b_zero", 11, 8, 8, True),
+    ("out_zero", 11, 16, 8, True),
+    ("shift", 11, 24, 6, False),
+    ("a_scale", 11, 32, 24, True),
+    ("low", 11, 56, 8, True),
+    ("b_scale", 12, 0, 24, True),
+    ("high", 12, 24, 8, True),
+    ("block_base", 12, 32, 16, False),
+    ("signature", 15, 32, 32, False),
 )
 
 
@@ -92,14 +144,15 @@ class Command:
     """One descriptor; a field out of its range is a ValueError on encoding."""
 
     op: int = 0
-    flags: int = 0
     layer: int = 0
+    flags: int = 0
     input: int = 0
     output: int = 0
     weights: int = 0
     indices: int = 0
     parameters: int = 0
     table: int = 0
+    residual: int = 0
     features: int = 0
     rows: int = 0
     tiles: int = 0
@@ -111,6 +164,36 @@ class Command:
     groups: int = 0
     groups_per_pass: int = 0
     rows_per_block: int = 0
+    pace: int = 0
+    input_stride: int = 0
+    last_columns: int = 0
+    output_stride: int = 0
+    pad_value: int = 0
+    height: int = 0
+    width: int = 0
+    out_height: int = 0
+    out_width: int = 0
+    kernel_height: int = 0
+    kernel_width: int = 0
+    stride_y: int = 0
+    stride_x: int = 0
+    dilation_y: int = 0
+    dilation_x: int = 0
+    pad_top: int = 0
+    pad_left: int = 0
+    channels: int = 0
+    load_pace: int = 0
+    image_base: int = 0
+    image_words: int = 0
+    a_zero: int = 0
+    b_zero: int = 0
+    out_zero: int = 0
+    shift: int = 0
+    a_scale: int = 0
+    low: int = 0
+    b_scale: int = 0
+    high: int = 0
+    block_base: int = 0
     signature: int = SIGNATURE
 
     def encode(self) -> list[int]:

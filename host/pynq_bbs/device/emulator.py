@@ -20,8 +20,8 @@ _OUTPUTS = ("status", "completed", "version", *BUILD_REGISTERS)
 _GCC_FLAGS = ("-fno-tree-slp-vectorize", "--param=max-completely-peel-times=3")
 _CDEF = f"""
 void bbs_engine(const uint64_t* program, const uint64_t* weights, const uint64_t* indices,
-                const uint64_t* activations, uint64_t* results, uint32_t memory_words,
-                uint32_t first_command, uint32_t command_count,
+                const uint64_t* activations, const uint64_t* residuals, uint64_t* results,
+                uint32_t memory_words, uint32_t first_command, uint32_t command_count,
                 {", ".join(f"uint32_t* {name}" for name in _OUTPUTS)});
 """
 
@@ -45,7 +45,7 @@ class Engine:
         block = self._ffi.cast("uint64_t *", host_pointer)
         outputs = [self._ffi.new("uint32_t *") for _ in _OUTPUTS]
         self._library.bbs_engine(
-            block, block, block, block, block,
+            block, block, block, block, block, block,
             memory_words, first_command, command_count, *outputs,
         )  # fmt: skip
         return {name: int(out[0]) for name, out in zip(_OUTPUTS, outputs, strict=True)}

@@ -1,0 +1,354 @@
+// SPDX-License-Identifier: Apache-2.0
+// Brings activations to the vector buffer: features as they come, or the windows of an image
+// (im2col on the fly). The image memory belongs to this stage alone.
+//
+// Features of an image are ordered [kernel row][channel block][kernel column][channel of the
+// block]. A block is as wide as a bank, so a bank holds the channels of one tap, and the taps of a
+// kernel row lie in neighbouring lanes: one read of the image memory gives up to kTaps of them,
+// and each is written to a lane of its own.
+#pragma once
+
+#include "columns.hpp"
+#include "image.hpp"
+
+namespace bbs {
+
+using VectorWriteStream = Stream<VectorWrite, 16>;
+
+// Activation words as they come, from memory or from the chain.
+struct Source {
+  ActWord word;
+  uint32_t part;
+};
+
+// One word of the chain or one port word; whether `source.word` is complete.
+inline bool take_activations(bool from_chain, WordStream& port, ChainStream& chain,
+                             Source& source) {
+#pragma HLS INLINE
+  if (from_chain) {
+    source.word = chain.read();
+    return true;
+  }
+  const word_t bits = port.read();
+bytes:
+  for (int b = 0; b < kPortBytes; b++) {
+#pragma HLS UNROLL
+    source.word.v[source.part * kPortBytes + b] = (int8_t)(uint8_t)(bits >> (8 * b));
+  }
+  if (++source.part < kPortWords) return false;
+  source.part = 0;
+  return true;
+}
+
+// A fill of plain features, in the order in which they lie.
+inline void gather_features(const Command& c, const Fill& fill, WordStream& port,
+                            ChainStream& chain, Source& source, VectorWriteStream& writes) {
+#pragma HLS INLINE
+  const bool from_chain = has(c, kFlagFromChain);
+  const uint32_t words = fill.features / kPack;
+  VectorWrite write;
+  write.taps = 1;
+  uint32_t tile_base = 0;
+  uint32_t group_base = 0;  // where the bank of this group starts
+  uint32_t index = 0;       // feature inside its bank
+  uint32_t lane = 0;
+  uint32_t word = 0;        // of this tile
+  uint32_t tile = 0;
+feature_words:
+  while (tile < fill.tiles) {
+#pragma HLS PIPELINE II=1
+    if (take_activations(from_chain, port, chain, source)) {
+      write.word[0] = source.word;
+      write.place[0] = (uint16_t)(group_base + index);
+      write.lane = (uint8_t)lane;
+      index += kPack;
+      if (index == c.bank_size) {
+        index = 0;
+        if (++lane == kLanes) {
+          lane = 0;
+          group_base += c.bank_size;
+        }
+      }
+      if (++word == words) {  // the next tile
+        word = 0;
+        index = 0;
+        lane = 0;
+        tile_base += fill.stride;
+        group_base = tile_base;
+        tile++;
+      }
+      write.last = tile == fill.tiles;
+      writes.write(write);
+    }
+  }
+}
+
+// How far the image has come into its memory. Words of the image memory are counted from
+// kFirstWord on, so that windows that begin before the image have a number too.
+constexpr uint32_t kFirstWord = 1u << 14;
+struct Arrival {
+  uint32_t tiles;    // that are there
+  uint32_t channel;  // of the tile that comes
+  uint32_t word;     // where that tile begins, within the ring
+  uint32_t bank;
+};
+
+inline void take_pixels(const Command& c, WordStream& port, ChainStream& chain, Source& source,
+                        Arrival& arrival, ImageWord* image) {
+#pragma HLS INLINE
+  if (take_activations(has(c, kFlagFromChain), port, chain, source)) {
+    const uint32_t base = c.image_base + arrival.channel * c.image_words;
+    write_pixels(image, image_place(base, arrival.word, c.image_words),
+                 image_place(base, arrival.word + 1, c.image_words), arrival.bank, source.word);
+    if (++arrival.channel == c.channels) {
+      arrival.channel = 0;
+      arrival.tiles++;
+      arrival.bank += kCols;
+      if (arrival.bank >= kBanks) {
+        arrival.bank -= kBanks;
+        if (++arrival.word == c.image_words) arrival.word = 0;
+      }
+    }
+  }
+}
+
+// Column tiles of the image that are there once all that `tile` needs is.
+inline uint32_t tiles_needed(const Command& c, const Shape& s, const TileColumns& tile) {
+#pragma HLS INLINE
+  const int32_t low = tile.last_y + (int32_t)((c.kernel_height - 1) * c.dilation_y);
+  const int32_t row = low < (int32_t)c.height - 1 ? low : (int32_t)c.height - 1;
+  if (row < 0) return 0;
+  const uint32_t tiles = ((uint32_t)(row + 1) * c.width - 1) / kCols + 1;
+  return tiles < s.image_tiles ? tiles : s.image_tiles;
+}
+
+// First word that the windows of `tile` may read.
+inline uint32_t first_word(const Command& c, const TileColumns& tile) {
+#pragma HLS INLINE
+  const uint32_t row = tile.y[0] > 0 ? (uint32_t)tile.y[0] : 0;
+  return row * c.width / kBanks;
+}
+
+// Where a walk over the features of a tile stands.
+struct Walk {
+  uint32_t kernel_y;
+  uint32_t block;     // first channel of the channel block
+  uint32_t kernel_x;
+  uint32_t channel;   // of the block
+  uint32_t column;    // where the next read begins
+  uint32_t lane;      // of the bank of kernel_x
+  uint32_t group;
+  bool done;
+};
+
+inline void start_walk(Walk& walk) {
+#pragma HLS INLINE
+  walk.kernel_y = walk.block = walk.kernel_x = walk.channel = walk.column = 0;
+  walk.lane = walk.group = 0;
+  walk.done = false;
+}
+
+// Taps that a read at `walk` gives.
+inline uint32_t taps_at(const Command& c, const Walk& walk) {
+#pragma HLS INLINE
+  const uint32_t most = c.dilation_x == 1 ? kTaps : 1;
+  const uint32_t rest = c.kernel_width - walk.kernel_x;
+  return rest < most ? rest : most;
+}
+
+// On to the next channel, and from the last one to the next taps, block and kernel row.
+inline void next_channel(const Command& c, uint32_t taps, Walk& walk) {
+#pragma HLS INLINE
+  walk.column = 0;
+  const uint32_t rest = c.channels - walk.block;
+  if (++walk.channel < (rest < c.bank_size ? rest : c.bank_size)) return;
+  walk.channel = 0;
+  walk.lane += taps;
+  if (walk.lane >= kLanes) {
+    walk.lane -= kLanes;
+    walk.group++;
+  }
+  walk.kernel_x += taps;
+  if (walk.kernel_x < c.kernel_width) return;
+  walk.kernel_x = 0;
+  walk.block += c.bank_size;
+  if (walk.block < c.channels) return;
+  walk.block = 0;
+  walk.done = ++walk.kernel_y == c.kernel_height;
+}
+
+// The pixels of one read, as far as they are taps of its columns.
+inline void pick_taps(const Command& c, const TileColumns& tile, const Walk& walk,
+                      const Window& window, uint32_t end, VectorWrite& write) {
+#pragma HLS INLINE
+  const int32_t down = (int32_t)(walk.kernel_y * c.dilation_y);
+taps:
+  for (int i = 0; i < kTaps; i++) {
+#pragma HLS UNROLL
+    const int32_t right = (int32_t)(walk.kernel_x * c.dilation_x) + i;
+  columns:
+    for (uint32_t col = 0; col < kCols; col++) {
+#pragma HLS UNROLL
+      const int8_t pixel = c.stride_x == 1   ? window.v[col + i]
+                           : c.stride_x == 2 ? window.v[col % kHalf * 2 + i]
+                           : c.stride_x == 4 ? window.v[col % kQuarter * 4 + i]
+                                             : window.v[i];
+      // Negative coordinates are large ones, unsigned.
+      const bool inside = (uint32_t)(tile.x[col] + right) < c.width &&
+                          (uint32_t)(tile.y[col] + down) < c.height;
+      const act_t value = inside ? pixel : (act_t)c.pad_value;
+      const bool covered = col >= walk.column && col < end;
+      write.word[i].v[col] = covered ? value : write.word[i].v[col];
+    }
+  }
+}
+
+// Reads the window that begins in column `walk.column`. For columns 1, 2 or 4 pixels apart the
+// read begins as many pixels earlier as there are columns of the same read before it, so that a
+// column always finds its pixel at the same place.
+inline void read_taps(const Command& c, const TileColumns& tile, const Walk& walk,
+                      uint32_t ring_start, const ImageWord* image, Window& window) {
+#pragma HLS INLINE
+  const uint32_t col = walk.column;
+  const uint32_t back = column_of_read(c.stride_x, col) * c.stride_x;
+  const int32_t y = tile.y[col] + (int32_t)(walk.kernel_y * c.dilation_y);
+  const int32_t x = tile.x[col] + (int32_t)(walk.kernel_x * c.dilation_x);
+  const int32_t pixel = y * (int32_t)c.width + x - (int32_t)back;
+  const uint32_t place = (uint32_t)(pixel + (int32_t)(kFirstWord * kBanks));
+  const uint32_t bank = place % kBanks;
+  // Relative to the ring. A read may begin just before the first word that is needed; what lies
+  // further away never counts.
+  int32_t turn = (int32_t)(place / kBanks - ring_start);
+  if (turn < 0)
+    turn += (int32_t)c.image_words;
+  else if (turn >= (int32_t)c.image_words)
+    turn -= (int32_t)c.image_words;
+  const uint32_t word = turn >= 0 && turn < (int32_t)c.image_words ? (uint32_t)turn : 0;
+  const uint32_t base = c.image_base + (walk.block + walk.channel) * c.image_words;
+  read_window(image, image_place(base, word, c.image_words),
+              image_place(base, word + 1, c.image_words), bank, window);
+}
+
+// What a gathering carries from tile to tile.
+struct Gathering {
+  Source source;
+  Arrival arrival;
+  uint32_t ring_start;  // word of the image at the start of the ring, from kFirstWord on
+  uint32_t limit;       // tiles that may be there without overwriting what is needed
+};
+
+// Before the first fill of a tile group: what it needs first is kept until its last fill.
+inline void keep_from(const Command& c, const TileColumns& tile, Gathering& g) {
+#pragma HLS INLINE
+  const uint32_t first = first_word(c, tile);
+ring:
+  while (kFirstWord + first >= g.ring_start + c.image_words) {
+#pragma HLS PIPELINE II=1
+    g.ring_start += c.image_words;
+  }
+  g.limit = (first + c.image_words) * kBanks / kCols;
+}
+
+// All features of one pass for one tile, and beside that every `load_pace` cycles a word of what
+// later tiles need.
+inline void gather_tile(const Command& c, const Fill& fill, const TileColumns& tile,
+                        uint32_t tile_base, bool last_tile, uint32_t wanted, Gathering& g,
+                        WordStream& port, ChainStream& chain, ImageWord* image,
+                        VectorWriteStream& writes) {
+#pragma HLS INLINE
+  Walk walk;
+  start_walk(walk);
+  VectorWrite write;
+  uint32_t wait = c.load_pace;
+windows:
+  while (!walk.done) {
+#pragma HLS PIPELINE II=1
+    // What is read is there, what is written is not needed yet.
+#pragma HLS DEPENDENCE variable=image inter false
+    if (--wait == 0) {
+      wait = c.load_pace;
+      if (g.arrival.tiles < wanted) take_pixels(c, port, chain, g.source, g.arrival, image);
+    }
+    Window window;
+    read_taps(c, tile, walk, g.ring_start, image, window);
+    const uint32_t end = walk.column + tile.run[walk.column];
+    if (walk.column == 0) {
+    clear_taps:
+      for (int i = 0; i < kTaps; i++) {
+#pragma HLS UNROLL
+      clear_columns:
+        for (int col = 0; col < kCols; col++) {
+#pragma HLS UNROLL
+          write.word[i].v[col] = (act_t)c.pad_value;
+        }
+      }
+    }
+    pick_taps(c, tile, walk, window, end, write);
+    if (end < tile.count) {
+      walk.column = end;
+    } else {
+      const uint32_t taps = taps_at(c, walk);
+      write.lane = (uint8_t)walk.lane;
+      write.taps = 0;
+    tap_places:
+      for (uint32_t i = 0; i < kTaps; i++) {
+#pragma HLS UNROLL
+        const uint32_t group = walk.group + (walk.lane + i >= kLanes) - fill.first_group;
+        write.place[i] = (uint16_t)(tile_base + group * c.bank_size + walk.channel);
+        // Taps of other passes are left out; negative groups are large ones, unsigned.
+        if (i < taps && group < fill.groups) write.taps |= (uint8_t)(1u << i);
+      }
+      next_channel(c, taps, walk);
+      write.last = walk.done && last_tile;
+      writes.write(write);
+    }
+  }
+}
+
+inline void gather_image(const Command& c, const Shape& s, const Fill& fill, bool last_fill,
+                         Gathering& g, ColumnsStream& tiles, WordStream& port,
+                         ChainStream& chain, ImageWord* image, VectorWriteStream& writes) {
+#pragma HLS INLINE
+tiles:
+  for (uint32_t t = 0; t < fill.tiles; t++) {
+    const TileColumns tile = tiles.read();
+    const bool last_tile = t + 1 == fill.tiles;
+    if (t == 0 && !fill.again) keep_from(c, tile, g);
+    const uint32_t needed = tiles_needed(c, s, tile);
+  image_rest:
+    while (g.arrival.tiles < needed) {
+#pragma HLS PIPELINE II=1
+      take_pixels(c, port, chain, g.source, g.arrival, image);
+    }
+    const uint32_t wanted = g.limit < s.image_tiles ? g.limit : s.image_tiles;
+    gather_tile(c, fill, tile, t * fill.stride, last_tile, wanted, g, port, chain, image, writes);
+  }
+  // Whatever was fetched is taken, so that nothing stands in the way of the next command.
+image_end:
+  while (last_fill && g.arrival.tiles < s.image_tiles) {
+#pragma HLS PIPELINE II=1
+    take_pixels(c, port, chain, g.source, g.arrival, image);
+  }
+}
+
+inline void gather(const Command c, const Shape s, FillStream& fills, ColumnsStream& tiles,
+                   WordStream& port, ChainStream& chain, ImageWord image[kImageDepth],
+                   VectorWriteStream& writes) {
+#pragma HLS INLINE off
+  Gathering g;
+  g.source.part = 0;
+  g.arrival.tiles = has(c, kFlagResidentInput) ? s.image_tiles : 0;
+  g.arrival.channel = g.arrival.word = g.arrival.bank = 0;
+  g.ring_start = kFirstWord;
+  g.limit = 0;
+fills:
+  for (uint32_t f = 0; f < s.fills; f++) {
+    const Fill fill = fills.read();
+    if (has(c, kFlagImage))
+      gather_image(c, s, fill, f + 1 == s.fills, g, tiles, port, chain, image, writes);
+    else
+      gather_features(c, fill, port, chain, g.source, writes);
+  }
+}
+
+}  // namespace bbs

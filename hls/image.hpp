@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+// The image memory: pixels of a channel one after the other over kBanks memories of bytes, so
+// that any kBanks neighbouring pixels are read at once, wherever they begin.
+#pragma once
+
+#include "types.hpp"
+
+namespace bbs {
+
+constexpr int kImageDepth = kImageWords > 0 ? kImageWords : 1;
+typedef int8_t ImageWord[kBanks];
+
+// Neighbouring pixels of one channel.
+struct Window {
+  int8_t v[kBanks];
+};
+
+// A channel takes `length` words from `base` on and comes round like a ring.
+inline uint32_t image_place(uint32_t base, uint32_t word, uint32_t length) {
+#pragma HLS INLINE
+  return (base + (word < length ? word : word - length)) & (kImageDepth - 1);
+}
+
+// kBanks pixels from pixel `bank` of a word on: banks below `bank` give the next word's pixels.
+// As the hardware does it, every bank with an address of its own, and the pixels turned into
+// place.
+inline void read_window_banked(const ImageWord* image, uint32_t word, uint32_t next,
+                               uint32_t bank, Window& window) {
+#pragma HLS INLINE
+  int8_t turned[kBanks];
+#pragma HLS ARRAY_PARTITION variable=turned complete
+banks:
+  for (uint32_t b = 0; b < kBanks; b++) {
+#pragma HLS UNROLL
+    turned[b] = image[b < bank ? next : word][b];
+  }
+pixels:
+  for (uint32_t i = 0; i < kBanks; i++) {
+#pragma HLS UNROLL
+    window.v[i] = turned[i + bank < kBanks ? i + bank : i + bank - kBanks];
+  }
+}
+
+// As a processor does it; `image_tb.cpp` compares the two.
+inline void read_window(const ImageWord* image, uint32_t word, uint32_t next, uint32_t bank,
+                        Window& window) {
+#pragma HLS INLINE
+#ifdef __SYNTHESIS__
+  read_window_banked(image, word, next, bank, window);
+#else
+  for (uint32_t i = bank; i < kBanks; i++) window.v[i - bank] = image[word][i];
+  for (uint32_t i = 0; i < bank; i++) window.v[kBanks - bank + i] = image[next][i];
+#endif
+}
+
+// COLS pixels from pixel `bank` of a word on.
+inline void write_pixels(ImageWord* image, uint32_t word, uint32_t next, uint32_t bank,
+                         const ActWord& pixels) {
+#pragma HLS INLINE
+banks:
+  for (uint32_t b = 0; b < kBanks; b++) {
+#pragma HLS UNROLL
+    const uint32_t i = b < bank ? b + kBanks - bank : b - bank;
+    if (i < kCols) image[b < bank ? next : word][b] = (int8_t)pixels.v[i < kCols ? i : 0];
+  }
+}
+
+}  // namespace bbs
