@@ -42,6 +42,25 @@ class Build:
         return {k: v for k, v in asdict(self).items() if isinstance(v, int)}
 
     @property
+    def pack(self) -> int:
+        """Features of a column tile that share an activation word."""
+        return max(1, PORT_BYTES // self.cols)
+
+    @property
+    def row_step(self) -> int:
+        """Output features come in multiples of this."""
+        return max(self.rows, self.pack)
+
+    @property
+    def banks(self) -> int:
+        """Pixels of a word of the image memory (`kBanks` in `hls/types.hpp`)."""
+        return self.cols + 8
+
+    def padded(self, features: int) -> int:
+        """Features that a tensor takes in memory."""
+        return -(-features // self.row_step) * self.row_step
+
+    @property
     def products_per_cycle(self) -> int:
         return self.lanes * self.rows * self.cols
 

@@ -57,7 +57,9 @@ def compile(
         model = load_onnx(model)
 
     def bank(layer: Layer | QuantLayer) -> tuple[int, int]:
-        return choose_bank(layer.weights.shape[1], sparsity, bank_size, target.lanes)
+        largest = min(bank_size, 1 << target.index_bits)
+        features = layer.weights.shape[1]
+        return choose_bank(features, sparsity, largest, target.lanes, target.pack)
 
     if isinstance(model, Model):
         model = replace(model, layers=_pruned(model.layers, bank))

@@ -33,7 +33,7 @@ def bank_prune(weights: NDArray[Any], bank_size: int, keep: int) -> NDArray[Any]
 
     Args:
         weights: (M, K), float or int8, finite. Not changed.
-        bank_size: weights in a bank, 2 to 256. A last bank cut short by the end of the row
+        bank_size: weights in a bank, 1 to 256. A last bank cut short by the end of the row
             counts as filled up with zeros that are never kept.
         keep: weights kept in a bank, 1 to `bank_size`.
 
@@ -67,14 +67,16 @@ def bank_mask(weights: NDArray[Any], bank_size: int, keep: int) -> NDArray[np.bo
     return mask
 
 
-def choose_bank(features: int, sparsity: float, bank_size: int, lanes: int) -> tuple[int, int]:
+def choose_bank(
+    features: int, sparsity: float, bank_size: int, lanes: int, step: int = 1
+) -> tuple[int, int]:
     """Bank size S and keep k of a layer, so that as few lanes as possible idle.
 
     Args:
         features: K of the layer.
         sparsity: share of weights removed, 0 to less than 1; `S * (1 - sparsity)` must be an
             integer for some S.
-        bank_size: the largest S to take, 2 to 256. Larger banks prune more freely.
+        bank_size: the largest S to take, 1 to 256. Larger banks prune more freely.
         lanes: banks that the engine works on in a cycle.
 
     Returns:
@@ -93,7 +95,7 @@ def choose_bank(features: int, sparsity: float, bank_size: int, lanes: int) -> t
         raise InputError(f"sparsity is {sparsity}, must be at least 0 and less than 1.")
     choices = [
         (size, round(size * (1.0 - sparsity)))
-        for size in range(MIN_BANK, bank_size + 1)
+        for size in range(step, max(bank_size, step) + 1, step)
         if abs(size * (1.0 - sparsity) - round(size * (1.0 - sparsity))) <= _TOLERANCE
     ]
     choices = [(size, keep) for size, keep in choices if keep >= 1]
