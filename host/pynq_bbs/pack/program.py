@@ -114,6 +114,8 @@ class Program:
     @property
     def has_pixels(self) -> bool:
         """Whether columns are pixels, and samples run one after the other."""
+        if any(layer.window or layer.sum_columns for layer in self.layers):
+            return True
         return any(tensor.pixels > 1 for tensor in self.tensors.values())
 
     @property
