@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 
 #: Bank sizes that the engine works on.
-MIN_BANK, MAX_BANK = 2, 256
+MIN_BANK, MAX_BANK = 1, 256
 
 #: Up to this bank size, comparing all pairs is faster than selecting the k-th largest.
 _PAIRWISE_BANK = 8
