@@ -214,6 +214,8 @@ inline Status check_chain(const Command& c, const Shape& s, uint32_t chain_level
     // What is taken from the chain is gone, so it cannot be loaded twice.
     if (!has(c, kFlagImage) && s.passes > 1) return kStatusChainOverflow;
   }
+  // Outputs come block by block; only so are they in the order of a tensor.
+  if (has(c, kFlagToChain) && s.blocks > 1 && c.tiles_per_block > 1) return kStatusBadShape;
   return chain_level + chain_output(c) > kChainWords ? kStatusChainOverflow : kStatusOk;
 }
 

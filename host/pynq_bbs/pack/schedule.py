@@ -181,6 +181,9 @@ def _possible_cuts(command: Command, layer: PackedLayer, build: Build) -> Iterat
         if command.groups > command.groups_per_pass:
             row_groups = min(row_groups, build.sum_words // tiles)
         rows = row_groups * build.rows // build.row_step * build.row_step
+        # Outputs come block by block: only so does the chain hold them in a tensor's order.
+        if command.flags & FLAG_TO_CHAIN and tiles > 1 and rows < command.rows:
+            continue
         if rows >= 1:
             cut = replace(command, tiles_per_block=tiles, rows_per_block=rows)
             cut.pace = _pace(cut, layer, build)
