@@ -77,13 +77,13 @@ inline void leave_in_chain(Random& random, const Program& program, bbs::Command&
 
 // Leaves its weights in the block buffer, where they fit.
 inline void leave_weights(Random& random, bbs::Command& c) {
-  c.groups_per_pass = c.groups;
   bbs::Command fitted = c;
+  fitted.groups_per_pass = c.groups;
   fit_loops(fitted);
   const int room = bbs::kBlockWords - (int)block_size(c);
-  if (fitted.groups_per_pass < c.groups || fitted.tiles_per_block < c.tiles_per_block ||
-      fitted.rows_per_block < bbs::kRowStep || room < 0)
-    return;
+  // An image was placed for as many tiles a block as it has.
+  const bool fits = pass_count(fitted) == 1 && fitted.tiles_per_block == c.tiles_per_block;
+  if (!fits || room < 0) return;
   c = fitted;
   c.flags |= bbs::kFlagKeepWeights;
   c.block_base = random.between(0, room);
@@ -98,8 +98,8 @@ inline Layer with_resident_weights(Random& random, const StoredBlock& block) {
   c.flags |= bbs::kFlagResidentWeights | bbs::kFlagToMemory;
   if (!has(c, bbs::kFlagImage)) {
     c.tiles = random.between(1, 4);
-    c.tiles_per_block = std::min<uint32_t>(random.between(1, c.tiles),
-                                           bbs::kVectorWords / (c.groups * c.bank_size));
+    c.tiles_per_block = random.between(1, c.tiles);
+    fit_loops(c);
   }
   if (has(c, bbs::kFlagResidual)) layer.residual = random_tensor(random, c.tiles, c.rows);
   layer.bias.clear();
