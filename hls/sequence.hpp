@@ -39,31 +39,59 @@ inline Burst no_burst(bool final) {
   return burst;
 }
 
+// Which filling of the vector buffer comes next.
+struct FillPosition {
+  uint32_t index;  // of all fillings
+  uint32_t tile;
+  uint32_t block;
+  uint32_t pass;
+};
+
 // A fill tells the gathering what to bring, and of an image also which pixels the tiles hold.
-inline void sequence_fill(const Command& c, const Position& at, bool again, bool final,
+inline void sequence_fill(const Command& c, const Shape& s, FillPosition& at,
                           BurstStream& act_bursts, FillStream& tile_fills, FillStream& fills) {
 #pragma HLS INLINE
+  const bool last_pass = at.pass + 1 == s.passes;
   const uint32_t first = at.pass * c.groups_per_pass * kLanes * c.bank_size;
-  const uint32_t space = at.groups * kLanes * c.bank_size;
+  const uint32_t groups = last_pass ? s.last_groups : c.groups_per_pass;
+  const uint32_t space = groups * kLanes * c.bank_size;
   const uint32_t features = c.features - first < space ? c.features - first : space;
+  const uint32_t rest = c.tiles - at.tile;
   Fill fill;
-  fill.tiles = at.tiles;
+  fill.tiles = rest < c.tiles_per_block ? rest : c.tiles_per_block;
   fill.features = features;
-  fill.stride = at.groups * c.bank_size;
+  fill.stride = groups * c.bank_size;
   fill.first_group = at.pass * c.groups_per_pass;
-  fill.groups = at.groups;
-  fill.again = again;
+  fill.groups = groups;
+  fill.again = at.block > 0 || at.pass > 0;
   if (has(c, kFlagImage)) tile_fills.write(fill);
   fills.write(fill);
+  at.index++;
   if (!has(c, kFlagImage) && !has(c, kFlagFromChain)) {
     Burst burst;
     burst.offset = c.input + tensor_words(at.tile * c.input_stride + first);
     burst.count = tensor_words(features);
-    burst.times = at.tiles;
+    burst.times = fill.tiles;
     burst.step = tensor_words(c.input_stride);
-    burst.final = final;
+    burst.final = at.index == s.fills;
     act_bursts.write(burst);
   }
+  at.pass = last_pass ? 0 : at.pass + 1;
+  // With one pass the features stay while all blocks go by.
+  if (last_pass && (s.passes == 1 || ++at.block == s.blocks)) {
+    at.block = 0;
+    at.tile += fill.tiles;
+  }
+}
+
+inline void sequence_table(const Command& c, BurstStream& row_bursts) {
+#pragma HLS INLINE
+  if (!has(c, kFlagTable)) return;
+  Burst burst = no_burst(false);
+  burst.offset = c.table;
+  burst.count = kTableWords;
+  burst.times = 1;
+  row_bursts.write(burst);
 }
 
 // An image comes in one piece; where nothing comes, the fetch is ended at once.
@@ -133,15 +161,11 @@ inline void sequence(const Command c, const Shape s, BurstStream& weight_bursts,
                      VisitStream& unpack_visits, VisitStream& multiply_visits,
                      VisitStream& accumulate_visits) {
 #pragma HLS INLINE off
-  if (has(c, kFlagTable)) {
-    Burst table = no_burst(false);
-    table.offset = c.table;
-    table.count = kTableWords;
-    table.times = 1;
-    row_bursts.write(table);
-  }
+  sequence_table(c, row_bursts);
   sequence_image(c, s, act_bursts);
   if (!has(c, kFlagResidual)) residual_bursts.write(no_burst(true));
+  FillPosition next = {0, 0, 0, 0};
+  sequence_fill(c, s, next, act_bursts, tile_fills, fills);
   Position at;
   at.tile = 0;
 tile_groups:
@@ -158,9 +182,10 @@ tile_groups:
         const bool last_group = group + 1 == s.tile_groups;
         const bool final = last_pass && last_block && last_group;
         at.groups = last_pass ? s.last_groups : c.groups_per_pass;
-        if (s.passes > 1 || block == 0)
-          sequence_fill(c, at, block > 0 || at.pass > 0, s.passes > 1 ? final : last_group,
-                        act_bursts, tile_fills, fills);
+        // The filling behind the one that this visit works on: the multipliers ask for its words
+        // already during the visit, so it may not wait for the visits to come.
+        if ((s.passes > 1 || block == 0) && next.index < s.fills)
+          sequence_fill(c, s, next, act_bursts, tile_fills, fills);
         sequence_block(c, s, at, final, weight_bursts, index_bursts, row_bursts);
         Visit visit;
         visit.tiles = at.tiles;
