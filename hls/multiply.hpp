@@ -46,7 +46,7 @@ taps:
 
 // sum[c] += the products of one CSB word for one row. Pairs of lanes are summed in 16 bits
 // (mul_pair.hpp), and the sums of a column are touched once.
-inline void multiply_row(const int8_t* __restrict weight, const uint8_t* __restrict index,
+inline void multiply_row(const int8_t* __restrict weight, const index_t* __restrict index,
                          const VectorLane* __restrict vectors, uint32_t half, uint32_t base,
                          int32_t* __restrict sum) {
 #pragma HLS INLINE
@@ -82,7 +82,7 @@ columns:
 }
 
 // sum[c] = the largest feature so far among those whose weight is not zero.
-inline void maximise_row(const int8_t* __restrict weight, const uint8_t* __restrict index,
+inline void maximise_row(const int8_t* __restrict weight, const index_t* __restrict index,
                          const VectorLane* __restrict vectors, uint32_t half, uint32_t base,
                          int32_t* __restrict sum) {
 #pragma HLS INLINE
@@ -106,7 +106,7 @@ rows:
   for (int r = 0; r < kRows; r++) {
 #pragma HLS UNROLL
     const int8_t* weight = word.weight + r * kLanes;
-    const uint8_t* index = word.index + r * kLanes;
+    const index_t* index = word.index + r * kLanes;
     if (maximum)
       maximise_row(weight, index, vectors[r], half, base, sum.v + r * kCols);
     else

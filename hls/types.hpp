@@ -6,6 +6,10 @@
 
 #include "build.hpp"
 
+#ifdef __SYNTHESIS__
+#include <ap_int.h>
+#endif
+
 namespace bbs {
 
 // A word of a memory port. Wider ports would need another fetch and store, nothing else.
@@ -18,6 +22,13 @@ constexpr int kPortBytes = 8;
 using act_t = int8_t;
 #else
 using act_t = int16_t;
+#endif
+
+// Bits of an index are bits of the block buffer and of the queue before it, LANES x ROWS of each.
+#ifdef __SYNTHESIS__
+using index_t = ap_uint<kIndexBits>;
+#else
+using index_t = uint8_t;
 #endif
 
 // With few columns several features share a word, so that no word is narrower than a port's.
@@ -36,7 +47,7 @@ struct ActWord {
 // with its place in its bank.
 struct WeightWord {
   int8_t weight[kRows * kLanes];
-  uint8_t index[kRows * kLanes];
+  index_t index[kRows * kLanes];
 };
 
 // The sums of a row group over the columns of a tile.

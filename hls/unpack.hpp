@@ -71,7 +71,7 @@ visits:
         word.weight[part * kPortBytes + l] = sign_extended(eight_weights >> (bits * l), bits);
         // A dense bank keeps every weight: the index is the count itself.
         word.index[part * kPortBytes + l] =
-            dense ? (uint8_t)keep : (uint8_t)((eight_indices >> (c.index_bits * l)) & index_mask);
+            (index_t)(dense ? keep : (eight_indices >> (c.index_bits * l)) & index_mask);
       }
       if (++part == kLaneWords) {
         part = 0;
