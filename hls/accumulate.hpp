@@ -76,7 +76,7 @@ visits:
     // Parameters come a row a cycle, so a row group takes ROWS cycles.
     const uint32_t row_cycles = visit.rows * kRows;
     const uint32_t period = row_cycles < kReuseDistance ? kReuseDistance : row_cycles;
-    const uint32_t count = visit.tiles * period;
+    const uint32_t count = tile_cycles(visit.tiles, period);
     uint32_t cycle = 0;
     uint32_t row = 0;
     uint32_t part = 0;       // row of the row group

@@ -21,6 +21,24 @@ inline uint32_t image_place(uint32_t base, uint32_t word, uint32_t length) {
   return (base + (word < length ? word : word - length)) & (kImageDepth - 1);
 }
 
+// Pixels are counted below this, those beside the image included.
+constexpr uint32_t kPlaces = 1u << 26;
+constexpr uint32_t kBankEighths = (kBanks + 7) / 8;  // kBanks is 8 times this where images are
+constexpr uint32_t kReciprocalBits = 27;
+constexpr uint32_t kReciprocal = (1u << kReciprocalBits) / kBankEighths + 1;
+// The reciprocal is less than 2^-27 too large, so an eighth of a place times it is less than 1 /
+// kBankEighths off.
+static_assert(kPlaces / 8 <= (1u << kReciprocalBits) / kBankEighths, "quotients must be exact");
+
+// The word that pixel `place` lies in: HLS would make a divider of 32 stages, though kBanks is a
+// constant.
+inline uint32_t image_word(uint32_t place) {
+#pragma HLS INLINE
+  const uint64_t product = (uint64_t)((place & (kPlaces - 1)) / 8) * kReciprocal;
+#pragma HLS BIND_OP variable=product op=mul impl=fabric
+  return (uint32_t)(product >> kReciprocalBits);
+}
+
 // kBanks pixels from pixel `bank` of a word on: banks below `bank` give the next word's pixels.
 // As the hardware does it, every bank with an address of its own, and the pixels turned into
 // place.

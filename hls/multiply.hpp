@@ -151,9 +151,9 @@ inline void multiply_visit(const Command& c, const Visit& visit, uint32_t half,
   const bool resident = has(c, kFlagResidentWeights);
   // A lone tile leaves nothing behind, so its block may be longer than the buffer.
   const bool leaves = visit.tiles > 1 || has(c, kFlagKeepWeights);
-  const uint32_t block_words = visit.rows * visit.row_words;
+  const uint32_t block_words = block_words_of(visit);
   const uint32_t period = block_words < kReuseDistance ? kReuseDistance : block_words;
-  const uint32_t count = visit.tiles * period;
+  const uint32_t count = tile_cycles(visit.tiles, period);
   uint32_t tile_base = 0;
   uint32_t base = 0;
   uint32_t kept = 0;

@@ -107,6 +107,21 @@ struct Visit {
   bool final;
 };
 
+// CSB words of its block. Commands hold rows of a block in 16 bits, groups in 16 and keep is at most
+// 2^8, so one DSP multiplies them.
+inline uint32_t block_words_of(const Visit& visit) {
+#pragma HLS INLINE
+  return (uint32_t)(uint16_t)visit.rows * (visit.row_words & 0xffffff);
+}
+
+// Cycles of a loop that meets every tile for `period` cycles; tiles are counted in 8 bits.
+inline uint32_t tile_cycles(uint32_t tiles, uint32_t period) {
+#pragma HLS INLINE
+  const uint32_t cycles = (tiles & 0xff) * period;
+#pragma HLS BIND_OP variable=cycles op=mul impl=fabric
+  return cycles;
+}
+
 constexpr int kLaneWords = kRows * kLanes / kPortBytes;  // port words of a CSB word's weights
 // Features are counted in steps that fill whole words, rows in steps that fill row groups too.
 constexpr int kRowStep = kRows > kPack ? kRows : kPack;

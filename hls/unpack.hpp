@@ -52,7 +52,7 @@ inline void unpack(const Command c, VisitStream& visits, WordStream& weights,
 visits:
   while (!final) {
     const Visit visit = visits.read();
-    const uint32_t slices = resident ? 0 : visit.rows * visit.row_words * kLaneWords;
+    const uint32_t slices = resident ? 0 : block_words_of(visit) * kLaneWords;
     uint32_t row_word = 0;
     uint32_t keep = 0;
     uint32_t part = 0;
