@@ -60,7 +60,11 @@ inline void accumulate(const Command c, VisitStream& visits, WordStream& row_wor
   // INT32 sums between passes, one word a row group and tile.
   SumWord partial[kSumWords];
 #pragma HLS AGGREGATE variable=partial compact=bit
+  if (kSumInUram) {
+#pragma HLS BIND_STORAGE variable=partial type=ram_s2p impl=uram
+  } else {
 #pragma HLS BIND_STORAGE variable=partial type=ram_s2p impl=bram
+  }
   RowWord rows[kBlockRows];
 #pragma HLS AGGREGATE variable=rows compact=bit
 #pragma HLS BIND_STORAGE variable=rows type=ram_s2p impl=bram

@@ -4,7 +4,7 @@
 //   y = clamp(round_half_even(acc / 2^shift) + out_zero), with
 //   acc = a_scale (a - a_zero) + b_scale (b - b_zero), or a_scale (a - a_zero) (b - b_zero)
 //
-// Exact in 48 bits; two multipliers a byte serve both forms.
+// Exact in 48 bits; two multipliers a byte serve both forms, a DSP each (25 x 18 bits).
 #pragma once
 
 #include "check.hpp"
@@ -22,12 +22,20 @@ inline int32_t round_shifted(int64_t value, uint32_t shift) {
 
 inline int32_t combine_one(const Command& c, int32_t a, int32_t b) {
 #pragma HLS INLINE
-  const int32_t from_a = a - c.a_zero;
-  const int32_t from_b = b - c.b_zero;
   const bool product = has(c, kFlagProduct);
-  const int32_t first = from_a * (product ? from_b : c.a_scale);
-  const int64_t second = (int64_t)(product ? first : from_b) * (product ? c.a_scale : c.b_scale);
-  const int64_t acc = product ? second : first + second;
+  const narrow_t<9> from_a = a - c.a_zero;
+  const narrow_t<9> from_b = b - c.b_zero;
+  const narrow_t<24> a_scale = c.a_scale;
+  const narrow_t<24> b_scale = c.b_scale;
+  const narrow_t<24> left = product ? (narrow_t<24>)from_b : a_scale;
+  const narrow_t<33> first = from_a * left;
+#pragma HLS BIND_OP variable=first op=mul impl=dsp
+  // A product of two zeroed bytes has 18 bits.
+  const narrow_t<18> right = product ? (narrow_t<18>)first : (narrow_t<18>)from_b;
+  const narrow_t<24> scale = product ? a_scale : b_scale;
+  const narrow_t<42> second = right * scale;
+#pragma HLS BIND_OP variable=second op=mul impl=dsp
+  const int64_t acc = (int64_t)second + (product ? (int64_t)0 : (int64_t)first);
   const int32_t y = round_shifted(acc, c.shift) + c.out_zero;
   const int32_t capped = y > c.high ? c.high : y;
   return capped < c.low ? c.low : capped;

@@ -208,7 +208,12 @@ inline void multiply(const Command c, const Shape s, VectorWriteStream& writes,
 #pragma HLS ARRAY_PARTITION variable=vectors complete dim=1
 #pragma HLS ARRAY_PARTITION variable=vectors complete dim=2
 #pragma HLS AGGREGATE variable=vectors compact=bit
+  // Half a block RAM deep at least, or else LUTs: a narrow tile leaves the lanes shallow.
+  if (kLaneDepth >= 256) {
 #pragma HLS BIND_STORAGE variable=vectors type=ram_s2p impl=bram
+  } else {
+#pragma HLS BIND_STORAGE variable=vectors type=ram_s2p impl=lutram
+  }
   Filling filling;
   filling.half = 0;
   filling.wait = 1;

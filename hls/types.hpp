@@ -24,6 +24,16 @@ using act_t = int8_t;
 using act_t = int16_t;
 #endif
 
+// An operand of so many bits, because HLS cannot see through the fields of a command how wide they
+// are, and takes 32 bits and three DSPs for granted. No value leaves them in g++ either.
+#ifdef __SYNTHESIS__
+template <int kBits>
+using narrow_t = ap_int<kBits>;
+#else
+template <int kBits>
+using narrow_t = int64_t;
+#endif
+
 // Bits of an index are bits of the block buffer and of the queue before it, LANES x ROWS of each.
 #ifdef __SYNTHESIS__
 using index_t = ap_uint<kIndexBits>;
@@ -107,21 +117,6 @@ struct Visit {
   bool final;
 };
 
-// CSB words of its block. Commands hold rows of a block in 16 bits, groups in 16 and keep is at most
-// 2^8, so one DSP multiplies them.
-inline uint32_t block_words_of(const Visit& visit) {
-#pragma HLS INLINE
-  return (uint32_t)(uint16_t)visit.rows * (visit.row_words & 0xffffff);
-}
-
-// Cycles of a loop that meets every tile for `period` cycles; tiles are counted in 8 bits.
-inline uint32_t tile_cycles(uint32_t tiles, uint32_t period) {
-#pragma HLS INLINE
-  const uint32_t cycles = (tiles & 0xff) * period;
-#pragma HLS BIND_OP variable=cycles op=mul impl=fabric
-  return cycles;
-}
-
 constexpr int kLaneWords = kRows * kLanes / kPortBytes;  // port words of a CSB word's weights
 // Features are counted in steps that fill whole words, rows in steps that fill row groups too.
 constexpr int kRowStep = kRows > kPack ? kRows : kPack;
@@ -152,5 +147,20 @@ static_assert((kImageWords & (kImageWords - 1)) == 0, "image addresses wrap by m
 static_assert(kFabricLanes >= 0 && kFabricLanes <= kLanes && kFabricLanes % 2 == 0,
               "products are placed by pairs of lanes");
 static_assert(kIndexBits == 4 || kIndexBits == 6 || kIndexBits == 8, "as indices come");
+
+// CSB words of the block of a visit. Commands hold rows of a block in 16 bits and groups in 16,
+// and keep is at most 2^8: one DSP multiplies them.
+inline uint32_t block_words_of(const Visit& visit) {
+#pragma HLS INLINE
+  return (uint32_t)(uint16_t)visit.rows * (visit.row_words & 0xffffff);
+}
+
+// Cycles of a loop that meets every tile for `period` cycles; tiles are counted in 8 bits.
+inline uint32_t tile_cycles(uint32_t tiles, uint32_t period) {
+#pragma HLS INLINE
+  const uint32_t cycles = (tiles & 0xff) * period;
+#pragma HLS BIND_OP variable=cycles op=mul impl=fabric
+  return cycles;
+}
 
 }  // namespace bbs
