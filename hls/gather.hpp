@@ -207,9 +207,9 @@ taps:
                            : c.stride_x == 2 ? window.v[col % kHalf * 2 + i]
                            : c.stride_x == 4 ? window.v[col % kQuarter * 4 + i]
                                              : window.v[i];
-      // Negative coordinates are large ones, unsigned.
-      const bool inside = (uint32_t)(tile.x[col] + right) < c.width &&
-                          (uint32_t)(tile.y[col] + down) < c.height;
+      // Negative coordinates are large ones, unsigned; all are within 16 bits (check_image).
+      const bool inside = (uint16_t)(tile.x[col] + right) < (uint16_t)c.width &&
+                          (uint16_t)(tile.y[col] + down) < (uint16_t)c.height;
       const act_t value = inside ? pixel : (act_t)c.pad_value;
       const bool covered = col >= walk.column && col < end;
       write.word[i].v[col] = covered ? value : write.word[i].v[col];

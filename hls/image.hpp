@@ -10,6 +10,10 @@ namespace bbs {
 constexpr int kImageDepth = kImageWords > 0 ? kImageWords : 1;
 typedef int8_t ImageWord[kBanks];
 
+// Bits of the place of a pixel in its word.
+constexpr uint32_t kTurns = kBanks <= 16 ? 4 : kBanks <= 32 ? 5 : kBanks <= 64 ? 6 : 7;
+static_assert(kBanks <= 128, "a pixel's place in its word has 7 bits at most");
+
 // Neighbouring pixels of one channel.
 struct Window {
   int8_t v[kBanks];
@@ -45,17 +49,27 @@ inline uint32_t image_word(uint32_t place) {
 inline void read_window_banked(const ImageWord* image, uint32_t word, uint32_t next,
                                uint32_t bank, Window& window) {
 #pragma HLS INLINE
-  int8_t turned[kBanks];
-#pragma HLS ARRAY_PARTITION variable=turned complete
+  int8_t turned[kTurns + 1][kBanks];
+#pragma HLS ARRAY_PARTITION variable=turned complete dim=0
 banks:
   for (uint32_t b = 0; b < kBanks; b++) {
 #pragma HLS UNROLL
-    turned[b] = image[b < bank ? next : word][b];
+    turned[0][b] = image[b < bank ? next : word][b];
   }
-pixels:
+  // By 1, 2, 4 and so on places: choosing every pixel among all at once takes three times the LUTs.
+turns:
+  for (uint32_t t = 0; t < kTurns; t++) {
+#pragma HLS UNROLL
+  pixels:
+    for (uint32_t i = 0; i < kBanks; i++) {
+#pragma HLS UNROLL
+      turned[t + 1][i] = bank >> t & 1 ? turned[t][(i + (1u << t)) % kBanks] : turned[t][i];
+    }
+  }
+window_pixels:
   for (uint32_t i = 0; i < kBanks; i++) {
 #pragma HLS UNROLL
-    window.v[i] = turned[i + bank < kBanks ? i + bank : i + bank - kBanks];
+    window.v[i] = turned[kTurns][i];
   }
 }
 
@@ -71,10 +85,12 @@ inline void read_window(const ImageWord* image, uint32_t word, uint32_t next, ui
 #endif
 }
 
-// COLS pixels from pixel `bank` of a word on.
-inline void write_pixels(ImageWord* image, uint32_t word, uint32_t next, uint32_t bank,
+// COLS pixels from pixel `at` of a word on. That is a multiple of 8, as COLS and kBanks are, so
+// that a bank has few pixels to choose from.
+inline void write_pixels(ImageWord* image, uint32_t word, uint32_t next, uint32_t at,
                          const ActWord& pixels) {
 #pragma HLS INLINE
+  const uint32_t bank = at & ~7u;
 banks:
   for (uint32_t b = 0; b < kBanks; b++) {
 #pragma HLS UNROLL

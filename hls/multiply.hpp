@@ -81,20 +81,43 @@ columns:
   }
 }
 
-// sum[c] = the largest feature so far among those whose weight is not zero.
+// sum[c] = the largest feature so far among those whose weight is not zero. The largest of the lanes
+// first, by halves: one after the other against the sum, they would all have to fit one cycle.
 inline void maximise_row(const int8_t* __restrict weight, const index_t* __restrict index,
                          const VectorLane* __restrict vectors, uint32_t half, uint32_t base,
                          int32_t* __restrict sum) {
 #pragma HLS INLINE
+  act_t largest[kLanes][kCols];
+#pragma HLS ARRAY_PARTITION variable=largest complete dim=0
 lanes:
   for (int l = 0; l < kLanes; l++) {
 #pragma HLS UNROLL
     const act_t* feature = feature_at(vectors[l], half, base + index[l]);
-  columns:
+  features:
     for (int c = 0; c < kCols; c++) {
 #pragma HLS UNROLL
-      if (weight[l] != 0 && feature[c] > sum[c]) sum[c] = feature[c];
+      largest[l][c] = weight[l] != 0 ? feature[c] : (act_t)-128;
     }
+  }
+steps:
+  for (int step = 1; step < kLanes; step *= 2) {
+#pragma HLS UNROLL
+  pairs:
+    for (int l = 0; l < kLanes; l++) {
+#pragma HLS UNROLL
+      if (l % (2 * step) != 0 || l + step >= kLanes) continue;
+    larger:
+      for (int c = 0; c < kCols; c++) {
+#pragma HLS UNROLL
+        const act_t other = largest[l + step][c];
+        largest[l][c] = other > largest[l][c] ? other : largest[l][c];
+      }
+    }
+  }
+columns:
+  for (int c = 0; c < kCols; c++) {
+#pragma HLS UNROLL
+    if (largest[0][c] > sum[c]) sum[c] = largest[0][c];
   }
 }
 
