@@ -19,6 +19,7 @@ struct Shape {
   uint32_t fills;           // fillings of the vector buffer in all
   uint32_t image_tiles;     // column tiles of the image
   uint32_t channel_blocks;  // banks that the channels take at each tap
+  uint32_t totals;          // row groups of all tiles
   uint32_t chain_change;    // words in the chain afterwards less those before, modulo 2^32
 };
 
@@ -105,6 +106,7 @@ inline Shape derive_shape(const Command& c) {
   s.fills = s.passes == 1 ? s.tile_groups : (uint32_t)times(meetings, s.passes);
   s.image_tiles = divide_up((uint32_t)times(c.height, c.width), kCols);
   s.channel_blocks = divide_up(c.channels, c.bank_size);
+  s.totals = (uint32_t)times(s.row_groups, c.tiles);
   s.chain_change = 0;
   return s;
 }

@@ -53,7 +53,7 @@ inline void columns(const Command c, const Shape s, FillStream& fills, ColumnsSt
   uint32_t x = 0, y = 0, pixel = 0;
   uint32_t group_x = 0, group_y = 0, group_pixel = 0;
 fills:
-  for (uint32_t f = 0; f < (has(c, kFlagImage) ? s.fills : 0); f++) {
+  for (uint32_t f = 0; f < (kImageWords > 0 && has(c, kFlagImage) ? s.fills : 0); f++) {
     const Fill fill = fills.read();
     if (fill.again) {
       x = group_x;

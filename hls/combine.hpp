@@ -11,12 +11,16 @@
 
 namespace bbs {
 
-inline int32_t round_shifted(int64_t value, uint32_t shift) {
+using acc_t = narrow_t<48>;
+
+inline int32_t round_shifted(acc_t value, uint32_t shift) {
 #pragma HLS INLINE
-  const int64_t odd = (value >> shift) & 1;
-  const int64_t half = ((int64_t)1 << shift) >> 1;
-  // Beyond 2^16 every zero point is clamped away.
-  const int64_t rounded = (value + half - (shift > 0 ? 1 - odd : 0)) >> shift;
+  const acc_t odd = (value >> shift) & 1;
+  const acc_t half = ((acc_t)1 << shift) >> 1;
+  const acc_t down = shift > 0 ? (acc_t)(1 - odd) : (acc_t)0;
+  // Beyond 2^16 every zero point is clamped away. The sum fits: 2^43 and 2^46.
+  const acc_t sum = value + half - down;
+  const int64_t rounded = (int64_t)(acc_t)(sum >> shift);
   return (int32_t)(rounded > 65535 ? 65535 : rounded < -65536 ? -65536 : rounded);
 }
 
@@ -35,7 +39,7 @@ inline int32_t combine_one(const Command& c, int32_t a, int32_t b) {
   const narrow_t<24> scale = product ? a_scale : b_scale;
   const narrow_t<42> second = right * scale;
 #pragma HLS BIND_OP variable=second op=mul impl=dsp
-  const int64_t acc = (int64_t)second + (product ? (int64_t)0 : (int64_t)first);
+  const acc_t acc = second + (product ? (narrow_t<33>)0 : first);
   const int32_t y = round_shifted(acc, c.shift) + c.out_zero;
   const int32_t capped = y > c.high ? c.high : y;
   return capped < c.low ? c.low : capped;

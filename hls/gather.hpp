@@ -199,7 +199,7 @@ inline void pick_taps(const Command& c, const TileColumns& tile, const Walk& wal
 taps:
   for (int i = 0; i < kTaps; i++) {
 #pragma HLS UNROLL
-    const int32_t right = (int32_t)scaled(walk.kernel_x, c.dilation_x) + i;
+    const int32_t right = (int32_t)scaled(walk.kernel_x, c.dilation_x);
   columns:
     for (uint32_t col = 0; col < kCols; col++) {
 #pragma HLS UNROLL
@@ -207,9 +207,10 @@ taps:
                            : c.stride_x == 2 ? window.v[col % kHalf * 2 + i]
                            : c.stride_x == 4 ? window.v[col % kQuarter * 4 + i]
                                              : window.v[i];
-      // Negative coordinates are large ones, unsigned; all are within 16 bits (check_image).
-      const bool inside = (uint16_t)(tile.x[col] + right) < (uint16_t)c.width &&
-                          (uint16_t)(tile.y[col] + down) < (uint16_t)c.height;
+      // All within 16 bits (check_image). The sum with `right` is the same for all taps.
+      const int16_t x = (int16_t)(tile.x[col] + right);
+      const int16_t y = (int16_t)(tile.y[col] + down);
+      const bool inside = x >= -i && x < (int16_t)c.width - i && y >= 0 && y < (int16_t)c.height;
       const act_t value = inside ? pixel : (act_t)c.pad_value;
       const bool covered = col >= walk.column && col < end;
       write.word[i].v[col] = covered ? value : write.word[i].v[col];
@@ -366,7 +367,8 @@ inline void gather(const Command c, const Shape s, FillStream& fills, ColumnsStr
 fills:
   for (uint32_t f = 0; f < s.fills; f++) {
     const Fill fill = fills.read();
-    if (has(c, kFlagImage))
+    // Without an image memory, such a command never gets here, and none of that is built.
+    if (kImageWords > 0 && has(c, kFlagImage))
       gather_image(c, s, fill, f + 1 == s.fills, g, tiles, port, chain, image, writes);
     else
       gather_features(c, fill, port, chain, g.source, writes);

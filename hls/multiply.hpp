@@ -117,7 +117,8 @@ steps:
 columns:
   for (int c = 0; c < kCols; c++) {
 #pragma HLS UNROLL
-    if (largest[0][c] > sum[c]) sum[c] = largest[0][c];
+    const act_t before = (act_t)sum[c];  // from -128 on, so eight bits are enough to compare
+    sum[c] = largest[0][c] > before ? largest[0][c] : before;
   }
 }
 

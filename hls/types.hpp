@@ -155,12 +155,13 @@ inline uint32_t block_words_of(const Visit& visit) {
   return (uint32_t)(uint16_t)visit.rows * (visit.row_words & 0xffffff);
 }
 
-// Cycles of a loop that meets every tile for `period` cycles; tiles are counted in 8 bits.
+static_assert(kBlockWords < 1 << 16 && kBlockRows * kRows < 1 << 16, "periods have 16 bits");
+
+// Cycles of a loop that meets every tile for `period` cycles, one DSP: tiles are counted in 8 bits,
+// and only a lone tile meets a block that is longer than the buffer.
 inline uint32_t tile_cycles(uint32_t tiles, uint32_t period) {
 #pragma HLS INLINE
-  const uint32_t cycles = (tiles & 0xff) * period;
-#pragma HLS BIND_OP variable=cycles op=mul impl=fabric
-  return cycles;
+  return tiles == 1 ? period : (tiles & 0xff) * (period & 0xffff);
 }
 
 }  // namespace bbs
