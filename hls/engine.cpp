@@ -68,13 +68,20 @@ void run_command(const Command c, const Shape s, const Next next, const word_t* 
   WordStream row_words("row_words");
   WordStream feature_words("feature_words");
   WordStream residual_words("residual_words");
+  WordStream outputs("outputs");
+  // Six block RAMs for 64 words each would be nearly empty.
+#pragma HLS BIND_STORAGE variable=weight_words type=fifo impl=lutram
+#pragma HLS BIND_STORAGE variable=index_words type=fifo impl=lutram
+#pragma HLS BIND_STORAGE variable=row_words type=fifo impl=lutram
+#pragma HLS BIND_STORAGE variable=feature_words type=fifo impl=lutram
+#pragma HLS BIND_STORAGE variable=residual_words type=fifo impl=lutram
+#pragma HLS BIND_STORAGE variable=outputs type=fifo impl=lutram
   ColumnsStream tile_columns("tile_columns");
   VectorWriteStream vector_writes("vector_writes");
   WeightStream csb_words("csb_words");
   SumStream sums("sums");
   TableStream table_words("table_words");
   TotalStream totals("totals");
-  WordStream outputs("outputs");
   CommandStream next_words("next_words");
   BBS_REGION;
   BBS_PROCESS(sequence(c, s, weight_bursts, index_bursts, row_bursts, act_bursts,
@@ -124,7 +131,11 @@ void bbs_engine(const uint64_t* program, const uint64_t* weights, const uint64_t
 #pragma HLS BIND_STORAGE variable=image type=ram_s2p impl=bram
   BBS_LASTING bbs::WeightWord block[bbs::kBlockWords];
 #pragma HLS AGGREGATE variable=block compact=bit
+  if (bbs::kBlockInUram) {
+#pragma HLS BIND_STORAGE variable=block type=ram_s2p impl=uram
+  } else {
 #pragma HLS BIND_STORAGE variable=block type=ram_s2p impl=bram
+  }
   bbs::ChainStream chain("chain");
   uint32_t chain_level = 0;
 
@@ -162,8 +173,7 @@ void bbs_engine(const uint64_t* program, const uint64_t* weights, const uint64_t
 commands:
   while (done < command_count && job.status == bbs::kStatusOk) {
     done++;
-    chain_level += (uint32_t)(bbs::chain_output(job.command) -
-                              bbs::chain_input(job.command, job.shape));
+    chain_level += job.shape.chain_change;
     const uint64_t offset = first_command + (uint64_t)done * bbs::kCommandWords;
     const bool inside = offset + bbs::kCommandWords <= memory_words;
     const bool more = done < command_count;

@@ -11,8 +11,9 @@ namespace bbs {
 // One burst of port words in flight between a port and its stage.
 constexpr int kPortDepth = 64;
 using WordStream = Stream<word_t, kPortDepth>;
-// Outputs that the next command takes as its input, without memory in between.
-using ChainStream = Stream<ActWord, kChainWords + 1>;
+// Outputs that the next command takes as its input, without memory in between. A build without a
+// chain has the smallest stream there is.
+using ChainStream = Stream<ActWord, (kChainWords > 2 ? kChainWords : 2)>;
 
 // The words of the next command.
 using CommandStream = Stream<word_t, kCommandWords>;
