@@ -85,9 +85,7 @@ def make_plan(program: Program, samples: int, memory: Memory, *, every: bool = F
         for index, layer in enumerate(program.layers)
     ]
     size = at - start
-    return Plan(
-        samples, runs, places, stored, size, first_command, commands, start + runs * size
-    )
+    return Plan(samples, runs, places, stored, size, first_command, commands, start + runs * size)
 
 
 def _place(tensor: Tensor, offset: int, samples: int, program: Program) -> Place:
