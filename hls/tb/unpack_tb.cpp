@@ -81,7 +81,7 @@ int64_t run(tb::Random& random, int index_bits, uint32_t int4) {
 int main() {
   tb::Random random(3);
   int64_t count = 0;
-  for (int i = 0; i < tb::cases(4000); i++)
+  for (int i = 0; i < tb::cases(4000 * 8 / kSlices); i++)
     for (const int index_bits : {0, 4, 6, 8})
       for (const uint32_t int4 : {0u, (uint32_t)bbs::kFlagInt4})
         count += run(random, index_bits, int4);
