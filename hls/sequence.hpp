@@ -66,6 +66,22 @@ inline void sequence_fill(const Command& c, const Position& at, bool again, bool
   }
 }
 
+// Tiles of the group that begins with `tile`.
+inline uint32_t tiles_from(const Command& c, uint32_t tile) {
+#pragma HLS INLINE
+  return c.tiles - tile < c.tiles_per_block ? c.tiles - tile : c.tiles_per_block;
+}
+
+// The next filling where there is one pass, so that a filling serves all blocks of a tile group.
+inline void sequence_group(const Command& c, Position& ahead, BurstStream& act_bursts,
+                           FillStream& tile_fills, FillStream& fills) {
+#pragma HLS INLINE
+  ahead.tiles = tiles_from(c, ahead.tile);
+  sequence_fill(c, ahead, false, ahead.tile + ahead.tiles == c.tiles, act_bursts, tile_fills,
+                fills);
+  ahead.tile += ahead.tiles;
+}
+
 // An image comes in one piece; where nothing comes, the fetch is ended at once.
 inline void sequence_image(const Command& c, const Shape& s, BurstStream& act_bursts) {
 #pragma HLS INLINE
@@ -126,6 +142,23 @@ inline void sequence_store(const Command& c, const Position& at, bool final,
   }
 }
 
+inline Visit visit_at(const Command& c, const Shape& s, const Position& at, bool last_group,
+                      bool last_block, bool final) {
+#pragma HLS INLINE
+  Visit visit;
+  visit.tiles = at.tiles;
+  visit.rows = at.rows;
+  visit.row_words = at.groups * c.keep;
+  visit.stride = at.groups * c.bank_size;
+  visit.block = keeps_block(c) ? c.block_base + at.row * visit.row_words : 0;
+  visit.first_pass = at.pass == 0;
+  visit.last_pass = at.pass + 1 == s.passes;
+  visit.last_group = last_group;
+  visit.fill_end = s.passes > 1 || last_block;
+  visit.final = final;
+  return visit;
+}
+
 inline void sequence(const Command c, const Shape s, BurstStream& weight_bursts,
                      BurstStream& index_bursts, BurstStream& row_bursts,
                      BurstStream& act_bursts, BurstStream& residual_bursts,
@@ -144,10 +177,18 @@ inline void sequence(const Command c, const Shape s, BurstStream& weight_bursts,
   if (!has(c, kFlagResidual)) residual_bursts.write(no_burst(true));
   Position at;
   at.tile = 0;
+  Position ahead;
+  ahead.tile = ahead.row = ahead.rows = ahead.pass = 0;
+  ahead.groups = s.last_groups;
+  if (s.passes == 1) sequence_group(c, ahead, act_bursts, tile_fills, fills);
 tile_groups:
   for (uint32_t group = 0; group < s.tile_groups; group++) {
-    at.tiles = c.tiles - at.tile < c.tiles_per_block ? c.tiles - at.tile : c.tiles_per_block;
+    at.tiles = tiles_from(c, at.tile);
     at.row = 0;
+    // The multipliers take the next filling while they work on this one. So it is ordered before
+    // the visits of this one, which may be more than the streams hold.
+    if (s.passes == 1 && ahead.tile < c.tiles)
+      sequence_group(c, ahead, act_bursts, tile_fills, fills);
   blocks:
     for (uint32_t block = 0; block < s.blocks; block++) {
       at.rows = s.row_groups - at.row < s.block_rows ? s.row_groups - at.row : s.block_rows;
@@ -158,21 +199,10 @@ tile_groups:
         const bool last_group = group + 1 == s.tile_groups;
         const bool final = last_pass && last_block && last_group;
         at.groups = last_pass ? s.last_groups : c.groups_per_pass;
-        if (s.passes > 1 || block == 0)
-          sequence_fill(c, at, block > 0 || at.pass > 0, s.passes > 1 ? final : last_group,
-                        act_bursts, tile_fills, fills);
+        if (s.passes > 1)
+          sequence_fill(c, at, block > 0 || at.pass > 0, final, act_bursts, tile_fills, fills);
         sequence_block(c, s, at, final, weight_bursts, index_bursts, row_bursts);
-        Visit visit;
-        visit.tiles = at.tiles;
-        visit.rows = at.rows;
-        visit.row_words = at.groups * c.keep;
-        visit.stride = at.groups * c.bank_size;
-        visit.block = keeps_block(c) ? c.block_base + at.row * visit.row_words : 0;
-        visit.first_pass = at.pass == 0;
-        visit.last_pass = last_pass;
-        visit.last_group = last_group;
-        visit.fill_end = s.passes > 1 || last_block;
-        visit.final = final;
+        const Visit visit = visit_at(c, s, at, last_group, last_block, final);
         unpack_visits.write(visit);
         multiply_visits.write(visit);
         accumulate_visits.write(visit);
