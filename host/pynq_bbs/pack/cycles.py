@@ -1,56 +1,57 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cycle model: what a command costs, from the command itself and the build's parameters.
-
-Modelled, not measured. Everything follows from how often each pipelined loop of `hls/` iterates
-(`trip_counts`); a loop starts an iteration a cycle, and takes `PIPELINE_CYCLES` more whenever it
-is entered, until its pipeline is empty. A test counts the trips in the source itself, and replays
-them cycle by cycle with streams of the source's depths and a memory that serves its ports in turn.
-
-The model adds up fillings of the vector buffer: where the features fit one pass, a filling is one
-tile group with all its weight blocks; else it is one block in one pass. The stages work side by
-side on a filling, so it takes as long as the slowest of them, or as all its bytes take at the
-memory's rate. Beside it the features of the next filling are loaded, which costs more where
-
-* weights or outputs then come too slowly, because the ports share the memory;
-* the load is ordered too late to be done in time: orders wait in streams of bounded depth.
-
-Added to that: the first features and weights (nothing runs beside them), or the table where it
-takes longer, the last row's way out, and a fixed cost for fetching and checking the command.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
 
 from ..builds import PORT_BYTES, Build
-from ..interface import COMMAND_WORDS, FLAG_INT4, FLAG_SUMS_OUT, FLAG_TABLE, Command
+from ..interface import (
+    COMMAND_WORDS,
+    FLAG_FROM_CHAIN,
+    FLAG_IMAGE,
+    FLAG_INT4,
+    FLAG_RESIDENT_WEIGHTS,
+    FLAG_RESIDUAL,
+    FLAG_SUMS_OUT,
+    FLAG_TABLE,
+    FLAG_TO_MEMORY,
+    Command,
+)
+from .windows import Counts, Loading, image_tiles, loading, steps, tile_words, tiles_of
 
 #: Cycles to fetch, decode and check a command and to start the region.
 COMMAND_CYCLES = 100
 #: Latency of a pipelined loop, the same for all of them.
 PIPELINE_CYCLES = 20
-_TABLE_BYTES = 256
+_TABLE_WORDS = 256 // PORT_BYTES
 #: What one tile leaves in a memory is read this many cycles later (`kReuseDistance`).
 _REUSE = 4
-#: Rows that the streams before requantisation take.
-_ROWS_IN_FLIGHT = 8
-#: Orders (`kVisitDepth`) that the sequence is ahead of the store, and the one in work.
-_ORDERS_AHEAD = 9
-#: Words that wait between a port and its stage (`kPortDepth`).
-_PORT_DEPTH = 64
 
 _WEIGHTS = "memory.hpp:fetch:words(weights)"
 _INDICES = "memory.hpp:fetch:words(indices)"
 _PARAMETERS = "memory.hpp:fetch:words(program)"
 _LOAD = "memory.hpp:fetch:words(activations)"
-_FILL = "multiply.hpp:fill_vectors:feature_words"
+_RESIDUALS = "memory.hpp:fetch:words(residuals)"
+_STORES = "memory.hpp:deliver:stores"
+_LINKS = "memory.hpp:deliver:links"
+_COLUMNS = "columns.hpp:columns:cols"
+_FEATURES = "gather.hpp:gather_features:feature_words"
+_RING = "gather.hpp:keep_from:ring"
+_WINDOWS = "gather.hpp:gather_tile:windows"
+_IMAGE_REST = "gather.hpp:gather_image:image_rest"
+_IMAGE_END = "gather.hpp:gather_image:image_end"
 _UNPACK = "unpack.hpp:unpack:slices"
 _MULTIPLY = "multiply.hpp:multiply_visit:csb_words"
+_FILL_REST = "multiply.hpp:multiply:fill_rest"
 _ACCUMULATE = "accumulate.hpp:accumulate:rows"
-_TABLE = "requantise.hpp:requantise:table_bytes"
+_TABLE = "accumulate.hpp:accumulate:table"
+_TABLE_BYTES = "requantise.hpp:requantise:table_bytes"
 _REQUANTISE = "requantise.hpp:requantise:output_words"
-_STORE = "memory.hpp:store:words"
 
 
 @dataclass(frozen=True)
@@ -85,207 +86,152 @@ class LayerCycles:
         return self.multiply / self.total
 
 
-@dataclass(frozen=True)
-class _Filling:
-    """`times` equal fillings of the vector buffer, and the visits that use each."""
+class _Fillings:
+    """The fillings of the vector buffer for a group of column tiles, an entry each.
 
-    times: int
-    tiles: int
-    features: int
-    groups: int
-    blocks: list[tuple[int, int]]  # (rows of a weight block, how many such blocks)
-    last_pass: bool
+    With one pass a filling meets all weight blocks; else there is one for each block and pass.
+    Iterations of the loops that work on a filling, and of those that bring it.
+    """
+
+    def __init__(self, c: Command, build: Build, tiles: int) -> None:
+        self.tiles = tiles
+        blocks = _cut(c.rows // build.rows, c.rows_per_block // build.rows)
+        passes = _cut(c.groups, c.groups_per_pass)
+        self._one_pass = len(passes) == 1
+        rows = np.repeat(blocks, len(passes))
+        groups = np.tile(passes, len(blocks))
+        last_pass = np.tile(np.arange(len(passes)) == len(passes) - 1, len(blocks))
+        words = groups * c.keep  # of a row group
+        lane_bits = build.rows * build.lanes
+        fetched = 0 if c.flags & FLAG_RESIDENT_WEIGHTS else 1
+        bits = 4 if c.flags & FLAG_INT4 else 8
+        outputs = tiles * rows * last_pass * (build.rows * build.cols)
+        stored = 4 * outputs if c.flags & FLAG_SUMS_OUT else outputs
+        units = 2 if c.flags & FLAG_SUMS_OUT else build.requant_units
+        #: visits of a filling, and runs of the loops that move outputs
+        self.visits = self._add(np.ones_like(rows))
+        self.runs = self._add(tiles * last_pass)
+        self.weights = self._add(fetched * rows * -(-words * lane_bits * bits // 64))
+        self.indices = self._add(fetched * rows * -(-words * lane_bits * c.index_bits // 64))
+        self.parameters = self._add(rows * build.rows)
+        self.unpack = self._add(fetched * rows * words * lane_bits // PORT_BYTES)
+        self.multiply = self._add(tiles * np.maximum(rows * words, _REUSE))
+        self.accumulate = self._add(tiles * np.maximum(rows * build.rows, _REUSE))
+        self.requantise = self._add(outputs // units)
+        self.outputs = self._add(stored // PORT_BYTES)
+        space = build.lanes * c.bank_size
+        first = np.arange(len(passes)) * c.groups_per_pass * space
+        features = np.minimum(passes * space, c.features - first)
+        self.features = features if self._one_pass else np.tile(features, len(blocks))
+
+    def _add(self, of_visits: Counts) -> Counts:
+        return of_visits.sum(keepdims=True) if self._one_pass else of_visits
+
+    @property
+    def count(self) -> int:
+        return len(self.features)
 
 
-class _Work(dict[str, tuple[int, int]]):
-    """Loop name -> (iterations, how often the loop is entered)."""
+class _Layer:
+    """What a command makes the stages do."""
 
-    def add(self, other: _Work, times: int = 1) -> None:
-        for loop, (trips, runs) in other.items():
-            before = self.get(loop, (0, 0))
-            self[loop] = (before[0] + times * trips, before[1] + times * runs)
+    def __init__(self, c: Command, build: Build) -> None:
+        self.c, self.build = c, build
+        self.image = bool(c.flags & FLAG_IMAGE)
+        self.groups = -(-c.tiles // c.tiles_per_block)
+        last = c.tiles - (self.groups - 1) * c.tiles_per_block
+        self.last = _Fillings(c, build, last)
+        #: all groups but the last one are alike
+        self.full = _Fillings(c, build, c.tiles_per_block) if self.groups > 1 else self.last
 
-    def trips(self, loop: str) -> int:
-        return self.get(loop, (0, 0))[0]
+    @cached_property
+    def loading(self) -> Loading:
+        return loading(self.c, self.build, self.last.count)
 
-    def cycles(self, loop: str) -> int:
-        """An iteration a cycle, and every time until the pipeline is empty."""
-        trips, runs = self.get(loop, (0, 0))
-        return trips + runs * PIPELINE_CYCLES if trips else 0
+    def sum(self, name: str) -> int:
+        """Over all fillings."""
+        full, last = getattr(self.full, name), getattr(self.last, name)
+        return (self.groups - 1) * int(full.sum()) + int(last.sum())
+
+    def writes(self, f: _Fillings) -> Counts:
+        """To the vector buffer, for each filling."""
+        if self.image:
+            return np.full(f.count, f.tiles * steps(self.c, self.build))
+        return f.tiles * f.features // max(PORT_BYTES // self.build.cols, 1)
+
+    def taken(self, work: _Fillings) -> Counts:
+        """Writes that are taken beside the work on each filling, at most."""
+        return -(-work.multiply // self.c.pace)
+
+    def fill_rest(self) -> int:
+        """Writes that are taken while the multipliers wait."""
+        full, last = self.writes(self.full), self.writes(self.last)
+        beside_full, beside_last = self.taken(self.full), self.taken(self.last)
+        between = int(np.maximum(full[1:] - beside_full[:-1], 0).sum())
+        end = int(np.maximum(last[1:] - beside_last[:-1], 0).sum())
+        turn = max(int(full[0] - beside_full[-1]), 0)
+        last_turn = max(int(last[0] - beside_full[-1]), 0)
+        if self.groups == 1:
+            return int(last[0]) + end
+        return (
+            int(full[0]) + (self.groups - 1) * between + (self.groups - 2) * turn + last_turn + end
+        )
 
 
 def trip_counts(command: Command, build: Build) -> dict[str, int]:
     """How often every pipelined loop of `hls/` iterates for a command that the engine accepts.
 
     Names are `file:function:label`, with the port behind where a function is several processes.
+    Left out: `drain`, which empties the chain behind the last command of a run.
     """
-    total = _command_work(command)
-    for f in _fillings(command, build):
-        total.add(_filling_work(command, build, f), f.times)
-    return {loop: trips for loop, (trips, _) in total.items()}
+    c, layer = command, _Layer(command, build)
+    table = _TABLE_WORDS if c.flags & FLAG_TABLE else 0
+    outputs, to_memory = layer.sum("outputs"), bool(c.flags & FLAG_TO_MEMORY)
+    trips = {
+        "engine.cpp:bbs_engine:command_words": COMMAND_WORDS,
+        _WEIGHTS: layer.sum("weights"),
+        _INDICES: layer.sum("indices"),
+        _PARAMETERS: table + layer.sum("parameters"),
+        _RESIDUALS: outputs if c.flags & FLAG_RESIDUAL else 0,
+        _STORES: outputs if to_memory else 0,
+        _LINKS: 0 if to_memory else outputs,
+        _UNPACK: layer.sum("unpack"),
+        _MULTIPLY: layer.sum("multiply"),
+        _FILL_REST: layer.fill_rest(),
+        _ACCUMULATE: layer.sum("accumulate"),
+        _TABLE: table,
+        _TABLE_BYTES: table * PORT_BYTES,
+        _REQUANTISE: layer.sum("requantise"),
+        **dict.fromkeys((_COLUMNS, _FEATURES, _RING, _WINDOWS, _IMAGE_REST, _IMAGE_END), 0),
+    }
+    return trips | (_image_trips(layer) if layer.image else _feature_trips(layer))
 
 
-def _command_work(c: Command) -> _Work:
-    """What is done once a command."""
-    table = _TABLE_BYTES // PORT_BYTES if c.flags & FLAG_TABLE else 0
-    return _Work(
-        {
-            "engine.cpp:bbs_engine:command_words": (COMMAND_WORDS, 1),
-            _PARAMETERS: (table, 1),
-            "accumulate.hpp:accumulate:table": (table, 1),
-            _TABLE: (table * PORT_BYTES, 1 if table else 0),
-        }
-    )
+def _feature_trips(layer: _Layer) -> dict[str, int]:
+    c, build = layer.c, layer.build
+    features = (layer.groups - 1) * layer.full.tiles * int(layer.full.features.sum())
+    features += layer.last.tiles * int(layer.last.features.sum())
+    port_words = features * build.cols // PORT_BYTES
+    if c.flags & FLAG_FROM_CHAIN:
+        return {_LOAD: 0, _FEATURES: features // max(PORT_BYTES // build.cols, 1)}
+    return {_LOAD: port_words, _FEATURES: port_words}
 
 
-def _filling_work(c: Command, build: Build, f: _Filling) -> _Work:
-    trips = f.tiles * f.features * build.cols // PORT_BYTES
-    work = _Work(
-        {
-            _LOAD: (trips, f.tiles),
-            _FILL: (trips, f.tiles),
-        }
-    )
-    for rows, times in f.blocks:
-        work.add(_visit_work(c, build, f, rows), times)
-    return work
+def _image_trips(layer: _Layer) -> dict[str, int]:
+    c, build, load = layer.c, layer.build, layer.loading
+    taken = sum(int(x.sum()) for x in (load.rest, load.beside, load.again)) + load.end
+    return {
+        _LOAD: 0 if c.flags & FLAG_FROM_CHAIN else taken,
+        _COLUMNS: c.tiles * build.cols * layer.last.count,
+        _RING: load.turns,
+        _WINDOWS: steps(c, build) * int(tiles_of(c, build).reads.sum()) * layer.last.count,
+        _IMAGE_REST: int(load.rest.sum()),
+        _IMAGE_END: load.end,
+    }
 
 
-def _visit_work(c: Command, build: Build, f: _Filling, rows: int) -> _Work:
-    """A weight block of `rows` rows meets the tiles of a filling."""
-    words = f.groups * c.keep  # of a row
-    weights = rows * _plane_row_words(words, build, 4 if c.flags & FLAG_INT4 else 8)
-    indices = rows * _plane_row_words(words, build, c.index_bits)
-    outputs = f.tiles * rows * _row_words(c, build) if f.last_pass else 0
-    return _Work(
-        {
-            _WEIGHTS: (weights, 1),
-            _INDICES: (indices, 1),
-            _PARAMETERS: (rows, 1),
-            _UNPACK: (rows * words * build.lanes // PORT_BYTES, 1),
-            _MULTIPLY: (f.tiles * max(rows * words, _REUSE), 1),
-            _ACCUMULATE: (f.tiles * max(rows, _REUSE), 1),
-            # one loop over all of the command: it is not entered again
-            _REQUANTISE: (outputs, 0),
-            _STORE: (outputs, f.tiles),
-        }
-    )
-
-
-def layer_cycles(command: Command, build: Build, memory: Memory) -> LayerCycles:
-    """Modelled cycles, bytes and products of one command that the engine accepts."""
-    c = command
-    rate = memory.bytes_per_cycle / PORT_BYTES
-    steps = [(f, _filling_work(c, build, f)) for f in _fillings(c, build)]
-    everything = _command_work(c)
-    for f, work in steps:
-        everything.add(work, f.times)
-    row = c.keep * min(c.groups, c.groups_per_pass)
-    lead, ahead = _lead(build, steps[0][1], rate)
-    # Nothing is requantised before the table is there; a few rows wait in the streams.
-    table = everything.cycles(_TABLE) + 2 * PIPELINE_CYCLES - _ROWS_IN_FLIGHT * row
-    total = COMMAND_CYCLES + max(lead, table) + 4 * PIPELINE_CYCLES + _row_words(c, build)
-    for i, (f, work) in enumerate(steps):
-        # Loaded beside these fillings: their like, and beside the last of them the next kind.
-        then = steps[i + 1][1] if i + 1 < len(steps) else _Work()
-        for loaded, times in ((work, f.times - 1), (then, 1)):
-            if times:
-                total += _beside(f, work, loaded, row, build, rate, ahead)
-                total += (times - 1) * _beside(f, work, loaded, row, build, rate, 0)
-                ahead = 0  # only the first time, weights are there already
-    macs = c.rows * c.groups * build.lanes * c.keep * c.tiles * build.cols
-    read = PORT_BYTES * sum(everything.trips(x) for x in everything if ":fetch:" in x)
-    written = PORT_BYTES * everything.trips(_STORE)
-    return LayerCycles(total, macs // build.products_per_cycle, read, written, macs)
-
-
-def _share(work: _Work, features: int, rate: float) -> float:
-    """Words a cycle that a port gets while `features` words are loaded beside `work`.
-
-    The memory serves its ports in turn; a port with fewer words than the busiest one competes in
-    that proportion. Beside busy outputs, weights and indices compete only until they are there.
-    """
-    planes, outputs = (work.trips(_WEIGHTS), work.trips(_INDICES)), work.trips(_STORE)
-    together = sum(planes) / max(planes)
-    if outputs > max(planes):
-        together = together * min(1.0, max(planes) / features) + 1 if features else 1.0
-    else:
-        together += outputs / max(planes)
-    return min(1.0, rate / (1 + together))
-
-
-def _lead(build: Build, first: _Work, rate: float) -> tuple[float, float]:
-    """Cycles until the vector buffer is filled for the first time, and the words of weights and
-    indices that are fetched meanwhile: as many as the block buffer takes."""
-    planes = first.trips(_WEIGHTS), first.trips(_INDICES)
-    buffered = build.block_words * build.lanes // PORT_BYTES + _PORT_DEPTH
-    part = min(1.0, buffered / first.trips(_UNPACK))
-    share = min(1.0, rate / (1 + sum(planes) / max(planes)))
-    load = max(first.cycles(_LOAD), first.trips(_LOAD) / rate) + PIPELINE_CYCLES
-    slowed = max(load, first.trips(_LOAD) / share + 2 * PIPELINE_CYCLES)
-    cycles = min(load + max(planes) * part / share * (1 - share), slowed)
-    if share < 1:  # row parameters come on a port of their own, up to a stream full
-        cycles += min(first.trips(_PARAMETERS), _PORT_DEPTH) * share / rate
-    return cycles, min(sum(planes) * part, cycles * rate - first.trips(_LOAD))
-
-
-def _beside(
-    f: _Filling, work: _Work, loaded: _Work, row: int, build: Build, rate: float, ahead: float
-) -> float:
-    """Cycles of one filling while the next one is loaded.
-
-    Args:
-        loaded: the work of that next filling; empty where this is the last one.
-        row: cycles until the first row is multiplied.
-        ahead: words of weights and indices that have been fetched already.
-    """
-    busy = max(work.cycles(x) for x in (_MULTIPLY, _ACCUMULATE, _UNPACK, _STORE))
-    busy = max(busy, work.cycles(_REQUANTISE) + row)
-    ports = tuple(work.trips(x) for x in (_WEIGHTS, _INDICES, _STORE))
-    moved = sum(ports) + work.trips(_PARAMETERS) - ahead
-    share = _share(work, loaded.trips(_LOAD), rate)
-    # While features are loaded, the busiest port keeps up with this part of the work. Weights are
-    # buffered, but the buffer is filled up again only while the block meets further tiles.
-    pace = min(1.0, share * busy / max(ports))
-    spare = build.block_words if f.tiles > 1 and max(ports) > ports[-1] else 0
-    # The load is ordered when the streams of orders have room: so many visits before the end.
-    visits = sum(times for _, times in f.blocks)
-    orders = _ORDERS_AHEAD / f.tiles if f.last_pass else _ORDERS_AHEAD
-    window = busy * min(1.0, orders / visits)
-    features, slowed = loaded.trips(_LOAD), window / pace
-    load = max(loaded.cycles(_LOAD), min(features / share, features + slowed * (1 - share)))
-    starved = max(0.0, min(load * (1 - pace), slowed - window) - spare)
-    late = max(0.0, load - starved - window)
-    return max(busy + starved + late, (loaded.trips(_LOAD) + moved) / rate)
-
-
-def _fillings(c: Command, build: Build) -> Iterator[_Filling]:
-    one_pass = c.groups == c.groups_per_pass
-    blocks = _runs(c.rows, c.rows_per_block)
-    for tiles, tile_times in _runs(c.tiles, c.tiles_per_block):
-        if one_pass:
-            yield _Filling(tile_times, tiles, c.features, c.groups, blocks, True)
-            continue
-        for rows, times in blocks:
-            for first_group in range(0, c.groups, c.groups_per_pass):
-                groups = min(c.groups_per_pass, c.groups - first_group)
-                space = build.lanes * c.bank_size
-                features = min(groups * space, c.features - first_group * space)
-                last = first_group + groups == c.groups
-                yield _Filling(tile_times * times, tiles, features, groups, [(rows, 1)], last)
-
-
-def _runs(total: int, step: int) -> list[tuple[int, int]]:
-    """`total` cut into steps, as (length, how often): the whole ones and the rest."""
-    whole, rest = divmod(total, step)
-    return [(n, times) for n, times in ((step, whole), (rest, 1)) if n and times]
-
-
-def _plane_row_words(words: int, build: Build, bits: int) -> int:
-    """Port words of a row of `words` CSB words in a plane of `bits` bits a lane."""
-    return -(-words * build.lanes * bits // (8 * PORT_BYTES))
-
-
-def _row_words(c: Command, build: Build) -> int:
-    """Port words of an output row of one tile."""
-    return build.cols * (4 if c.flags & FLAG_SUMS_OUT else 1) // PORT_BYTES
+def _cut(total: int, step: int) -> Counts:
+    """`total` in steps, the last one what remains."""
+    lengths = np.full(-(-total // step), step, np.int64)
+    lengths[-1] = total - step * (len(lengths) - 1)
+    return lengths
