@@ -1,36 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cycle model: what a command costs, from the command itself and the build's parameters.
+
+Modelled, not measured. Everything follows from how often each pipelined loop of `hls/` iterates
+(`trip_counts`, exact); a loop starts an iteration a cycle, and takes `PIPELINE_CYCLES` more
+whenever it is entered, until its pipeline is empty. A test counts the trips in the source itself,
+and replays them cycle by cycle with streams of the source's depths and a memory that serves its
+ports in turn.
+
+The model adds up fillings of the vector buffer: where the features fit one pass, a filling is one
+group of tiles with all its weight blocks; else it is one block in one pass. The stages work side
+by side on a filling while the next one is brought, so it takes as long as the slowest of them, or
+as all its bytes take at the memory's rate. The multipliers wait besides
+
+* for the writes that they take every `pace` cycles, where the gathering is slower, or cannot begin
+  a tile because pixels of it have not come;
+* for the writes of the next filling that are left when the work is done.
+
+Added to that: the first filling, or the table where it takes longer; the first weight block, of
+which only the queue's part has come by then; the last row's way out; and a fixed cost for fetching
+and checking the command.
+
+Assumed: a port gets an equal share of the memory while others want words, and its own words until
+then come evenly; weights that are fetched ahead come off the last group's; groups of tiles do not
+influence each other beyond the next one. Of layers with many fillings the replay is met within
+2 %, of networks too; a single short layer may be off by a tenth.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from ..builds import PORT_BYTES, Build
-from ..interface import (
-    COMMAND_WORDS,
-    FLAG_FROM_CHAIN,
-    FLAG_IMAGE,
-    FLAG_INT4,
-    FLAG_RESIDENT_WEIGHTS,
-    FLAG_RESIDUAL,
-    FLAG_SUMS_OUT,
-    FLAG_TABLE,
-    FLAG_TO_MEMORY,
-    Command,
-)
-from .windows import Counts, Loading, image_tiles, loading, steps, tile_words, tiles_of
+from ..interface import COMMAND_WORDS, FLAG_RESIDUAL, FLAG_TABLE, FLAG_TO_MEMORY, Command
+from .fillings import Fillings, Layer
+from .timing import PIPELINE_CYCLES, PORT_DEPTH, Timing
 
 #: Cycles to fetch, decode and check a command and to start the region.
 COMMAND_CYCLES = 100
-#: Latency of a pipelined loop, the same for all of them.
-PIPELINE_CYCLES = 20
 _TABLE_WORDS = 256 // PORT_BYTES
-#: What one tile leaves in a memory is read this many cycles later (`kReuseDistance`).
-_REUSE = 4
+#: What stands outside of loops on the way to the first loop of the multipliers.
+_STEPS = 6
+#: Row groups that the streams before requantisation take.
+_ROWS_IN_FLIGHT = 8
 
 _WEIGHTS = "memory.hpp:fetch:words(weights)"
 _INDICES = "memory.hpp:fetch:words(indices)"
@@ -86,152 +99,156 @@ class LayerCycles:
         return self.multiply / self.total
 
 
-class _Fillings:
-    """The fillings of the vector buffer for a group of column tiles, an entry each.
-
-    With one pass a filling meets all weight blocks; else there is one for each block and pass.
-    Iterations of the loops that work on a filling, and of those that bring it.
-    """
-
-    def __init__(self, c: Command, build: Build, tiles: int) -> None:
-        self.tiles = tiles
-        blocks = _cut(c.rows // build.rows, c.rows_per_block // build.rows)
-        passes = _cut(c.groups, c.groups_per_pass)
-        self._one_pass = len(passes) == 1
-        rows = np.repeat(blocks, len(passes))
-        groups = np.tile(passes, len(blocks))
-        last_pass = np.tile(np.arange(len(passes)) == len(passes) - 1, len(blocks))
-        words = groups * c.keep  # of a row group
-        lane_bits = build.rows * build.lanes
-        fetched = 0 if c.flags & FLAG_RESIDENT_WEIGHTS else 1
-        bits = 4 if c.flags & FLAG_INT4 else 8
-        outputs = tiles * rows * last_pass * (build.rows * build.cols)
-        stored = 4 * outputs if c.flags & FLAG_SUMS_OUT else outputs
-        units = 2 if c.flags & FLAG_SUMS_OUT else build.requant_units
-        #: visits of a filling, and runs of the loops that move outputs
-        self.visits = self._add(np.ones_like(rows))
-        self.runs = self._add(tiles * last_pass)
-        self.weights = self._add(fetched * rows * -(-words * lane_bits * bits // 64))
-        self.indices = self._add(fetched * rows * -(-words * lane_bits * c.index_bits // 64))
-        self.parameters = self._add(rows * build.rows)
-        self.unpack = self._add(fetched * rows * words * lane_bits // PORT_BYTES)
-        self.multiply = self._add(tiles * np.maximum(rows * words, _REUSE))
-        self.accumulate = self._add(tiles * np.maximum(rows * build.rows, _REUSE))
-        self.requantise = self._add(outputs // units)
-        self.outputs = self._add(stored // PORT_BYTES)
-        space = build.lanes * c.bank_size
-        first = np.arange(len(passes)) * c.groups_per_pass * space
-        features = np.minimum(passes * space, c.features - first)
-        self.features = features if self._one_pass else np.tile(features, len(blocks))
-
-    def _add(self, of_visits: Counts) -> Counts:
-        return of_visits.sum(keepdims=True) if self._one_pass else of_visits
-
-    @property
-    def count(self) -> int:
-        return len(self.features)
-
-
-class _Layer:
-    """What a command makes the stages do."""
-
-    def __init__(self, c: Command, build: Build) -> None:
-        self.c, self.build = c, build
-        self.image = bool(c.flags & FLAG_IMAGE)
-        self.groups = -(-c.tiles // c.tiles_per_block)
-        last = c.tiles - (self.groups - 1) * c.tiles_per_block
-        self.last = _Fillings(c, build, last)
-        #: all groups but the last one are alike
-        self.full = _Fillings(c, build, c.tiles_per_block) if self.groups > 1 else self.last
-
-    @cached_property
-    def loading(self) -> Loading:
-        return loading(self.c, self.build, self.last.count)
-
-    def sum(self, name: str) -> int:
-        """Over all fillings."""
-        full, last = getattr(self.full, name), getattr(self.last, name)
-        return (self.groups - 1) * int(full.sum()) + int(last.sum())
-
-    def writes(self, f: _Fillings) -> Counts:
-        """To the vector buffer, for each filling."""
-        if self.image:
-            return np.full(f.count, f.tiles * steps(self.c, self.build))
-        return f.tiles * f.features // max(PORT_BYTES // self.build.cols, 1)
-
-    def taken(self, work: _Fillings) -> Counts:
-        """Writes that are taken beside the work on each filling, at most."""
-        return -(-work.multiply // self.c.pace)
-
-    def fill_rest(self) -> int:
-        """Writes that are taken while the multipliers wait."""
-        full, last = self.writes(self.full), self.writes(self.last)
-        beside_full, beside_last = self.taken(self.full), self.taken(self.last)
-        between = int(np.maximum(full[1:] - beside_full[:-1], 0).sum())
-        end = int(np.maximum(last[1:] - beside_last[:-1], 0).sum())
-        turn = max(int(full[0] - beside_full[-1]), 0)
-        last_turn = max(int(last[0] - beside_full[-1]), 0)
-        if self.groups == 1:
-            return int(last[0]) + end
-        return (
-            int(full[0]) + (self.groups - 1) * between + (self.groups - 2) * turn + last_turn + end
-        )
-
-
 def trip_counts(command: Command, build: Build) -> dict[str, int]:
     """How often every pipelined loop of `hls/` iterates for a command that the engine accepts.
 
     Names are `file:function:label`, with the port behind where a function is several processes.
-    Left out: `drain`, which empties the chain behind the last command of a run.
+    Left out is `drain`, which empties the chain behind the last command of a run.
     """
-    c, layer = command, _Layer(command, build)
+    c, layer = command, Layer(command, build)
     table = _TABLE_WORDS if c.flags & FLAG_TABLE else 0
     outputs, to_memory = layer.sum("outputs"), bool(c.flags & FLAG_TO_MEMORY)
+    words = layer.input_words()
     trips = {
         "engine.cpp:bbs_engine:command_words": COMMAND_WORDS,
         _WEIGHTS: layer.sum("weights"),
         _INDICES: layer.sum("indices"),
         _PARAMETERS: table + layer.sum("parameters"),
+        _LOAD: 0 if layer.from_chain else words,
         _RESIDUALS: outputs if c.flags & FLAG_RESIDUAL else 0,
         _STORES: outputs if to_memory else 0,
         _LINKS: 0 if to_memory else outputs,
         _UNPACK: layer.sum("unpack"),
+        _FEATURES: 0 if layer.image else words,
         _MULTIPLY: layer.sum("multiply"),
         _FILL_REST: layer.fill_rest(),
         _ACCUMULATE: layer.sum("accumulate"),
         _TABLE: table,
         _TABLE_BYTES: table * PORT_BYTES,
         _REQUANTISE: layer.sum("requantise"),
-        **dict.fromkeys((_COLUMNS, _FEATURES, _RING, _WINDOWS, _IMAGE_REST, _IMAGE_END), 0),
     }
-    return trips | (_image_trips(layer) if layer.image else _feature_trips(layer))
+    return trips | _image_trips(layer)
 
 
-def _feature_trips(layer: _Layer) -> dict[str, int]:
-    c, build = layer.c, layer.build
-    features = (layer.groups - 1) * layer.full.tiles * int(layer.full.features.sum())
-    features += layer.last.tiles * int(layer.last.features.sum())
-    port_words = features * build.cols // PORT_BYTES
-    if c.flags & FLAG_FROM_CHAIN:
-        return {_LOAD: 0, _FEATURES: features // max(PORT_BYTES // build.cols, 1)}
-    return {_LOAD: port_words, _FEATURES: port_words}
-
-
-def _image_trips(layer: _Layer) -> dict[str, int]:
-    c, build, load = layer.c, layer.build, layer.loading
-    taken = sum(int(x.sum()) for x in (load.rest, load.beside, load.again)) + load.end
+def _image_trips(layer: Layer) -> dict[str, int]:
+    if not layer.image:
+        return dict.fromkeys((_COLUMNS, _RING, _WINDOWS, _IMAGE_REST, _IMAGE_END), 0)
+    fillings = layer.last.count  # of each tile
     return {
-        _LOAD: 0 if c.flags & FLAG_FROM_CHAIN else taken,
-        _COLUMNS: c.tiles * build.cols * layer.last.count,
-        _RING: load.turns,
-        _WINDOWS: steps(c, build) * int(tiles_of(c, build).reads.sum()) * layer.last.count,
-        _IMAGE_REST: int(load.rest.sum()),
-        _IMAGE_END: load.end,
+        _COLUMNS: layer.c.tiles * layer.build.cols * fillings,
+        _RING: layer.loading.turns,
+        _WINDOWS: int(layer.reads.sum()) * fillings,
+        _IMAGE_REST: int(layer.loading.rest.sum()),
+        _IMAGE_END: layer.loading.end,
     }
 
 
-def _cut(total: int, step: int) -> Counts:
-    """`total` in steps, the last one what remains."""
-    lengths = np.full(-(-total // step), step, np.int64)
-    lengths[-1] = total - step * (len(lengths) - 1)
-    return lengths
+def layer_cycles(command: Command, build: Build, memory: Memory) -> LayerCycles:
+    """Modelled cycles, bytes and products of one command that the engine accepts."""
+    c, layer = command, Layer(command, build)
+    timing = Timing(layer, memory.bytes_per_cycle / PORT_BYTES)
+    total = COMMAND_CYCLES + _lead(layer, timing)
+    total += _window_steps(layer, timing) if layer.image else _feature_steps(layer, timing)
+    # Behind the multipliers there are three more pipelines, and the words of a row group.
+    total += 3 * PIPELINE_CYCLES + build.rows * build.cols / build.requant_units
+    macs = c.rows * c.groups * build.lanes * c.keep * c.tiles * build.cols
+    read, written = _bytes(layer)
+    total = max(total, COMMAND_CYCLES + (read + written) / memory.bytes_per_cycle)
+    return LayerCycles(float(total), macs // build.products_per_cycle, read, written, macs)
+
+
+def _bytes(layer: Layer) -> tuple[int, int]:
+    """Read and written."""
+    flags, outputs = layer.c.flags, layer.sum("outputs")
+    read = sum(layer.sum(x) for x in ("weights", "indices", "parameters"))
+    read += 0 if layer.from_chain else layer.input_words()
+    read += _TABLE_WORDS if flags & FLAG_TABLE else 0
+    read += outputs if flags & FLAG_RESIDUAL else 0
+    return PORT_BYTES * read, PORT_BYTES * (outputs if flags & FLAG_TO_MEMORY else 0)
+
+
+def _feature_steps(layer: Layer, t: Timing) -> float:
+    """Cycles of all fillings, from the first word that is multiplied on."""
+    full, last, groups = layer.full, layer.last, layer.groups
+    inner, end, first = slice(-1), slice(last.count - 1, None), slice(1)
+    bring = t.features(last)
+    total = t.cycles(last, inner, bring.at(slice(1, None))) + float(t.work(last)[-1])
+    if groups == 1:
+        return total
+    total += t.cycles(full, end, bring.at(first))
+    bring = t.features(full)
+    total += (groups - 1) * t.cycles(full, inner, bring.at(slice(1, None)))
+    return total + (groups - 2) * t.cycles(full, end, bring.at(first))
+
+
+def _window_steps(layer: Layer, t: Timing) -> float:
+    """The same where the features are windows: every group of tiles is a case of its own."""
+    full, last, groups = layer.full, layer.last, layer.groups
+    inner, end = slice(-1), slice(last.count - 1, None)
+    # Pixels that no window needs come beside the work on the last filling.
+    total = max(float(t.work(last)[-1]), t.alone(layer.loading.end))
+    if last.count > 1:
+        for f, at in ((full, slice(0, groups - 1)), (last, slice(groups - 1, groups))):
+            total += t.cycles(f, inner, t.windows_again(f, at).crossed())
+    others, ports = t.others(full)[end], t.ports(full)[end]
+    later = max(groups - 1, 1)
+    for f, at in (
+        (full, slice(1, min(later, 2))),
+        (full, slice(2, later)),
+        (last, slice(later, groups)),
+    ):
+        if at.stop > at.start:
+            bring = t.windows(f, at, others, ports).crossed()
+            total += t.cycles(full, end, bring, first=at.start == 1 and full.count == 1)
+    return total
+
+
+def _lead(layer: Layer, t: Timing) -> float:
+    """Cycles until the vector buffer is filled for the first time.
+
+    Notes in `t` how many weights come meanwhile: as many as wait before the block buffer.
+    """
+    build, f = layer.build, layer.full
+    weights, indices = layer.sum("weights"), layer.sum("indices")
+    planes = weights + indices
+    queue = build.queue_words * build.rows * build.lanes // PORT_BYTES + PORT_DEPTH
+    queued = planes * min(1.0, queue / max(layer.sum("unpack"), 1))
+    ports = planes / max(weights, indices, 1)
+    if layer.image:
+        b = t.windows(f, slice(0, 1), np.array([queued]), np.array([ports]))
+        lead = float(b.gather[0]) + build.cols + PIPELINE_CYCLES
+    else:
+        b = t.features(f)
+        runs = np.array([f.tiles])
+        load = t.load(b.words[:1], runs, np.array([queued]), np.array([ports]))
+        lead = max(float(b.gather[0]), float(load[0]) + PIPELINE_CYCLES * layer.from_memory)
+    lead += 2 * PIPELINE_CYCLES + _STEPS
+    if planes:
+        spare = max(lead * t.rate - float(b.words[0]), 0.0)
+        fetched = min(queued, spare, (lead - 2 * PIPELINE_CYCLES) * ports)
+        t.left = max(0.0, 1 - fetched / int((layer.last.weights + layer.last.indices).sum()))
+        lead += _first_block(f, t, fetched)
+    return max(lead, _table(layer))
+
+
+def _first_block(f: Fillings, t: Timing, fetched: float) -> float:
+    """Cycles that the first weight block costs more than one that comes beside another one.
+
+    Its first tile takes as long as its weights, of which `fetched` words are there.
+    """
+    visits = int(f.visits[0])
+    words = int(f.weights[0] + f.indices[0]) / visits
+    come = max(int(f.weights[0]), int(f.unpack[0])) / visits
+    come = max(come, words / t.rate) * max(0.0, 1 - fetched / words)
+    multiply = int(f.multiply[0]) / visits
+    tile = multiply / f.tiles
+    return max(come, tile) + multiply - tile - max(come, multiply)
+
+
+def _table(layer: Layer) -> float:
+    """Cycles from the start until the multipliers may begin without waiting for the table."""
+    c = layer.c
+    if not c.flags & FLAG_TABLE:
+        return 0.0
+    row = c.keep * min(c.groups, c.groups_per_pass)
+    return PORT_BYTES * _TABLE_WORDS + 3 * PIPELINE_CYCLES + _STEPS - _ROWS_IN_FLIGHT * row

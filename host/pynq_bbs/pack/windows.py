@@ -39,13 +39,12 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Loading:
-    """How the pixels of an image come in; an entry for each group of tiles."""
+    """How the pixels of an image come in, in words (of the port, or of the chain)."""
 
-    rest: Counts  # words taken while a tile cannot begin without them (`image_rest`)
-    waits: Counts  # how many tiles cannot begin at once
-    beside: Counts  # words taken beside the first gathering of windows
-    again: Counts  # words taken beside the gatherings of the same windows for later passes
-    end: int  # words behind the last tile (`image_end`)
+    rest: Counts  # for each tile: taken because it cannot begin without them (`image_rest`)
+    beside: Counts  # for each tile: taken beside its windows
+    again: Counts  # for each group of tiles: beside the same windows, gathered for later passes
+    end: int  # behind the last tile (`image_end`)
     turns: int  # of the ring (`ring`)
 
 
@@ -114,25 +113,28 @@ def loading(c: Command, build: Build, repeats: int) -> Loading:
     group = c.tiles_per_block
     firsts = tiles.first[::group]
     room = unit * np.minimum((firsts + c.image_words) * banks // build.cols, count)
-    chances = steps(c, build) * tiles.reads // c.load_pace
-    needed = unit * tiles.needed
-    found = np.zeros((4, len(firsts)), np.int64)
+    # Lists, because they are gone through one by one: a group may be a single tile.
+    chances = (steps(c, build) * tiles.reads // c.load_pace).tolist()
+    needed = (unit * tiles.needed).tolist()
+    rest, beside, again = [0] * c.tiles, [0] * c.tiles, [0] * len(firsts)
     for g, most in enumerate(room.tolist()):
         if taken == everything:
             break
-        tiles_here = slice(g * group, (g + 1) * group)
-        mine = chances[tiles_here].tolist()
-        rest = waits = beside = 0
-        for lacking, chance in zip(needed[tiles_here].tolist(), mine, strict=True):
-            if taken < lacking:
-                rest += lacking - taken
-                waits += 1
-                taken = lacking
-            more = max(0, min(chance, most - taken))
-            taken += more
-            beside += more
-        again = max(0, min((repeats - 1) * sum(mine), most - taken))
-        taken += again
-        found[:, g] = rest, waits, beside, again
-    turns = int(firsts.max()) // c.image_words
-    return Loading(found[0], found[1], found[2], found[3], everything - taken, turns)
+        first, last = g * group, min((g + 1) * group, c.tiles)
+        for t in range(first, last):
+            if taken < needed[t]:
+                rest[t] = needed[t] - taken
+                taken = needed[t]
+            if taken < most:
+                beside[t] = min(chances[t], most - taken)
+                taken += beside[t]
+        if repeats > 1 and taken < most:
+            again[g] = min((repeats - 1) * sum(chances[first:last]), most - taken)
+            taken += again[g]
+    return Loading(
+        np.array(rest, np.int64),
+        np.array(beside, np.int64),
+        np.array(again, np.int64),
+        everything - taken,
+        int(firsts.max()) // c.image_words,
+    )
