@@ -16,7 +16,6 @@ from functools import cache
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from counting import CountingEngine, Instrumented, UncountedLoopError, counting_engine
 from networks import keywords, matrix, mobilenet, resnet
@@ -48,8 +47,8 @@ MEMORY = Memory(142.857e6, 1.5e9)
 #: Of short layers latencies are a large part, and only their longest chain is modelled.
 SHORT_CYCLES = 100
 #: The model's shares of the memory are coarse: of short layers that ask much of it the cycles are
-#: off by up to 7 %, either way. Networks as a whole stay within 2 %.
-SHORT = 0.08
+#: off by up to 9 %, either way. Networks as a whole stay within 2 %.
+SHORT = 0.1
 DRAIN = "engine.cpp:drain:chain_words"
 
 
@@ -183,7 +182,7 @@ def test_many_blocks_beside_one_filling() -> None:
     assert layer_cycles(command, BUILD, MEMORY).total == pytest.approx(wanted[0], rel=0.04)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(command=commands(BUILD))
 def test_any_command_comes_to_its_end(command: Command) -> None:
     """Streams of the source's depths never stand in each other's way; a replay that is stuck
@@ -192,15 +191,16 @@ def test_any_command_comes_to_its_end(command: Command) -> None:
     assert wanted >= layer_cycles(command, BUILD, MEMORY).multiply
 
 
-@given(command=st.one_of(commands(BUILD), commands(ROWS)))
-def test_bytes_are_trips_of_the_ports(command: Command) -> None:
-    for build in (BUILD, ROWS):
-        trips = trip_counts(command, build) if command.rows % build.rows == 0 else {}
-        if command.rows_per_block % build.rows or not trips:
-            continue
-        ports = {x: n for x, n in trips.items() if x.startswith("memory.hpp") and "links" not in x}
+@pytest.mark.parametrize("build", [BUILD, NARROW, ROWS], ids=lambda b: b.name)
+def test_bytes_are_trips_of_the_ports(build: Build) -> None:
+    @given(command=commands(build))
+    def check(command: Command) -> None:
+        trips = trip_counts(command, build)
+        ports = [n for x, n in trips.items() if x.startswith("memory.hpp") and "links" not in x]
         cycles = layer_cycles(command, build, MEMORY)
-        assert len(ports) == 6 and cycles.bytes == PORT_BYTES * sum(ports.values())
+        assert len(ports) == 6 and cycles.bytes == PORT_BYTES * sum(ports)
+
+    check()
 
 
 LOOP = """inline void stage() {
@@ -243,7 +243,9 @@ def test_a_loop_that_waits_for_something_is_counted_too() -> None:
 def test_a_trace_starts_with_what_the_chain_holds() -> None:
     """The same command, once fed by a short one and once by what a longer one leaves."""
     engine: CountingEngine = counting_engine(BUILD)
-    taker = replace(chain_filler(8, BUILD), flags=FLAG_FROM_CHAIN | FLAG_TO_MEMORY, tiles=8)
+    taker = chain_filler(8, BUILD)
+    taker = replace(taker, flags=taker.flags & ~FLAG_TO_CHAIN | FLAG_FROM_CHAIN | FLAG_TO_MEMORY)
+    taker.tiles = 8
     cycles = []
     for words in (8, 64):
         count(BUILD, [chain_filler(words, BUILD), taker], tracing=True)
