@@ -39,47 +39,60 @@ inline Burst no_burst(bool final) {
   return burst;
 }
 
+// Which filling of the vector buffer comes next.
+struct FillPosition {
+  uint32_t index;  // of all fillings
+  uint32_t tile;
+  uint32_t block;
+  uint32_t pass;
+};
+
 // A fill tells the gathering what to bring, and of an image also which pixels the tiles hold.
-inline void sequence_fill(const Command& c, const Position& at, bool again, bool final,
+inline void sequence_fill(const Command& c, const Shape& s, FillPosition& at,
                           BurstStream& act_bursts, FillStream& tile_fills, FillStream& fills) {
 #pragma HLS INLINE
-  const uint32_t first = at.pass * c.groups_per_pass * kLanes * c.bank_size;
-  const uint32_t space = at.groups * kLanes * c.bank_size;
+  const bool last_pass = at.pass + 1 == s.passes;
+  const uint32_t groups = last_pass ? s.last_groups : c.groups_per_pass;
+  const uint32_t first_group = (uint32_t)times(at.pass, c.groups_per_pass);
+  const uint32_t first = kLanes * (uint32_t)times(first_group, c.bank_size);
+  const uint32_t space = kLanes * (uint32_t)times(groups, c.bank_size);
   const uint32_t features = c.features - first < space ? c.features - first : space;
+  const uint32_t rest = c.tiles - at.tile;
   Fill fill;
-  fill.tiles = at.tiles;
+  fill.tiles = rest < c.tiles_per_block ? rest : c.tiles_per_block;
   fill.features = features;
-  fill.stride = at.groups * c.bank_size;
-  fill.first_group = at.pass * c.groups_per_pass;
-  fill.groups = at.groups;
-  fill.again = again;
+  fill.stride = (uint32_t)times(groups, bank_space(c));
+  fill.first_group = first_group;
+  fill.groups = groups;
+  fill.again = at.block > 0 || at.pass > 0;
   if (has(c, kFlagImage)) tile_fills.write(fill);
   fills.write(fill);
+  at.index++;
   if (!has(c, kFlagImage) && !has(c, kFlagFromChain)) {
     Burst burst;
-    burst.offset = c.input + tensor_words(at.tile * c.input_stride + first);
+    burst.offset = c.input + tensor_words((uint32_t)times(at.tile, c.input_stride) + first);
     burst.count = tensor_words(features);
-    burst.times = at.tiles;
+    burst.times = fill.tiles;
     burst.step = tensor_words(c.input_stride);
-    burst.final = final;
+    burst.final = at.index == s.fills;
     act_bursts.write(burst);
+  }
+  at.pass = last_pass ? 0 : at.pass + 1;
+  // With one pass the features stay while all blocks go by.
+  if (last_pass && (s.passes == 1 || ++at.block == s.blocks)) {
+    at.block = 0;
+    at.tile += fill.tiles;
   }
 }
 
-// Tiles of the group that begins with `tile`.
-inline uint32_t tiles_from(const Command& c, uint32_t tile) {
+inline void sequence_table(const Command& c, BurstStream& row_bursts) {
 #pragma HLS INLINE
-  return c.tiles - tile < c.tiles_per_block ? c.tiles - tile : c.tiles_per_block;
-}
-
-// The next filling where there is one pass, so that a filling serves all blocks of a tile group.
-inline void sequence_group(const Command& c, Position& ahead, BurstStream& act_bursts,
-                           FillStream& tile_fills, FillStream& fills) {
-#pragma HLS INLINE
-  ahead.tiles = tiles_from(c, ahead.tile);
-  sequence_fill(c, ahead, false, ahead.tile + ahead.tiles == c.tiles, act_bursts, tile_fills,
-                fills);
-  ahead.tile += ahead.tiles;
+  if (!has(c, kFlagTable)) return;
+  Burst burst = no_burst(false);
+  burst.offset = c.table;
+  burst.count = kTableWords;
+  burst.times = 1;
+  row_bursts.write(burst);
 }
 
 // An image comes in one piece; where nothing comes, the fetch is ended at once.
@@ -103,11 +116,12 @@ inline void sequence_image(const Command& c, const Shape& s, BurstStream& act_bu
 inline Burst plane_burst(const Command& c, const Shape& s, const Position& at, uint32_t plane,
                          uint32_t bits, bool final) {
 #pragma HLS INLINE
-  const uint32_t full = plane_row_words(c.groups_per_pass * c.keep, bits);
-  const uint32_t row_words = plane_row_words(at.groups * c.keep, bits);
+  const uint32_t full = plane_row_words((uint32_t)times(c.groups_per_pass, c.keep), bits);
+  const uint32_t row_words = plane_row_words((uint32_t)times(at.groups, c.keep), bits);
+  const uint32_t before = (uint32_t)times(at.pass, s.row_groups);  // row groups of earlier passes
   Burst burst = no_burst(final);
-  burst.offset = plane + at.pass * s.row_groups * full + at.row * row_words;
-  burst.count = at.rows * row_words;
+  burst.offset = plane + (uint32_t)times(before, full) + (uint32_t)times(at.row, row_words);
+  burst.count = (uint32_t)times(at.rows, row_words);
   burst.times = has(c, kFlagResidentWeights) ? 0 : 1;
   return burst;
 }
@@ -128,7 +142,7 @@ inline void sequence_block(const Command& c, const Shape& s, const Position& at,
 inline void sequence_store(const Command& c, const Position& at, bool final,
                            BurstStream& residual_bursts, BurstStream& store_bursts) {
 #pragma HLS INLINE
-  const uint32_t place = at.tile * c.output_stride + at.row * kRows;
+  const uint32_t place = (uint32_t)times(at.tile, c.output_stride) + at.row * kRows;
   Burst burst;
   burst.offset = c.output + output_words(c, place);
   burst.count = output_words(c, at.rows * kRows);
@@ -142,23 +156,6 @@ inline void sequence_store(const Command& c, const Position& at, bool final,
   }
 }
 
-inline Visit visit_at(const Command& c, const Shape& s, const Position& at, bool last_group,
-                      bool last_block, bool final) {
-#pragma HLS INLINE
-  Visit visit;
-  visit.tiles = at.tiles;
-  visit.rows = at.rows;
-  visit.row_words = at.groups * c.keep;
-  visit.stride = at.groups * c.bank_size;
-  visit.block = keeps_block(c) ? c.block_base + at.row * visit.row_words : 0;
-  visit.first_pass = at.pass == 0;
-  visit.last_pass = at.pass + 1 == s.passes;
-  visit.last_group = last_group;
-  visit.fill_end = s.passes > 1 || last_block;
-  visit.final = final;
-  return visit;
-}
-
 inline void sequence(const Command c, const Shape s, BurstStream& weight_bursts,
                      BurstStream& index_bursts, BurstStream& row_bursts,
                      BurstStream& act_bursts, BurstStream& residual_bursts,
@@ -166,29 +163,19 @@ inline void sequence(const Command c, const Shape s, BurstStream& weight_bursts,
                      VisitStream& unpack_visits, VisitStream& multiply_visits,
                      VisitStream& accumulate_visits) {
 #pragma HLS INLINE off
-  if (has(c, kFlagTable)) {
-    Burst table = no_burst(false);
-    table.offset = c.table;
-    table.count = kTableWords;
-    table.times = 1;
-    row_bursts.write(table);
-  }
+#pragma HLS ALLOCATION function instances=times limit=1
+#pragma HLS ALLOCATION function instances=plane_row_words limit=1
+  sequence_table(c, row_bursts);
   sequence_image(c, s, act_bursts);
   if (!has(c, kFlagResidual)) residual_bursts.write(no_burst(true));
+  FillPosition next = {0, 0, 0, 0};
+  sequence_fill(c, s, next, act_bursts, tile_fills, fills);
   Position at;
   at.tile = 0;
-  Position ahead;
-  ahead.tile = ahead.row = ahead.rows = ahead.pass = 0;
-  ahead.groups = s.last_groups;
-  if (s.passes == 1) sequence_group(c, ahead, act_bursts, tile_fills, fills);
 tile_groups:
   for (uint32_t group = 0; group < s.tile_groups; group++) {
-    at.tiles = tiles_from(c, at.tile);
+    at.tiles = c.tiles - at.tile < c.tiles_per_block ? c.tiles - at.tile : c.tiles_per_block;
     at.row = 0;
-    // The multipliers take the next filling while they work on this one. So it is ordered before
-    // the visits of this one, which may be more than the streams hold.
-    if (s.passes == 1 && ahead.tile < c.tiles)
-      sequence_group(c, ahead, act_bursts, tile_fills, fills);
   blocks:
     for (uint32_t block = 0; block < s.blocks; block++) {
       at.rows = s.row_groups - at.row < s.block_rows ? s.row_groups - at.row : s.block_rows;
@@ -199,10 +186,23 @@ tile_groups:
         const bool last_group = group + 1 == s.tile_groups;
         const bool final = last_pass && last_block && last_group;
         at.groups = last_pass ? s.last_groups : c.groups_per_pass;
-        if (s.passes > 1)
-          sequence_fill(c, at, block > 0 || at.pass > 0, final, act_bursts, tile_fills, fills);
+        // The filling behind the one that this visit works on: the multipliers ask for its words
+        // already during the visit, so it may not wait for the visits to come.
+        if ((s.passes > 1 || block == 0) && next.index < s.fills)
+          sequence_fill(c, s, next, act_bursts, tile_fills, fills);
         sequence_block(c, s, at, final, weight_bursts, index_bursts, row_bursts);
-        const Visit visit = visit_at(c, s, at, last_group, last_block, final);
+        Visit visit;
+        visit.tiles = at.tiles;
+        visit.rows = at.rows;
+        visit.row_words = (uint32_t)times(at.groups, c.keep);
+        visit.stride = (uint32_t)times(at.groups, bank_space(c));
+        const uint32_t block_place = c.block_base + (uint32_t)times(at.row, visit.row_words);
+        visit.block = keeps_block(c) ? block_place : 0;
+        visit.first_pass = at.pass == 0;
+        visit.last_pass = last_pass;
+        visit.last_group = last_group;
+        visit.fill_end = s.passes > 1 || last_block;
+        visit.final = final;
         unpack_visits.write(visit);
         multiply_visits.write(visit);
         accumulate_visits.write(visit);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Random layers, the planes they lie in, and what they must compute: written from the words of
+// Layers, the planes they lie in, and what they must compute: written from the words of
 // hls/interface.json, not from the stages under test.
 #pragma once
 
@@ -15,6 +15,21 @@ namespace tb {
 
 using Words = std::vector<uint64_t>;
 
+// An activation tensor, [tile][feature][COLS].
+struct Tensor {
+  uint32_t tiles = 0, features = 0;
+  std::vector<int8_t> bytes;
+
+  Tensor() = default;
+  Tensor(uint32_t t, uint32_t f) : tiles(t), features(f), bytes((size_t)t * f * bbs::kCols) {}
+  int8_t& at(size_t tile, size_t feature, size_t col) {
+    return bytes[(tile * features + feature) * bbs::kCols + col];
+  }
+  const int8_t* column(size_t tile, size_t feature) const {
+    return &bytes[(tile * features + feature) * bbs::kCols];
+  }
+};
+
 struct Layer {
   bbs::Command command;
   std::vector<int8_t> weights;     // [row][group][keep][lane]
@@ -22,72 +37,57 @@ struct Layer {
   std::vector<int32_t> bias;       // by row
   std::vector<float> multipliers;  // by row
   std::vector<int8_t> table;
+  Tensor residual;
 };
+
+inline bool has(const bbs::Command& c, uint32_t flag) { return (c.flags & flag) != 0; }
 
 // The other direction of bbs::decode_command; `check_tb.cpp` holds the two together.
 inline void encode_command(const bbs::Command& c, uint64_t words[bbs::kCommandWords]) {
-  words[0] = c.op | c.flags << 8 | (uint64_t)c.layer << 16 | (uint64_t)c.input << 32;
-  words[1] = c.output | (uint64_t)c.weights << 32;
-  words[2] = c.indices | (uint64_t)c.parameters << 32;
-  words[3] = c.table | (uint64_t)c.features << 32;
-  words[4] = c.rows | (uint64_t)c.tiles << 32 | (uint64_t)c.tiles_per_block << 56;
-  words[5] = c.bank_size | c.keep << 9 | c.index_bits << 18 |
-             (uint64_t)(uint8_t)c.zero_point << 24 | (uint64_t)c.groups << 32 |
-             (uint64_t)c.groups_per_pass << 48;
-  words[6] = c.rows_per_block;
-  words[7] = (uint64_t)c.signature << 32;
+  const auto low = [](int32_t value, int bits) { return (uint32_t)value & ((1u << bits) - 1); };
+  const uint32_t halves[2 * bbs::kCommandWords] = {
+      c.op | c.layer << 8,
+      c.flags,
+      c.input,
+      c.output,
+      c.weights,
+      c.indices,
+      c.parameters,
+      c.table,
+      c.residual,
+      c.features,
+      c.rows,
+      c.tiles | c.tiles_per_block << 24,
+      c.bank_size | c.keep << 9 | c.index_bits << 18 | low(c.zero_point, 8) << 24,
+      c.groups | c.groups_per_pass << 16,
+      c.rows_per_block | c.pace << 16,
+      c.input_stride | c.last_columns << 24,
+      c.output_stride | low(c.pad_value, 8) << 24,
+      c.height | c.width << 16,
+      c.out_height | c.out_width << 16,
+      c.kernel_height | c.kernel_width << 4 | c.stride_y << 8 | c.stride_x << 12 |
+          c.dilation_y << 16 | c.dilation_x << 20 | c.pad_top << 24 | c.pad_left << 28,
+      c.channels | c.load_pace << 16,
+      c.image_base | c.image_words << 16,
+      low(c.a_zero, 8) | low(c.b_zero, 8) << 8 | low(c.out_zero, 8) << 16 | c.shift << 24,
+      low(c.a_scale, 24) | low(c.low, 8) << 24,
+      low(c.b_scale, 24) | low(c.high, 8) << 24,
+      c.block_base,
+      0,
+      0,
+      0,
+      0,
+      0,
+      c.signature};
+  for (int i = 0; i < bbs::kCommandWords; i++)
+    words[i] = halves[2 * i] | (uint64_t)halves[2 * i + 1] << 32;
 }
 
-// Cuts the loops of a command down to what the buffers hold.
-inline void fit_loops(bbs::Command& c) {
-  c.groups = bbs::divide_up(c.features, bbs::kLanes * c.bank_size);
-  const uint32_t fit = bbs::kVectorWords / c.bank_size;  // groups that fit the vector buffer
-  c.groups_per_pass = std::min({c.groups_per_pass, c.groups, fit});
-  const uint32_t most_tiles = std::min<uint32_t>(fit / c.groups_per_pass, bbs::kSumWords);
-  c.tiles_per_block = std::min({c.tiles_per_block, most_tiles, 255u});
-  uint32_t most_rows = bbs::kBlockRows;
-  if (c.tiles_per_block > 1)
-    most_rows = std::min(most_rows, bbs::kBlockWords / (c.groups_per_pass * c.keep));
-  if (c.groups_per_pass < c.groups)
-    most_rows = std::min(most_rows, bbs::kSumWords / c.tiles_per_block);
-  c.rows_per_block = std::min(c.rows_per_block, most_rows);
-}
+inline uint32_t quotient_up(uint64_t a, uint64_t b) { return (uint32_t)((a + b - 1) / b); }
 
-// Cuts them at random, in any way that fits; blocks larger than the whole are among them.
-inline void cut_loops(Random& random, bbs::Command& c) {
-  c.groups_per_pass = random.between(1, bbs::divide_up(c.features, bbs::kLanes * c.bank_size));
-  c.tiles_per_block = random.between(1, c.tiles + 1);
-  c.rows_per_block = random.once_in(2) ? c.rows + 1 : random.between(1, c.rows);
-  fit_loops(c);
-}
-
-// A command the engine takes; offsets are 0.
-inline bbs::Command random_command(Random& random, int most_rows, int most_tiles,
-                                   int most_groups) {
-  const uint32_t kinds[] = {0, bbs::kFlagTable, bbs::kFlagSumsOut};
-  const uint32_t bits[] = {4, 6, 8};
-  bbs::Command c = {};
-  c.op = bbs::kOpLinear;
-  c.signature = bbs::kSignature;
-  c.flags = kinds[random.between(0, 2)] | (random.once_in(3) ? (uint32_t)bbs::kFlagInt4 : 0u);
-  c.layer = random.between(0, 0xffff);
-  c.bank_size = random.once_in(2) ? 2 << random.between(0, 5) : random.between(2, 256);
-  c.keep = random.between(1, random.once_in(2) ? (c.bank_size + 3) / 4 : c.bank_size);
-  if (random.once_in(3)) {
-    c.flags |= bbs::kFlagDense;
-    c.keep = c.bank_size;
-  } else {
-    const int least = c.bank_size <= 16 ? 0 : c.bank_size <= 64 ? 1 : 2;
-    c.index_bits = bits[random.between(least, 2)];
-  }
-  c.zero_point = random.byte();
-  const int groups = random.between(1, most_groups);
-  const int space = bbs::kLanes * c.bank_size;
-  c.features = random.between((groups - 1) * space + 1, groups * space);
-  c.rows = random.between(1, most_rows);
-  c.tiles = random.between(1, most_tiles);
-  cut_loops(random, c);
-  return c;
+// Column tiles of the input image.
+inline uint32_t image_tiles(const bbs::Command& c) {
+  return quotient_up((uint64_t)c.height * c.width, bbs::kCols);
 }
 
 // The feature that a kept weight meets; beyond c.features there is padding only.
@@ -95,76 +95,61 @@ inline uint32_t feature_of(const bbs::Command& c, uint32_t group, uint32_t lane,
   return (group * bbs::kLanes + lane) * c.bank_size + index;
 }
 
-inline Layer random_layer(Random& random, const bbs::Command& c) {
-  Layer layer;
-  layer.command = c;
-  const bool extremes = random.once_in(4);
-  const double scale = 2.0 / (75.0 * std::sqrt((double)c.groups * bbs::kLanes * c.keep));
-  for (uint32_t row = 0; row < c.rows; row++) {
-    for (uint32_t word = 0; word < c.groups * c.keep; word++) {
-      for (uint32_t lane = 0; lane < bbs::kLanes; lane++) {
-        const bool dense = (c.flags & bbs::kFlagDense) != 0;
-        const int index = dense ? word % c.keep : random.between(0, c.bank_size - 1);
-        const bool padding = feature_of(c, word / c.keep, lane, (uint8_t)index) >= c.features;
-        const int8_t byte = extremes ? (random.once_in(8) ? 127 : -128) : random.byte();
-        const int8_t weight = c.flags & bbs::kFlagInt4 ? (int8_t)(byte >> 4) : byte;
-        layer.weights.push_back(padding ? 0 : weight);
-        layer.indices.push_back((uint8_t)index);
-      }
-    }
-    layer.bias.push_back(random.between(-5000, 5000));
-    // Powers of two make ties.
-    const float m = (float)(scale * random.between(50, 1000) / 1000);
-    layer.multipliers.push_back(random.once_in(3) ? std::ldexp(1.0f, std::ilogb(m)) : m);
-  }
-  for (int i = 0; i < bbs::kTableEntries; i++) layer.table.push_back(random.byte());
-  return layer;
+// What a feature of an image is: [kernel row][channel block][kernel column][channel of the block].
+struct Tap {
+  uint32_t y, x, channel;
+};
+
+inline Tap tap_of(const bbs::Command& c, uint32_t feature) {
+  const uint32_t blocks = quotient_up(c.channels, c.bank_size);
+  const uint32_t bank = feature / c.bank_size;
+  const uint32_t block = bank / c.kernel_width % blocks;
+  return {bank / c.kernel_width / blocks, bank % c.kernel_width,
+          block * c.bank_size + feature % c.bank_size};
 }
 
-inline int weight_width(const bbs::Command& c) { return c.flags & bbs::kFlagInt4 ? 4 : 8; }
+inline bool is_padding(const bbs::Command& c, uint32_t feature) {
+  if (feature >= c.features) return true;
+  return has(c, bbs::kFlagImage) && tap_of(c, feature).channel >= c.channels;
+}
 
-// Words that a command's planes take: input, output, weights, indices, parameters, table.
-inline std::vector<uint64_t> plane_sizes(const bbs::Command& c) {
-  const uint64_t port = bbs::kPortBytes;
-  const uint64_t cols = c.flags & bbs::kFlagSumsOut ? 4 * bbs::kCols : bbs::kCols;
-  uint64_t weight_words = 0, index_words = 0;
+inline int weight_width(const bbs::Command& c) { return has(c, bbs::kFlagInt4) ? 4 : 8; }
+
+// A plane of `bits` bits a lane, in words: every row group of every pass starts on one.
+inline uint64_t plane_size(const bbs::Command& c, int bits) {
+  uint64_t words = 0;
   for (uint32_t first = 0; first < c.groups; first += c.groups_per_pass) {
     const uint64_t groups = std::min(c.groups_per_pass, c.groups - first);
-    const uint64_t lanes = groups * c.keep * bbs::kLanes;
-    weight_words += c.rows * ((lanes * weight_width(c) + 63) / 64);
-    index_words += c.rows * ((lanes * c.index_bits + 63) / 64);
+    words += c.rows / bbs::kRows *
+             ((groups * c.keep * bbs::kLanes * bbs::kRows * bits + 63) / 64);
   }
-  const uint64_t table = c.flags & bbs::kFlagTable ? bbs::kTableEntries / port : 0;
-  return {(uint64_t)c.tiles * c.features * bbs::kCols / port,
-          (uint64_t)c.tiles * c.rows * cols / port,
-          weight_words,
-          index_words,
+  return words;
+}
+
+// Words that a command's planes span: input, output, weights, indices, parameters, table,
+// residual; 0 for those that it does not touch.
+inline std::vector<uint64_t> plane_sizes(const bbs::Command& c) {
+  const bool image = has(c, bbs::kFlagImage);
+  const auto span = [](uint64_t tiles, uint64_t stride, uint64_t last) {
+    return ((tiles - 1) * stride + last) * bbs::kCols / bbs::kPortBytes;
+  };
+  const uint64_t input = image ? span(image_tiles(c), c.input_stride, c.channels)
+                               : span(c.tiles, c.input_stride, c.features);
+  const uint64_t output = span(c.tiles, c.output_stride, c.rows);
+  const bool loads = !has(c, bbs::kFlagFromChain) && !has(c, bbs::kFlagResidentInput);
+  const bool weights = !has(c, bbs::kFlagResidentWeights);
+  return {loads ? input : 0,
+          has(c, bbs::kFlagToMemory) ? output * (has(c, bbs::kFlagSumsOut) ? 4 : 1) : 0,
+          weights ? plane_size(c, weight_width(c)) : 0,
+          weights ? plane_size(c, c.index_bits) : 0,
           c.rows,
-          table};
+          has(c, bbs::kFlagTable) ? 256u / bbs::kPortBytes : 0,
+          has(c, bbs::kFlagResidual) ? output : 0};
 }
 
 // Where they lie, in the same order.
 inline std::vector<uint32_t*> plane_offsets(bbs::Command& c) {
-  return {&c.input, &c.output, &c.weights, &c.indices, &c.parameters, &c.table};
-}
-
-// What `sequence` tells the other stages.
-struct SequenceStreams {
-  bbs::BurstStream weights{"weights"}, indices{"indices"}, rows{"rows"}, acts{"acts"};
-  bbs::BurstStream stores{"stores"};
-  bbs::FillStream fills{"fills"};
-  bbs::VisitStream unpack{"unpack"}, multiply{"multiply"}, accumulate{"accumulate"};
-
-  void run(const bbs::Command& c, const bbs::Shape& s) {
-    bbs::sequence(c, s, weights, indices, rows, acts, stores, fills, unpack, multiply, accumulate);
-  }
-};
-
-inline std::vector<int8_t> random_bytes(Random& random, size_t count) {
-  std::vector<int8_t> bytes(count);
-  for (int8_t& byte : bytes) byte = random.byte();
-  if (random.once_in(8)) std::fill(bytes.begin(), bytes.end(), (int8_t)-128);
-  return bytes;
+  return {&c.input, &c.output, &c.weights, &c.indices, &c.parameters, &c.table, &c.residual};
 }
 
 inline void append_bytes(Words& words, const std::vector<int8_t>& bytes) {
@@ -174,41 +159,36 @@ inline void append_bytes(Words& words, const std::vector<int8_t>& bytes) {
   }
 }
 
-// The lowest `bits` bits of `count` bytes, one after the other, from a whole word on.
+// The lowest `bits` bits of every byte, one after the other, from a whole word on.
 template <typename Byte>
-void append_bits(Words& words, const Byte* values, size_t count, int bits) {
-  for (size_t at = 0; at < count * bits; at++) {
+void append_bits(Words& words, const std::vector<Byte>& values, int bits) {
+  for (size_t at = 0; at < values.size() * bits; at++) {
     if (at % 64 == 0) words.push_back(0);
     words.back() |= (uint64_t)(((uint8_t)values[at / bits] >> (at % bits)) & 1) << (at % 64);
   }
 }
 
-// Appends the planes of `layer` to `memory` and notes in its command where they lie.
-inline void place(Layer& layer, Words& memory) {
-  bbs::Command& c = layer.command;
+// The planes of the weights or the indices: [pass][row group][group][keep][ROWS][LANES].
+template <typename Byte>
+void append_plane(Words& words, const bbs::Command& c, const std::vector<Byte>& values, int bits) {
   const size_t row_size = (size_t)c.groups * c.keep * bbs::kLanes;
-  Words plane, index_plane;
   for (uint32_t first = 0; first < c.groups; first += c.groups_per_pass) {
-    const uint32_t groups = std::min(c.groups_per_pass, c.groups - first);
-    const size_t count = (size_t)groups * c.keep * bbs::kLanes;
-    for (uint32_t row = 0; row < c.rows; row++) {
-      const size_t at = row * row_size + (size_t)first * c.keep * bbs::kLanes;
-      append_bits(plane, &layer.weights[at], count, weight_width(c));
-      append_bits(index_plane, &layer.indices[at], count, c.index_bits);
+    const uint32_t last = std::min(first + c.groups_per_pass, c.groups);
+    for (uint32_t row = 0; row < c.rows; row += bbs::kRows) {
+      std::vector<Byte> slices;
+      for (uint32_t i = first * c.keep; i < last * c.keep; i++)
+        for (uint32_t r = row; r < row + bbs::kRows; r++)
+          for (uint32_t lane = 0; lane < bbs::kLanes; lane++)
+            slices.push_back(values[r * row_size + (size_t)i * bbs::kLanes + lane]);
+      append_bits(words, slices, bits);
     }
   }
-  c.weights = (uint32_t)memory.size();
-  memory.insert(memory.end(), plane.begin(), plane.end());
-  c.indices = (uint32_t)memory.size();
-  memory.insert(memory.end(), index_plane.begin(), index_plane.end());
-  c.parameters = (uint32_t)memory.size();
-  for (uint32_t row = 0; row < c.rows; row++) {
-    uint32_t bits;
-    std::memcpy(&bits, &layer.multipliers[row], sizeof(bits));
-    memory.push_back((uint64_t)bits << 32 | (uint32_t)layer.bias[row]);
-  }
-  c.table = (uint32_t)memory.size();
-  append_bytes(memory, layer.table);
+}
+
+inline uint64_t parameter_word(const Layer& layer, uint32_t row) {
+  uint32_t bits;
+  std::memcpy(&bits, &layer.multipliers[row], sizeof(bits));
+  return (uint64_t)bits << 32 | (uint32_t)layer.bias[row];
 }
 
 // The definition: y = saturate(round_half_even(float32(sum) * m) + zero_point).
@@ -218,35 +198,95 @@ inline int8_t requantised(int64_t sum, float multiplier, int zero_point) {
   return (int8_t)(y > 127 ? 127 : y < -128 ? -128 : y);
 }
 
-// The output tensor of `layer` for the input tensor `x`, [tile][feature][COLS], as words.
-inline Words expected_output(const Layer& layer, const std::vector<int8_t>& x) {
-  const bbs::Command& c = layer.command;
-  std::vector<int8_t> bytes;
-  const size_t words = (size_t)c.groups * c.keep;
+// The definition, exact in a double: the sums stay below 2^40.
+inline int8_t combined(const bbs::Command& c, int8_t a, int8_t b) {
+  const double from_a = a - c.a_zero, from_b = b - c.b_zero;
+  const double acc = has(c, bbs::kFlagProduct) ? c.a_scale * from_a * from_b
+                                               : c.a_scale * from_a + c.b_scale * from_b;
+  const double y = std::rint(std::ldexp(acc, -(int)c.shift)) + c.out_zero;
+  return (int8_t)(y > c.high ? c.high : y < c.low ? c.low : y);
+}
+
+// The features that the weights meet. Columns beyond the last pixel lie beside the image.
+inline Tensor matrix_input(const bbs::Command& c, const Tensor& x) {
+  if (!has(c, bbs::kFlagImage)) return x;
+  Tensor taps(c.tiles, c.features);
   for (uint32_t tile = 0; tile < c.tiles; tile++) {
-    for (uint32_t row = 0; row < c.rows; row++) {
-      std::vector<int64_t> sums(bbs::kCols, layer.bias[row]);
-      for (size_t i = 0; i < words * bbs::kLanes; i++) {
-        const size_t at = row * words * bbs::kLanes + i;
-        const uint32_t group = (uint32_t)(i / bbs::kLanes / c.keep);
-        const uint32_t f = feature_of(c, group, i % bbs::kLanes, layer.indices[at]);
-        if (f >= c.features) continue;
-        const int8_t* column = &x[((size_t)tile * c.features + f) * bbs::kCols];
-        for (int col = 0; col < bbs::kCols; col++) sums[col] += layer.weights[at] * column[col];
-      }
-      for (const int64_t sum : sums) {
-        if (c.flags & bbs::kFlagSumsOut) {
-          for (int b = 0; b < 4; b++) bytes.push_back((int8_t)(uint8_t)((uint64_t)sum >> (8 * b)));
-          continue;
-        }
-        const int8_t y = requantised(sum, layer.multipliers[row], c.zero_point);
-        bytes.push_back(c.flags & bbs::kFlagTable ? layer.table[y + 128] : y);
+    for (uint32_t f = 0; f < c.features; f++) {
+      const Tap tap = tap_of(c, f);
+      if (tap.channel >= c.channels) continue;
+      for (uint32_t col = 0; col < bbs::kCols; col++) {
+        const uint32_t pixel = tile * bbs::kCols + col;
+        const int64_t y = (int64_t)(pixel / c.out_width) * c.stride_y + tap.y * c.dilation_y -
+                          (int64_t)c.pad_top;
+        const int64_t px = (int64_t)(pixel % c.out_width) * c.stride_x + tap.x * c.dilation_x -
+                           (int64_t)c.pad_left;
+        const bool inside = pixel < c.out_height * c.out_width && y >= 0 && y < c.height &&
+                            px >= 0 && px < c.width;
+        const size_t at = inside ? (size_t)(y * c.width + px) : 0;
+        taps.at(tile, f, col) =
+            inside ? x.column(at / bbs::kCols, tap.channel)[at % bbs::kCols] : c.pad_value;
       }
     }
   }
-  Words output;
-  append_bytes(output, bytes);
-  return output;
+  return taps;
+}
+
+// The sums of one row over the columns of one tile. With `maximum` the bias is a floor.
+inline std::vector<int64_t> row_sums(const Layer& layer, const Tensor& x, uint32_t tile,
+                                     uint32_t row) {
+  const bbs::Command& c = layer.command;
+  const size_t size = (size_t)c.groups * c.keep * bbs::kLanes;
+  const bool maximum = has(c, bbs::kFlagMaximum);
+  const bool one = has(c, bbs::kFlagSumColumns);
+  std::vector<int64_t> sums(bbs::kCols, one ? 0 : layer.bias[row]);
+  sums[0] = layer.bias[row];
+  if (maximum)
+    for (int64_t& sum : sums) sum = std::max<int64_t>(sum, -128);
+  for (size_t i = 0; i < size; i++) {
+    const int8_t weight = layer.weights[row * size + i];
+    if (weight == 0) continue;
+    const uint32_t group = (uint32_t)(i / bbs::kLanes / c.keep);
+    const uint32_t f = feature_of(c, group, i % bbs::kLanes, layer.indices[row * size + i]);
+    if (f >= c.features) continue;
+    const int8_t* column = x.column(tile, f);
+    for (int col = 0; col < bbs::kCols; col++)
+      sums[col] = maximum ? std::max<int64_t>(sums[col], column[col])
+                          : sums[col] + weight * column[col];
+  }
+  if (one)
+    for (int col = 1; col < bbs::kCols; col++) sums[0] += sums[col];
+  return sums;
+}
+
+// The output tensor of `layer` for the input tensor `x`; of sums, four bytes each.
+inline Tensor expected_output(const Layer& layer, const Tensor& input) {
+  const bbs::Command& c = layer.command;
+  const Tensor x = matrix_input(c, input);
+  const bool sums_out = has(c, bbs::kFlagSumsOut);
+  Tensor y(c.tiles, sums_out ? 4 * c.rows : c.rows);
+  for (uint32_t tile = 0; tile < c.tiles; tile++) {
+    const uint32_t count = tile + 1 == c.tiles ? c.last_columns : bbs::kCols;
+    for (uint32_t row = 0; row < c.rows; row++) {
+      const std::vector<int64_t> sums = row_sums(layer, x, tile, row);
+      for (uint32_t col = 0; col < count; col++) {
+        if (sums_out) {
+          for (int b = 0; b < 4; b++) {
+            const uint32_t place = 4 * col + b;
+            y.at(tile, 4 * row + place / bbs::kCols, place % bbs::kCols) =
+                (int8_t)(uint8_t)((uint64_t)sums[col] >> (8 * b));
+          }
+          continue;
+        }
+        int8_t value = requantised(sums[col], layer.multipliers[row], c.zero_point);
+        if (has(c, bbs::kFlagTable)) value = layer.table[value + 128];
+        if (has(c, bbs::kFlagResidual))
+          value = combined(c, value, layer.residual.column(tile, row)[col]);
+        y.at(tile, row, col) = value;
+      }
+    }
+  }
+  return y;
 }
 
 }  // namespace tb

@@ -1,107 +1,223 @@
 // SPDX-License-Identifier: Apache-2.0
-// Gather, multiply, add: several fillings of the vector buffer, blocks that meet many tiles, a
-// block longer than its buffer that meets one.
+// Multiply and add, or take the largest: several fillings of the vector buffer, one half filled
+// at its pace while the other is worked on; blocks that meet many tiles, stay for the next
+// command, or are longer than their buffer.
 #include "multiply.hpp"
 
-#include "layer.hpp"
+#include <deque>
+
+#include "commands.hpp"
 
 namespace {
 
 struct Streams {
-  bbs::FillStream fills{"fills"};
-  bbs::WordStream features{"features"};
+  bbs::VectorWriteStream writes{"writes"};
   bbs::VisitStream visits{"visits"};
   bbs::WeightStream words{"words"};
   bbs::SumStream sums{"sums"};
 };
 
-// One weight block over the filled buffer: feeds its words, appends the sums it must give.
-void append_visit(tb::Random& random, const bbs::Command& c, const bbs::Fill& fill,
-                  const bbs::Visit& visit, const std::vector<int8_t>& x, Streams& streams,
-                  std::vector<int32_t>& expected) {
-  const size_t row_size = (size_t)visit.row_words * bbs::kLanes;
-  std::vector<int8_t> weights;
-  std::vector<uint32_t> features;
+struct Write {
+  uint32_t place;
+  bbs::ActWord word;
+};
+
+// The writes of one filling: lane by lane in any order, up to kTaps neighbouring lanes at once.
+void write_filling(tb::Random& random, const bbs::Command& c, uint32_t stride, const tb::Tensor& x,
+                   bbs::VectorWriteStream& writes) {
+  std::deque<Write> lanes[bbs::kLanes];
+  size_t left = 0;
+  for (uint32_t tile = 0; tile < x.tiles; tile++) {
+    for (uint32_t f = 0; f < x.features; f += bbs::kPack, left++) {
+      const uint32_t bank = f / c.bank_size;
+      Write write;
+      write.place = tile * stride + bank / bbs::kLanes * c.bank_size + f % c.bank_size;
+      for (int i = 0; i < bbs::kWordActs; i++) write.word.v[i] = x.column(tile, f)[i];
+      lanes[bank % bbs::kLanes].push_back(write);
+    }
+  }
+  for (uint32_t lane = 0; left > 0; lane = (lane + 1) % bbs::kLanes) {
+    if (lanes[lane].empty()) continue;
+    bbs::VectorWrite out = {};
+    out.lane = (uint8_t)lane;
+    for (uint32_t i = 0; i < bbs::kTaps; i++) {
+      std::deque<Write>& from = lanes[(lane + i) % bbs::kLanes];
+      out.place[i] = (uint16_t)random.bits();
+      if (from.empty() || (i > 0 && random.once_in(2))) continue;
+      out.place[i] = (uint16_t)from.front().place;
+      out.word[i] = from.front().word;
+      out.taps |= (uint8_t)(1u << i);
+      from.pop_front();
+      left--;
+    }
+    out.last = left == 0;
+    writes.write(out);
+  }
+}
+
+// The words of one block, and the features that they meet.
+struct Block {
+  std::vector<bbs::WeightWord> words;
+  std::vector<uint32_t> features;  // [word][row][lane]
+};
+
+Block random_block(tb::Random& random, const bbs::Command& c, const bbs::Visit& visit,
+                   uint32_t features) {
+  Block block;
   for (uint32_t i = 0; i < visit.rows * visit.row_words; i++) {
     bbs::WeightWord word;
-    for (uint32_t lane = 0; lane < bbs::kLanes; lane++) {
-      word.index[lane] = (uint8_t)random.between(0, c.bank_size - 1);
+    for (uint32_t at = 0; at < bbs::kRows * bbs::kLanes; at++) {
+      word.index[at] = (uint8_t)random.between(0, c.bank_size - 1);
       const uint32_t group = i % visit.row_words / c.keep;
-      const uint32_t feature = tb::feature_of(c, group, lane, word.index[lane]);
-      const bool padding = feature >= fill.features;
-      word.weight[lane] = padding ? 0 : random.once_in(3) ? -128 : random.byte();
-      weights.push_back(word.weight[lane]);
-      features.push_back(padding ? 0 : feature);
+      const uint32_t f = tb::feature_of(c, group, at % bbs::kLanes, word.index[at]);
+      const bool zero = f >= features || random.once_in(8);
+      word.weight[at] = zero ? 0 : random.once_in(3) ? -128 : random.byte();
+      block.features.push_back(f >= features ? 0 : f);
     }
-    streams.words.write(word);
+    block.words.push_back(word);
   }
+  return block;
+}
+
+void append_sums(const bbs::Command& c, const bbs::Visit& visit, const Block& block,
+                 const tb::Tensor& x, std::vector<int32_t>& expected) {
+  const bool maximum = tb::has(c, bbs::kFlagMaximum);
+  const uint32_t slices = bbs::kRows * bbs::kLanes;
   for (uint32_t tile = 0; tile < visit.tiles; tile++) {
-    for (uint32_t row = 0; row < visit.rows; row++) {
-      std::vector<int32_t> sums(bbs::kCols);
-      for (size_t i = row * row_size; i < (row + 1) * row_size; i++)
-        for (int col = 0; col < bbs::kCols; col++)
-          sums[col] += weights[i] * x[(tile * fill.features + features[i]) * bbs::kCols + col];
+    for (uint32_t group = 0; group < visit.rows; group++) {
+      std::vector<int32_t> sums(bbs::kWide, maximum ? -128 : 0);
+      for (uint32_t i = group * visit.row_words; i < (group + 1) * visit.row_words; i++) {
+        for (uint32_t at = 0; at < slices; at++) {
+          const int8_t weight = block.words[i].weight[at];
+          if (weight == 0) continue;
+          const int8_t* column = x.column(tile, block.features[i * slices + at]);
+          int32_t* sum = &sums[at / bbs::kLanes * bbs::kCols];
+          for (int col = 0; col < bbs::kCols; col++)
+            sum[col] = maximum ? std::max<int32_t>(sum[col], column[col])
+                               : sum[col] + weight * column[col];
+        }
+      }
       expected.insert(expected.end(), sums.begin(), sums.end());
     }
   }
 }
 
-// One filling of the vector buffer and the visits that use it.
-void append_fill(tb::Random& random, bool long_block, const bbs::Command& c, Streams& streams,
-                 std::vector<int32_t>& expected) {
-  const int fit = bbs::kVectorWords / c.bank_size;
-  const int groups = random.between(1, std::min(fit, 6));
-  bbs::Fill fill;
-  fill.tiles = long_block ? 1 : random.between(1, std::min(fit / groups, 4));
-  fill.features = random.between(1, groups * bbs::kLanes * c.bank_size);
-  fill.stride = groups * c.bank_size;
-  fill.bank_size = c.bank_size;
-  streams.fills.write(fill);
-  const std::vector<int8_t> x =
-      tb::random_bytes(random, (size_t)fill.tiles * fill.features * bbs::kCols);
-  tb::Words words;
-  tb::append_bytes(words, x);
-  for (const uint64_t word : words) streams.features.write(word);
-  bbs::Visit visit = {};
-  visit.tiles = fill.tiles;
-  visit.row_words = groups * c.keep;
-  visit.stride = fill.stride;
-  const int most_rows = bbs::kBlockWords / (int)visit.row_words;
-  const int visits = long_block ? 1 : random.between(1, 3);
-  for (int v = 0; v < visits; v++) {
-    visit.rows = long_block ? most_rows + random.between(1, 9)
-                            : random.between(1, std::min(most_rows, 12));
-    if (random.once_in(16)) visit.rows = most_rows;  // the whole buffer
-    visit.fill_end = v + 1 == visits;
-    streams.visits.write(visit);
-    append_visit(random, c, fill, visit, x, streams, expected);
-  }
-}
-
-int64_t run(tb::Random& random, bool long_block) {
-  bbs::Command c = {};
-  c.bank_size = random.once_in(2) ? 2 << random.between(0, 7) : random.between(2, 256);
-  c.keep = random.between(1, std::min<int>(c.bank_size, 12));
-  Streams streams;
-  std::vector<int32_t> expected;
-  bbs::Shape shape = {};
-  shape.fills = random.between(1, 3);
-  for (uint32_t f = 0; f < shape.fills; f++)
-    append_fill(random, long_block, c, streams, expected);
-  bbs::multiply(c, shape, streams.fills, streams.features, streams.visits, streams.words,
-                streams.sums);
-  for (size_t i = 0; i < expected.size(); i += bbs::kCols) {
+void expect_sums(const bbs::Command& c, const std::vector<int32_t>& expected, Streams& streams) {
+  for (size_t i = 0; i < expected.size(); i += bbs::kWide) {
     const bbs::SumWord sum = streams.sums.read();
-    for (int col = 0; col < bbs::kCols; col++)
+    for (int col = 0; col < bbs::kWide; col++)
       TB_EXPECT(sum.v[col], expected[i + col], "bank size %u, keep %u: sum %zu, column %d",
-                c.bank_size, c.keep, i / bbs::kCols, col);
+                c.bank_size, c.keep, i / bbs::kWide, col);
   }
-  TB_EXPECT(tb::drained(streams.fills), true, "fills left over");
-  TB_EXPECT(tb::drained(streams.features), true, "feature words left over");
   TB_EXPECT(tb::drained(streams.visits), true, "visits left over");
   TB_EXPECT(tb::drained(streams.words), true, "CSB words left over");
   TB_EXPECT(tb::drained(streams.sums), true, "sums too many");
-  return (int64_t)expected.size();
+  bbs::VectorWrite mark = {}, next;
+  mark.place[0] = 4711;
+  streams.writes.write(mark);
+  next = streams.writes.read();
+  TB_EXPECT(next.place[0], 4711, "writes left over");
+}
+
+bbs::WeightWord lasting[bbs::kBlockWords];
+
+// One command: fillings, each with the visits that use it. `resident` runs it again with the
+// weights that the first run left.
+int64_t run(tb::Random& random, bool long_block, bool kept) {
+  bbs::Command c = {};
+  const int most = (1 << bbs::kIndexBits) / bbs::kPack;
+  c.bank_size = bbs::kPack * random.between(1, random.once_in(2) ? most : std::min(most, 16));
+  c.keep = random.between(1, std::min<int>(c.bank_size, 12));
+  c.flags = random.once_in(3) ? (uint32_t)bbs::kFlagMaximum : 0u;
+  c.pace = random.once_in(4) ? random.between(1, 500) : random.between(1, 4);
+  if (kept) c.flags |= bbs::kFlagKeepWeights;
+  const int fit = bbs::kVectorWords / c.bank_size;
+  Streams streams, again;
+  std::vector<int32_t> expected;
+  bbs::Shape shape = {};
+  shape.fills = random.between(1, 3);
+  uint32_t base = 0;
+  for (uint32_t f = 0; f < shape.fills; f++) {
+    const int groups = random.between(1, std::min(fit, 6));
+    bbs::Visit visit = {};
+    visit.tiles = long_block ? 1 : random.between(1, std::min(fit / groups, 4));
+    visit.row_words = groups * c.keep;
+    visit.stride = groups * c.bank_size;
+    const uint32_t space = groups * bbs::kLanes * c.bank_size / bbs::kPack;
+    const tb::Tensor x =
+        tb::random_tensor(random, visit.tiles, random.between(1, space) * bbs::kPack);
+    write_filling(random, c, visit.stride, x, streams.writes);
+    if (kept) write_filling(random, c, visit.stride, x, again.writes);
+    const int visits = long_block ? 1 : random.between(1, 3);
+    for (int v = 0; v < visits; v++) {
+      const int most_rows = (bbs::kBlockWords - (kept ? base : 0)) / visit.row_words;
+      visit.rows = long_block ? most_rows + random.between(1, 9)
+                              : random.between(kept ? 0 : 1, std::min(most_rows, 12));
+      if (!kept && random.once_in(16)) visit.rows = most_rows;  // the whole buffer
+      visit.block = kept ? base : 0;
+      visit.fill_end = v + 1 == visits;
+      base += visit.rows * visit.row_words;
+      const Block block = random_block(random, c, visit, x.features);
+      for (const bbs::WeightWord& word : block.words) streams.words.write(word);
+      streams.visits.write(visit);
+      if (kept) again.visits.write(visit);
+      append_sums(c, visit, block, x, expected);
+    }
+  }
+  bbs::multiply(c, shape, streams.writes, streams.visits, streams.words, lasting, streams.sums);
+  expect_sums(c, expected, streams);
+  if (!kept) return (int64_t)expected.size();
+  c.flags ^= bbs::kFlagKeepWeights | bbs::kFlagResidentWeights;
+  bbs::multiply(c, shape, again.writes, again.visits, again.words, lasting, again.sums);
+  expect_sums(c, expected, again);
+  return 2 * (int64_t)expected.size();
+}
+
+bbs::VectorLane vectors[bbs::kRows][bbs::kLanes];
+
+// A visit takes a write in its first cycle and every `pace` cycles from there on, to the half
+// that it does not work on, and no more than there are.
+void pacing(tb::Random& random) {
+  bbs::Command c = {};
+  c.bank_size = c.keep = bbs::kPack;
+  c.pace = random.between(1, 9);
+  bbs::Visit visit = {};
+  visit.tiles = random.between(1, 4);
+  visit.rows = random.between(1, 9);
+  visit.row_words = c.keep;
+  visit.stride = c.bank_size;
+  Streams streams;
+  const uint32_t count = random.between(1, bbs::kVectorWords / bbs::kPack);
+  for (uint32_t i = 0; i < count; i++) {
+    bbs::VectorWrite write = {};
+    write.taps = 1;
+    write.place[0] = (uint16_t)(i * bbs::kPack);
+    write.word[0].v[0] = 1;
+    write.last = i + 1 == count;
+    streams.writes.write(write);
+  }
+  for (uint32_t i = 0; i < visit.rows * visit.row_words; i++)
+    streams.words.write(bbs::WeightWord());
+  std::memset(vectors, 0, sizeof(vectors));
+  const uint32_t half = random.once_in(2) ? bbs::kVectorWords : 0;
+  bbs::Filling filling = {half ^ bbs::kVectorWords, 1, false};
+  bbs::multiply_visit(c, visit, half, streams.writes, filling, streams.words, lasting, vectors,
+                      streams.sums);
+  const uint32_t cycles =
+      visit.tiles * std::max<uint32_t>(visit.rows * visit.row_words, bbs::kReuseDistance);
+  const uint32_t taken = std::min(count, tb::quotient_up(cycles, c.pace));
+  TB_EXPECT(filling.done, taken == count, "pace %u, %u cycles: done", c.pace, cycles);
+  if (taken < count)
+    TB_EXPECT(streams.writes.read().place[0], taken * bbs::kPack, "pace %u, %u cycles: next write",
+              c.pace, cycles);
+  uint32_t here = 0, there = 0;
+  for (uint32_t i = 0; i < bbs::kVectorWords / bbs::kPack; i++) {
+    here += vectors[bbs::kRows - 1][0][(half + i * bbs::kPack) / bbs::kPack].v[0];
+    there += vectors[bbs::kRows - 1][0][((half ^ bbs::kVectorWords) + i * bbs::kPack) / bbs::kPack]
+                 .v[0];
+  }
+  TB_EXPECT(here, 0, "writes to the half that is worked on");
+  TB_EXPECT(there, taken, "writes to the other half");
 }
 
 }  // namespace
@@ -109,6 +225,7 @@ int64_t run(tb::Random& random, bool long_block) {
 int main() {
   tb::Random random(4);
   int64_t count = 0;
-  for (int i = 0; i < 400 / tb::kShare; i++) count += run(random, i % 16 == 0);
+  for (int i = 0; i < tb::cases(400); i++) count += run(random, i % 16 == 0, i % 4 == 1);
+  for (int i = 0; i < tb::cases(400); i++) pacing(random);
   return tb::finish("multiply_tb", count, "sums");
 }

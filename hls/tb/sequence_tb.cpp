@@ -3,7 +3,7 @@
 // and ends once.
 #include "sequence.hpp"
 
-#include "layer.hpp"
+#include "commands.hpp"
 
 namespace {
 
@@ -17,45 +17,71 @@ std::vector<T> until_final(bbs::Stream<T, kDepth>& stream, const char* name) {
   return items;
 }
 
-// Counts how often every word of a plane of `words` words at `offset` is met: `times` each.
-int64_t expect_cover(const std::vector<bbs::Burst>& bursts, uint32_t offset, uint64_t words,
-                     uint32_t times, const char* name) {
+// Tiles of a tensor: `count` words each, `step` words apart. A plane is one such tile.
+struct Extent {
+  uint32_t offset;
+  uint64_t tiles, count, step;
+};
+
+// Counts how often every word of a tensor is met: `times` each, and none between the tiles.
+int64_t expect_cover(const std::vector<bbs::Burst>& bursts, const Extent& extent, uint32_t times,
+                     const char* name) {
+  const uint64_t words = (extent.tiles - 1) * extent.step + extent.count;
   std::vector<uint32_t> met(words);
   int64_t total = 0;
   for (const bbs::Burst& burst : bursts) {
-    total += burst.count;
-    for (uint32_t i = 0; i < burst.count; i++) {
-      const uint32_t at = burst.offset + i - offset;
-      if (at < words)
-        met[at]++;
-      else
-        tb::differs(at, (int64_t)words - 1, "%s: word beyond the last one", name);
+    total += (int64_t)burst.count * burst.times;
+    for (uint32_t t = 0; t < burst.times; t++) {
+      for (uint32_t i = 0; i < burst.count; i++) {
+        const uint32_t at = burst.offset + t * burst.step + i - extent.offset;
+        if (at < words)
+          met[at]++;
+        else
+          tb::differs(at, (int64_t)words - 1, "%s: word beyond the last one", name);
+      }
     }
   }
-  for (size_t i = 0; i < words; i++) TB_EXPECT(met[i], times, "%s: word %zu met", name, i);
+  for (size_t i = 0; i < words; i++)
+    TB_EXPECT(met[i], i % extent.step < extent.count ? times : 0, "%s: word %zu met", name, i);
   return total;
 }
 
-// What the visits make the compute stages read and write.
+Extent plane(uint32_t offset, uint64_t words) { return {offset, 1, words, std::max<uint64_t>(words, 1)}; }
+
+Extent tensor(uint32_t offset, uint64_t tiles, uint64_t features, uint64_t stride, int bytes) {
+  const auto words = [&](uint64_t f) { return f * bbs::kCols * bytes / bbs::kPortBytes; };
+  return {offset, tiles, words(features), words(stride)};
+}
+
+// What the visits make the compute stages read and write, in words.
 struct Totals {
   int64_t weights = 0, indices = 0, rows = 0, outputs = 0, fills = 0, products = 0;
 };
 
-Totals follow(const bbs::Command& c, const bbs::Shape& s, const std::vector<bbs::Visit>& visits) {
+Totals follow(const bbs::Command& c, const std::vector<bbs::Visit>& visits) {
   Totals t;
-  bool first_pass = true;
+  bool first_pass = true, last_group = false;
+  uint32_t row = 0;
+  const bool resident = tb::has(c, bbs::kFlagResidentWeights);
+  const bool kept = resident || tb::has(c, bbs::kFlagKeepWeights);
   for (const bbs::Visit& v : visits) {
-    const int64_t lanes = (int64_t)v.row_words * bbs::kLanes;
-    t.weights += v.rows * ((lanes * tb::weight_width(c) + 63) / 64);
-    t.indices += v.rows * ((lanes * c.index_bits + 63) / 64);
-    t.rows += v.rows;
-    t.outputs += v.last_pass ? (int64_t)v.rows * v.tiles * s.output_words : 0;
+    const int64_t slices = (int64_t)v.row_words * bbs::kLanes * bbs::kRows;
+    const int64_t rows = v.rows * bbs::kRows;
+    t.weights += resident ? 0 : v.rows * ((slices * tb::weight_width(c) + 63) / 64);
+    t.indices += resident ? 0 : v.rows * ((slices * c.index_bits + 63) / 64);
+    t.rows += rows;
+    t.outputs += v.last_pass ? rows * v.tiles * bbs::kCols : 0;
     t.fills += v.fill_end;
-    t.products += (int64_t)v.rows * v.tiles * v.row_words;
+    t.products += rows * v.tiles * v.row_words;
     TB_EXPECT(v.first_pass, first_pass, "a first pass comes after a last one");
     first_pass = v.last_pass;
     TB_EXPECT(v.stride * c.keep, v.row_words * c.bank_size, "stride and row words of a visit");
+    TB_EXPECT(v.block, kept ? c.block_base + row * v.row_words : 0, "place in the block buffer");
+    if (v.last_pass) row = (row + v.rows) % (c.rows / bbs::kRows);
+    TB_EXPECT(!last_group || v.last_group, true, "nothing comes behind the last group");
+    last_group = v.last_group;
   }
+  TB_EXPECT(last_group, true, "the last group comes");
   return t;
 }
 
@@ -65,66 +91,112 @@ void expect_same(const std::vector<bbs::Visit>& a, const std::vector<bbs::Visit>
     const bool same = a[i].tiles == b[i].tiles && a[i].rows == b[i].rows &&
                       a[i].row_words == b[i].row_words && a[i].stride == b[i].stride &&
                       a[i].first_pass == b[i].first_pass && a[i].last_pass == b[i].last_pass &&
-                      a[i].fill_end == b[i].fill_end;
+                      a[i].last_group == b[i].last_group && a[i].fill_end == b[i].fill_end &&
+                      a[i].block == b[i].block;
     TB_EXPECT(same, true, "visit %zu is the same for every stage", i);
   }
 }
 
-// The fills, read in order, give the activation words that the fetch brings.
-int64_t follow_fills(bbs::FillStream& fills, const bbs::Command& c, const bbs::Shape& s) {
-  int64_t words = 0;
+// The fills, read in order, cover all features of all tiles.
+int64_t follow_fills(tb::SequenceStreams& streams, const bbs::Command& c, const bbs::Shape& s) {
+  int64_t features = 0;
   for (uint32_t f = 0; f < s.fills; f++) {
-    const bbs::Fill fill = fills.read();
-    words += (int64_t)fill.tiles * fill.features * bbs::kColWords;
-    TB_EXPECT(fill.bank_size, c.bank_size, "bank size of fill %u", f);
+    const bbs::Fill fill = streams.fills.read();
+    features += (int64_t)fill.tiles * fill.features;
     TB_EXPECT(fill.tiles * fill.stride <= bbs::kVectorWords, true, "fill %u fits", f);
     TB_EXPECT(fill.features <= fill.stride * bbs::kLanes, true, "features of fill %u fit", f);
+    TB_EXPECT(fill.stride, fill.groups * c.bank_size, "stride of fill %u", f);
+    TB_EXPECT(fill.first_group % c.groups_per_pass, 0, "first group of fill %u", f);
+    const bool starts = s.passes == 1 || f % (s.passes * s.blocks) == 0;
+    TB_EXPECT(fill.again, !starts, "whether fill %u brings the same tiles again", f);
+    if (!tb::has(c, bbs::kFlagImage)) continue;
+    const bbs::Fill tile_fill = streams.tile_fills.read();
+    TB_EXPECT(tile_fill.tiles, fill.tiles, "tiles of fill %u", f);
+    TB_EXPECT(tile_fill.again, fill.again, "fill %u of columns", f);
   }
-  TB_EXPECT(tb::drained(fills), true, "fills too many");
-  return words;
+  TB_EXPECT(tb::drained(streams.fills), true, "fills too many");
+  TB_EXPECT(tb::drained(streams.tile_fills), true, "fills of columns too many");
+  return features;
+}
+
+// Activations come a fill at a time, an image in one piece.
+void expect_activations(tb::SequenceStreams& streams, const bbs::Command& c, const bbs::Shape& s) {
+  const uint32_t loads = s.passes == 1 ? 1 : s.blocks;  // of every feature
+  const bool image = tb::has(c, bbs::kFlagImage);
+  const int64_t filled = follow_fills(streams, c, s);
+  TB_EXPECT(filled, (int64_t)c.tiles * c.features * loads, "features filled");
+  const auto bursts = until_final(streams.acts, "activation bursts");
+  if (tb::plane_sizes(c)[0] == 0) {
+    TB_EXPECT(bursts.size() == 1 && bursts[0].times == 0, true, "nothing is fetched");
+    return;
+  }
+  const Extent extent = image ? tensor(c.input, tb::image_tiles(c), c.channels, c.input_stride, 1)
+                              : tensor(c.input, c.tiles, c.features, c.input_stride, 1);
+  expect_cover(bursts, extent, image ? 1 : loads, "activations");
+}
+
+void expect_rows(tb::SequenceStreams& streams, const bbs::Command& c, const bbs::Shape& s,
+                 int64_t wanted) {
+  auto rows = until_final(streams.rows, "row bursts");
+  if (tb::has(c, bbs::kFlagTable)) {
+    TB_EXPECT(rows[0].offset, c.table, "the table comes first");
+    TB_EXPECT(rows[0].count * rows[0].times, 32, "words of the table");
+    rows.erase(rows.begin());
+  }
+  TB_EXPECT(expect_cover(rows, plane(c.parameters, c.rows), s.tile_groups * s.passes,
+                         "row parameters"),
+            wanted, "row words");
+}
+
+void expect_outputs(tb::SequenceStreams& streams, const bbs::Command& c, int64_t bytes) {
+  const int size = tb::has(c, bbs::kFlagSumsOut) ? 4 : 1;
+  const Extent extent = tensor(c.output, c.tiles, c.rows, c.output_stride, size);
+  TB_EXPECT(expect_cover(until_final(streams.stores, "store bursts"), extent, 1, "outputs"),
+            bytes * size / bbs::kPortBytes, "output words");
+  const auto bursts = until_final(streams.residuals, "residual bursts");
+  if (!tb::has(c, bbs::kFlagResidual)) {
+    TB_EXPECT(bursts.size() == 1 && bursts[0].times == 0, true, "no residual is fetched");
+    return;
+  }
+  expect_cover(bursts, tensor(c.residual, c.tiles, c.rows, c.output_stride, 1), 1, "residual");
+}
+
+bbs::Command command(tb::Random& random) {
+  bbs::Command c = tb::random_command(random, {40, 12, 600});
+  for (uint32_t* offset : tb::plane_offsets(c)) *offset = random.between(0, 1000);
+  c.table = 3000;  // apart from the row parameters
+  const bool image = tb::has(c, bbs::kFlagImage);
+  if (random.once_in(4) && image) c.flags |= bbs::kFlagResidentInput;
+  const bool fits = c.tiles * (c.rows / bbs::kPack) <= bbs::kChainWords;
+  if (random.once_in(4) && fits && !tb::has(c, bbs::kFlagSumsOut)) c.flags |= bbs::kFlagToChain;
+  if (tb::pass_count(c) == 1 && tb::block_size(c) <= bbs::kBlockWords && random.once_in(2)) {
+    c.flags |= random.once_in(2) ? bbs::kFlagKeepWeights : bbs::kFlagResidentWeights;
+    c.block_base = random.between(0, bbs::kBlockWords - tb::block_size(c));
+  }
+  return c;
 }
 
 int64_t run(tb::Random& random) {
-  bbs::Command c = tb::random_command(random, 40, 12, 6);
-  c.input = random.between(0, 1000);
-  c.output = random.between(0, 1000);
-  c.weights = random.between(0, 1000);
-  c.indices = random.between(0, 1000);
-  c.parameters = random.between(0, 1000);
-  c.table = 3000;  // apart from the row parameters
+  const bbs::Command c = command(random);
   bbs::Shape s = {};
-  TB_EXPECT(bbs::check_command(c, UINT32_MAX, s), bbs::kStatusOk, "status of a good command");
+  TB_EXPECT(bbs::check_command(c, UINT32_MAX, 0, s), bbs::kStatusOk, "status of a good command");
   tb::SequenceStreams streams;
   streams.run(c, s);
   const auto visits = until_final(streams.multiply, "multiply visits");
   expect_same(visits, until_final(streams.unpack, "unpack visits"));
   expect_same(visits, until_final(streams.accumulate, "accumulate visits"));
-  const Totals t = follow(c, s, visits);
-
+  const Totals t = follow(c, visits);
   const std::vector<uint64_t> sizes = tb::plane_sizes(c);
-  const uint32_t groups = s.tile_groups;
-  TB_EXPECT(expect_cover(until_final(streams.weights, "weight bursts"), c.weights,
-                         sizes[2], groups, "weights"),
+  TB_EXPECT(expect_cover(until_final(streams.weights, "weight bursts"),
+                         plane(c.weights, sizes[2]), s.tile_groups, "weights"),
             t.weights, "weight words");
-  TB_EXPECT(expect_cover(until_final(streams.indices, "index bursts"), c.indices, sizes[3],
-                         groups, "indices"),
+  TB_EXPECT(expect_cover(until_final(streams.indices, "index bursts"),
+                         plane(c.indices, sizes[3]), s.tile_groups, "indices"),
             t.indices, "index words");
-  auto rows = until_final(streams.rows, "row bursts");
-  if (c.flags & bbs::kFlagTable) {
-    TB_EXPECT(rows[0].offset, c.table, "the table comes first");
-    TB_EXPECT(rows[0].count, 32, "words of the table");
-    rows.erase(rows.begin());
-  }
-  TB_EXPECT(expect_cover(rows, c.parameters, c.rows, groups * s.passes, "row parameters"), t.rows,
-            "row words");
-  const uint32_t loads = s.passes == 1 ? 1 : s.blocks;  // of every activation
-  const int64_t acts = expect_cover(until_final(streams.acts, "activation bursts"), c.input,
-                                    sizes[0], loads, "activations");
-  TB_EXPECT(follow_fills(streams.fills, c, s), acts, "activation words");
+  expect_rows(streams, c, s, t.rows);
+  expect_activations(streams, c, s);
+  expect_outputs(streams, c, t.outputs);
   TB_EXPECT(t.fills, s.fills, "fills that the visits end");
-  TB_EXPECT(expect_cover(until_final(streams.stores, "store bursts"), c.output, sizes[1], 1,
-                         "outputs"),
-            t.outputs, "output words");
   TB_EXPECT(t.products, (int64_t)c.tiles * c.rows * c.groups * c.keep, "CSB words multiplied");
   return (int64_t)visits.size();
 }
@@ -134,6 +206,6 @@ int64_t run(tb::Random& random) {
 int main() {
   tb::Random random(10);
   int64_t count = 0;
-  for (int i = 0; i < 4000 / tb::kShare; i++) count += run(random);
+  for (int i = 0; i < tb::cases(4000); i++) count += run(random);
   return tb::finish("sequence_tb", count, "visits");
 }

@@ -19,6 +19,16 @@ constexpr int kShare = 16;
 constexpr int kShare = 1;
 #endif
 
+// Builds that are made for the tests alone get a share of what the others do.
+#ifdef BBS_TB_CASES
+constexpr int kCases = BBS_TB_CASES;
+#else
+constexpr int kCases = 1;
+#endif
+
+// How many of `count` cases are run.
+constexpr int cases(int count) { return count / (kShare * kCases) + 1; }
+
 // splitmix64: the same numbers everywhere, which the distributions of <random> do not promise.
 class Random {
  public:

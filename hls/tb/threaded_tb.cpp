@@ -5,7 +5,12 @@
 #error "compile with -DBBS_THREADED"
 #endif
 
-#include "memory_block.hpp"
+#include "programs.hpp"
+
+// Longer than any machine takes for a step.
+#ifndef BBS_TB_PATIENCE
+#define BBS_TB_PATIENCE 30
+#endif
 
 namespace {
 
@@ -19,46 +24,63 @@ struct Case {
 
 constexpr uint32_t kRow = bbs::kLanes;  // features of a group, times the bank size
 constexpr uint32_t kHalf = bbs::kVectorWords / 2;
+constexpr uint32_t kStep = bbs::kRowStep;
 
 const Case kCases[] = {
     {"dense", bbs::kFlagDense, 2 * 16 * kRow, 40, 2, 16, 16, 0, 2, 2, 20},
-    {"sparse, one tile", 0, 4 * 32 * kRow - 3, 60, 1, 32, 4, 6, 4, 1, 60},
-    {"sparse, tile groups", 0, 2 * 32 * kRow - 77, 30, 7, 32, 4, 6, 2, 3, 16},
+    {"sparse, one tile", 0, 4 * 16 * kRow - 3, 60, 1, 16, 2, 4, 4, 1, 60},
+    {"sparse, tile groups", 0, 2 * 16 * kRow - 77, 30, 7, 16, 3, 6, 2, 3, 16},
     {"long block of one tile", 0, 4 * 8 * kRow, 400, 1, 8, 2, 4, 4, 1, bbs::kBlockRows},
     {"table", bbs::kFlagTable, 3 * 16 * kRow, 33, 3, 16, 2, 4, 3, 2, 10},
     {"passes", bbs::kFlagTable, 5 * 16 * kRow - 9, 24, 4, 16, 4, 8, 2, 2, 10},
     {"sums", bbs::kFlagSumsOut, 2 * 16 * kRow, 25, 3, 16, 4, 4, 2, 3, 25},
-    {"sums of passes", bbs::kFlagSumsOut | bbs::kFlagDense, 7 * 4 * kRow, 19, 5, 4, 4, 0, 2, 4, 7},
-    {"many tiles a block", 0, 2 * kRow, 12, 50, 2, 1, 4, 1, 40, 5},
-    {"shortest rows", 0, 1, 70, 33, 2, 1, 4, 1, 32, 1},
-    {"whole vector buffer", 0, kHalf * kRow, 9, 2, 64, 3, 6, kHalf / 64, 2, 9},
-    {"single tiles of many blocks", 0, 64 * kRow, 90, 3, 64, 8, 6, 1, 1, 3},
+    {"sums of passes", bbs::kFlagSumsOut | bbs::kFlagDense, 7 * 8 * kRow, 19, 5, 8, 8, 0, 2, 4, 7},
+    {"residual of many blocks", bbs::kFlagResidual, 2 * 8 * kRow, 90, 6, 8, 3, 4, 2, 3, kStep},
+    {"maximum of passes", bbs::kFlagMaximum, 5 * 8 * kRow, 21, 3, 8, 3, 4, 1, 2, 9},
+    {"many tiles a block", 0, 8 * kRow, 12, 50, 8, 1, 4, 1, 40, 5},
+    {"shortest rows", 0, 8, 70, 33, 8, 1, 4, 1, 32, 1},
+    {"whole vector buffer", 0, kHalf * kRow, 9, 2, 16, 3, 6, kHalf / 16, 2, 9},
+    {"single tiles of many blocks", 0, 16 * kRow, 90, 3, 16, 8, 6, 1, 1, 3},
+    {"many blocks of two groups of tiles", 0, 16 * kRow, 30 * kStep, 4, 16, 2, 4, 1, 2, kStep},
 };
 
 bbs::Command command_of(const Case& k) {
   bbs::Command c = {};
-  c.op = bbs::kOpLinear;
+  c.op = bbs::kOpMatrix;
   c.signature = bbs::kSignature;
-  c.flags = k.flags;
-  c.features = k.features;
-  c.rows = k.rows;
+  c.flags = k.flags | bbs::kFlagToMemory;
+  c.features = c.input_stride = tb::round_up(k.features, bbs::kPack);
+  c.rows = c.output_stride = tb::round_up(k.rows, bbs::kRowStep);
   c.tiles = k.tiles;
+  c.last_columns = bbs::kCols;
   c.bank_size = k.bank_size;
   c.keep = k.keep;
   c.index_bits = k.index_bits;
   c.zero_point = 3;
+  c.pace = 2;
+  c.low = -128, c.high = 127;
+  c.a_scale = 40000, c.b_scale = -30000, c.shift = 16;
   c.groups_per_pass = k.groups_per_pass;
   c.tiles_per_block = k.tiles_per_block;
-  c.rows_per_block = k.rows_per_block;
+  c.rows_per_block = tb::round_up(k.rows_per_block, bbs::kRowStep);
   tb::fit_loops(c);
   return c;
 }
 
-int64_t run(tb::Random& random, const char* name, const bbs::Command& c) {
-  tb::Chain chain(tb::random_bytes(random, (size_t)c.tiles * c.features * bbs::kCols));
-  chain.add(tb::random_layer(random, c));
-  chain.close();
-  const tb::Registers r = chain.run(chain.first_command, 1);
+// A convolution whose image comes round many times, with a block for every few rows.
+bool large_image(tb::Random& random, uint32_t stride, bbs::Command& c) {
+  for (int i = 0; i < 200; i++) {
+    if (!tb::random_image(random, {40, 40, 300}, 32, 40, 5, c) || c.stride_x != stride) continue;
+    c.rows_per_block = std::min<uint32_t>(c.rows_per_block, 2 * kStep);
+    return true;
+  }
+  return false;
+}
+
+int64_t run(tb::Program& program, const char* name) {
+  program.close();
+  const uint32_t count = (uint32_t)program.commands.size();
+  const tb::Registers r = program.run(program.first_command, count);
   TB_EXPECT(r.status, bbs::kStatusOk, "%s: status", name);
   std::string& blocked = bbs::Watchdog::instance().blocked;
   if (!blocked.empty()) {
@@ -66,19 +88,33 @@ int64_t run(tb::Random& random, const char* name, const bbs::Command& c) {
     tb::failures()++;
     blocked.clear();
   }
-  chain.expect_outputs(name);
-  return 1;
+  program.expect_outputs(name);
+  return count;
+}
+
+int64_t run_layer(tb::Random& random, const bbs::Command& c, const char* name) {
+  tb::Program program(random);
+  program.add(tb::random_layer(random, c));
+  return run(program, name);
 }
 
 }  // namespace
 
 int main() {
-  bbs::Watchdog::instance().patience = std::chrono::seconds(30);  // machines differ
+  bbs::Watchdog::instance().patience = std::chrono::seconds(BBS_TB_PATIENCE);  // machines differ
   tb::Random random(15);
   int64_t count = 0;
-  for (const Case& k : kCases) count += run(random, k.name, command_of(k));
-  for (int i = 0; i < 40 / tb::kShare; i++)
-    count += run(random, "random", tb::random_command(random, 20, 5, 3));
+  for (const Case& k : kCases) count += run_layer(random, command_of(k), k.name);
+  for (uint32_t stride = 1; stride < 5; stride++) {
+    bbs::Command c;
+    if (large_image(random, stride, c)) count += run_layer(random, c, "large image");
+  }
+  for (int i = 0; i < tb::cases(40); i++) {
+    tb::Program program(random);
+    for (int layers = random.between(1, 4); layers > 0; layers--)
+      tb::add_random_layer(random, {20, 5, 200}, program);
+    count += run(program, "program");
+  }
   for (const auto& mark : bbs::Watchdog::instance().high_water)
     std::printf("stream %s %d of %d\n", mark.first.c_str(), mark.second.first,
                 mark.second.second);
