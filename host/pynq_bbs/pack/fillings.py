@@ -20,7 +20,7 @@ from ..interface import (
     FLAG_SUMS_OUT,
     Command,
 )
-from .windows import Counts, Loading, image_tiles, loading, steps, tile_words, tiles_of
+from .gathering import Counts, Loading, image_tiles, loading, steps, tile_words, tiles_of
 
 #: What one tile leaves in a memory is read this many cycles later (`kReuseDistance`).
 _REUSE = 4

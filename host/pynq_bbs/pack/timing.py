@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..builds import PORT_BYTES
 from ..interface import FLAG_RESIDUAL, FLAG_TO_MEMORY
 from .fillings import Fillings, Layer
-from .windows import steps, tile_words
+from .gathering import steps, tile_words
 
 #: Whole or not: what is an average over fillings is not.
 Cycles = NDArray[Any]
