@@ -22,7 +22,7 @@ from pynq_bbs.device.emulator import load_engine
 from pynq_bbs.model.graph import QuantInput, QuantLayer, QuantModel
 from pynq_bbs.pack.cycles import Memory
 from pynq_bbs.pack.image import pack
-from pynq_bbs.pack.schedule import make_plan
+from pynq_bbs.pack.plan import make_plan
 from pynq_bbs.report import table
 
 BUILD = load_build("8x32")

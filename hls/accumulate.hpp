@@ -60,7 +60,11 @@ inline void accumulate(const Command c, VisitStream& visits, WordStream& row_wor
   // INT32 sums between passes, one word a row group and tile.
   SumWord partial[kSumWords];
 #pragma HLS AGGREGATE variable=partial compact=bit
+  if (kSumInUram) {
+#pragma HLS BIND_STORAGE variable=partial type=ram_s2p impl=uram
+  } else {
 #pragma HLS BIND_STORAGE variable=partial type=ram_s2p impl=bram
+  }
   RowWord rows[kBlockRows];
 #pragma HLS AGGREGATE variable=rows compact=bit
 #pragma HLS BIND_STORAGE variable=rows type=ram_s2p impl=bram
@@ -76,7 +80,7 @@ visits:
     // Parameters come a row a cycle, so a row group takes ROWS cycles.
     const uint32_t row_cycles = visit.rows * kRows;
     const uint32_t period = row_cycles < kReuseDistance ? kReuseDistance : row_cycles;
-    const uint32_t count = visit.tiles * period;
+    const uint32_t count = tile_cycles(visit.tiles, period);
     uint32_t cycle = 0;
     uint32_t row = 0;
     uint32_t part = 0;       // row of the row group

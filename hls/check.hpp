@@ -19,11 +19,29 @@ struct Shape {
   uint32_t fills;           // fillings of the vector buffer in all
   uint32_t image_tiles;     // column tiles of the image
   uint32_t channel_blocks;  // banks that the channels take at each tap
+  uint32_t totals;          // row groups of all tiles
+  uint32_t chain_change;    // words in the chain afterwards less those before, modulo 2^32
 };
 
+// A quotient without its remainder: HLS builds a divider for each.
 inline uint32_t divide_up(uint32_t a, uint32_t b) {
 #pragma HLS INLINE
-  return a / b + (a % b != 0);
+  return a == 0 ? 0 : (a - 1) / b + 1;
+}
+
+// Counts and offsets are products of two dozen pairs a command, three or four DSPs each where they
+// are written plainly. A function of its own lets its callers share a few (ALLOCATION).
+inline uint64_t times(uint32_t a, uint32_t b) {
+#pragma HLS INLINE off
+  return (uint64_t)a * b;
+}
+
+// Times a field of four bits, as strides and dilations are: a few additions.
+inline uint32_t scaled(uint32_t value, uint32_t factor) {
+#pragma HLS INLINE
+  const uint32_t product = value * (factor & 15);
+#pragma HLS BIND_OP variable=product op=mul impl=fabric
+  return product;
 }
 
 inline bool has(const Command& c, Flag flag) {
@@ -42,6 +60,12 @@ inline uint32_t weight_bits(const Command& c) {
   return has(c, kFlagInt4) ? 4 : 8;
 }
 
+// Features that a bank takes in the vector buffer: whole words.
+inline uint32_t bank_space(const Command& c) {
+#pragma HLS INLINE
+  return c.bank_size < kPack ? kPack : c.bank_size;
+}
+
 // Port words of `features` features of a column tile; whole words only.
 inline uint32_t tensor_words(uint32_t features) {
 #pragma HLS INLINE
@@ -57,31 +81,39 @@ inline uint32_t output_words(const Command& c, uint32_t rows) {
 // Port words that a plane of `bits` bits a lane takes for one row group of `words` CSB words; a
 // row group starts on a whole word.
 inline uint32_t plane_row_words(uint32_t words, uint32_t bits) {
-#pragma HLS INLINE
-  return (uint32_t)(((uint64_t)words * (kRows * kLanes) * bits + 63) / 64);
+#pragma HLS INLINE off
+  // Four bits hold every width, so a few additions do.
+  const uint64_t plane_bits = (uint64_t)words * (kRows * kLanes) * (bits & 15);
+#pragma HLS BIND_OP variable=plane_bits op=mul impl=fabric
+  return (uint32_t)((plane_bits + 63) / 64);
 }
 
 // Port words of a whole plane: all passes of all rows.
 inline uint64_t plane_words(const Command& c, const Shape& s, uint32_t bits) {
 #pragma HLS INLINE
-  const uint64_t full = plane_row_words(c.groups_per_pass * c.keep, bits);
-  const uint64_t last = plane_row_words(s.last_groups * c.keep, bits);
-  return s.row_groups * ((s.passes - 1) * full + last);
+  const uint32_t full = plane_row_words((uint32_t)times(c.groups_per_pass, c.keep), bits);
+  const uint32_t last = plane_row_words((uint32_t)times(s.last_groups, c.keep), bits);
+  // Below 2^16 groups x 2^8 kept, ROWS x LANES bytes each: fits 32 bits.
+  const uint32_t row_words = (uint32_t)times(s.passes - 1, full) + last;
+  return times(s.row_groups, row_words);
 }
 
 inline Shape derive_shape(const Command& c) {
-#pragma HLS INLINE off
+#pragma HLS INLINE
   Shape s;
   s.passes = divide_up(c.groups, c.groups_per_pass);
-  s.last_groups = c.groups - (s.passes - 1) * c.groups_per_pass;
+  s.last_groups = c.groups - (uint32_t)times(s.passes - 1, c.groups_per_pass);
   s.tile_groups = divide_up(c.tiles, c.tiles_per_block);
   s.row_groups = c.rows / kRows;
   s.block_rows = c.rows_per_block / kRows;
   s.blocks = divide_up(s.row_groups, s.block_rows);
   // With one pass the features stay while all rows go by; with more, every visit loads its own.
-  s.fills = s.passes == 1 ? s.tile_groups : s.tile_groups * s.blocks * s.passes;
-  s.image_tiles = divide_up((uint32_t)c.height * c.width, kCols);
+  const uint32_t meetings = (uint32_t)times(s.tile_groups, s.blocks);
+  s.fills = s.passes == 1 ? s.tile_groups : (uint32_t)times(meetings, s.passes);
+  s.image_tiles = divide_up((uint32_t)times(c.height, c.width), kCols);
   s.channel_blocks = divide_up(c.channels, c.bank_size);
+  s.totals = (uint32_t)times(s.row_groups, c.tiles);
+  s.chain_change = 0;
   return s;
 }
 
@@ -104,7 +136,9 @@ inline Status check_bank(const Command& c) {
 #pragma HLS INLINE
   if (c.bank_size < 1 || c.bank_size > 256 || c.keep < 1 || c.keep > c.bank_size)
     return kStatusBadBank;
-  if (c.bank_size % kPack != 0 || c.bank_size > (1u << kIndexBits)) return kStatusBadBank;
+  // Banks fill whole activation words, or words fill whole banks.
+  const bool nested = c.bank_size < kPack ? kPack % c.bank_size == 0 : c.bank_size % kPack == 0;
+  if (!nested || c.bank_size > (1u << kIndexBits)) return kStatusBadBank;
   if (has(c, kFlagDense))
     return c.keep == c.bank_size && c.index_bits == 0 ? kStatusOk : kStatusBadBank;
   if (c.index_bits != 4 && c.index_bits != 6 && c.index_bits != 8) return kStatusBadBank;
@@ -136,28 +170,30 @@ inline Status check_image(const Command& c, const Shape& s) {
   if (c.dilation_y == 0 || c.dilation_x == 0) return kStatusBadImage;
   // Coordinates are 16 bits, with room for padding and strides.
   if (c.height > 4096 || c.width > 4096) return kStatusBadImage;
-  if ((uint64_t)c.out_height * c.stride_y > 8192 || (uint64_t)c.out_width * c.stride_x > 8192)
+  if (scaled(c.out_height, c.stride_y) > 8192 || scaled(c.out_width, c.stride_x) > 8192)
     return kStatusBadImage;
-  if ((uint64_t)c.out_height * c.out_width > (uint64_t)c.tiles * kCols) return kStatusBadImage;
+  if (times(c.out_height, c.out_width) > (uint64_t)c.tiles * kCols) return kStatusBadImage;
   if (c.input_stride < c.channels || c.image_words == 0) return kStatusBadImage;
-  if (c.image_base + (uint64_t)c.channels * c.image_words > kImageWords) return kStatusBadImage;
-  const uint64_t taps = (uint64_t)c.kernel_height * c.kernel_width * s.channel_blocks;
-  return c.features == taps * c.bank_size ? kStatusOk : kStatusBadImage;
+  if (c.image_base + times(c.channels, c.image_words) > kImageWords) return kStatusBadImage;
+  const uint32_t taps = scaled(c.kernel_height, c.kernel_width);
+  const uint32_t banks = (uint32_t)times(taps, s.channel_blocks);  // 8 bits and 16
+  return c.features == times(banks, c.bank_size) ? kStatusOk : kStatusBadImage;
 }
 
 inline Status check_buffers(const Command& c, const Shape& s) {
 #pragma HLS INLINE
-  const uint64_t words = (uint64_t)c.groups_per_pass * c.bank_size * c.tiles_per_block;
-  if (words > kVectorWords) return kStatusVectorOverflow;
-  const uint64_t block = (uint64_t)c.groups_per_pass * c.keep * s.block_rows;
+  const uint32_t stride = (uint32_t)times(c.groups_per_pass, bank_space(c));  // 16 bits and 9
+  if (times(stride, c.tiles_per_block) > kVectorWords) return kStatusVectorOverflow;
+  const uint32_t row_words = (uint32_t)times(c.groups_per_pass, c.keep);
+  const uint64_t block = times(row_words, s.block_rows);
   if (s.block_rows > kBlockRows) return kStatusBlockOverflow;
   if (keeps_block(c)) {
-    const uint64_t all = (uint64_t)c.groups * c.keep * s.row_groups;
+    const uint64_t all = times((uint32_t)times(c.groups, c.keep), s.row_groups);
     if (s.passes > 1 || c.block_base + all > kBlockWords) return kStatusBlockOverflow;
   }
   // A single tile streams its weights past the block buffer.
   if (c.tiles_per_block > 1 && block > kBlockWords) return kStatusBlockOverflow;
-  if (s.passes > 1 && s.block_rows * c.tiles_per_block > kSumWords) return kStatusSumOverflow;
+  if (s.passes > 1 && times(s.block_rows, c.tiles_per_block) > kSumWords) return kStatusSumOverflow;
   return kStatusOk;
 }
 
@@ -169,7 +205,7 @@ inline bool reaches(uint32_t offset, uint64_t words, uint32_t memory_words) {
 // Port words from the first tile of a tensor to the end of its last one.
 inline uint64_t tensor_span(uint32_t tiles, uint32_t stride, uint64_t last) {
 #pragma HLS INLINE
-  return (uint64_t)(tiles - 1) * stride + last;
+  return times(tiles - 1, stride) + last;
 }
 
 inline Status check_memory(const Command& c, const Shape& s, uint32_t memory_words) {
@@ -197,24 +233,29 @@ inline Status check_memory(const Command& c, const Shape& s, uint32_t memory_wor
 inline uint64_t chain_input(const Command& c, const Shape& s) {
 #pragma HLS INLINE
   if (!has(c, kFlagFromChain)) return 0;
-  return has(c, kFlagImage) ? (uint64_t)s.image_tiles * c.channels
-                            : (uint64_t)c.tiles * (c.features / kPack);
+  return has(c, kFlagImage) ? times(s.image_tiles, c.channels)
+                            : times(c.tiles, c.features / kPack);
 }
 
 inline uint64_t chain_output(const Command& c) {
 #pragma HLS INLINE
-  return has(c, kFlagToChain) ? (uint64_t)c.tiles * (c.rows / kPack) : 0;
+  return has(c, kFlagToChain) ? times(c.tiles, c.rows / kPack) : 0;
 }
 
 // The chain may never be waited for: its input is there, and its output has room beside that.
-inline Status check_chain(const Command& c, const Shape& s, uint32_t chain_level) {
+inline Status check_chain(const Command& c, uint32_t chain_level, Shape& s) {
 #pragma HLS INLINE
+  const uint64_t input = chain_input(c, s);
+  const uint64_t output = chain_output(c);
+  s.chain_change = (uint32_t)(output - input);
   if (has(c, kFlagFromChain)) {
-    if (chain_input(c, s) > chain_level) return kStatusChainOverflow;
+    if (input > chain_level) return kStatusChainOverflow;
     // What is taken from the chain is gone, so it cannot be loaded twice.
     if (!has(c, kFlagImage) && s.passes > 1) return kStatusChainOverflow;
   }
-  return chain_level + chain_output(c) > kChainWords ? kStatusChainOverflow : kStatusOk;
+  // Outputs come block by block; only so are they in the order of a tensor.
+  if (has(c, kFlagToChain) && s.blocks > 1 && c.tiles_per_block > 1) return kStatusBadShape;
+  return chain_level + output > kChainWords ? kStatusChainOverflow : kStatusOk;
 }
 
 // Returns the first thing that is wrong; `s` is valid only where that is kStatusOk.
@@ -222,6 +263,8 @@ inline Status check_chain(const Command& c, const Shape& s, uint32_t chain_level
 inline Status check_command(const Command& c, uint32_t memory_words, uint32_t chain_level,
                             Shape& s) {
 #pragma HLS INLINE off
+#pragma HLS ALLOCATION function instances=times limit=2
+#pragma HLS ALLOCATION function instances=plane_row_words limit=1
   if (c.signature != kSignature) return kStatusBadSignature;
   Status status = check_flags(c);
   if (status != kStatusOk) return status;
@@ -237,9 +280,10 @@ inline Status check_command(const Command& c, uint32_t memory_words, uint32_t ch
   status = check_memory(c, s, memory_words);
   if (status != kStatusOk) return status;
   // Fillings of the vector buffer are counted in 32 bits.
-  const uint64_t visits = (uint64_t)s.tile_groups * s.blocks;
-  if (s.passes > 1 && visits > 0xffffffffu / s.passes) return kStatusBadShape;
-  return check_chain(c, s, chain_level);
+  const uint64_t meetings = times(s.tile_groups, s.blocks);
+  const bool many = meetings > 0xffffffffu || times((uint32_t)meetings, s.passes) > 0xffffffffu;
+  if (s.passes > 1 && many) return kStatusBadShape;
+  return check_chain(c, chain_level, s);
 }
 
 }  // namespace bbs

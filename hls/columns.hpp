@@ -46,14 +46,14 @@ inline uint32_t column_of_read(uint32_t stride, uint32_t col) {
 
 inline void columns(const Command c, const Shape s, FillStream& fills, ColumnsStream& tiles) {
 #pragma HLS INLINE off
-  const uint32_t pixels = c.out_height * c.out_width;
+  const uint32_t pixels = (uint32_t)(uint16_t)c.out_height * (uint16_t)c.out_width;  // one DSP
   const uint32_t block = columns_per_read(c.stride_x);
   const bool whole = contiguous(c);
   // Where the next tile begins, and where the current group of tiles did.
   uint32_t x = 0, y = 0, pixel = 0;
   uint32_t group_x = 0, group_y = 0, group_pixel = 0;
 fills:
-  for (uint32_t f = 0; f < (has(c, kFlagImage) ? s.fills : 0); f++) {
+  for (uint32_t f = 0; f < (kImageWords > 0 && has(c, kFlagImage) ? s.fills : 0); f++) {
     const Fill fill = fills.read();
     if (fill.again) {
       x = group_x;
@@ -78,8 +78,8 @@ fills:
         const uint32_t near = rest < aligned ? rest : aligned;
         const uint32_t most = kCols - col;
         tile.run[col] = (uint8_t)(whole || !inside || near > most ? most : near);
-        tile.x[col] = (int16_t)(x * c.stride_x - c.pad_left);
-        const int16_t top = (int16_t)(y * c.stride_y - c.pad_top);
+        tile.x[col] = (int16_t)(scaled(x, c.stride_x) - c.pad_left);
+        const int16_t top = (int16_t)(scaled(y, c.stride_y) - c.pad_top);
         // Beyond the last pixel no row is inside the image.
         tile.y[col] = inside ? top : (int16_t)-32768;
         if (inside) {

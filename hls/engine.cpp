@@ -15,13 +15,41 @@
 namespace bbs {
 namespace {
 
+// A command that was checked, and what was found.
+struct Job {
+  Command command;
+  Shape shape;
+  Status status;
+};
+
+// Where a command lies, if there is one, and what it will find.
+struct Next {
+  uint32_t offset;
+  bool exists;
+  uint32_t memory_words;
+  uint32_t chain_level;
+};
+
+// Decodes and checks the command that runs next, while this one runs.
+void prepare(const Next next, CommandStream& words, Job& job) {
+#pragma HLS INLINE off
+  word_t command[kCommandWords] = {};
+command_words:
+  for (uint32_t i = 0; i < (next.exists ? kCommandWords : 0); i++) {
+#pragma HLS PIPELINE II=1
+    command[i] = words.read();
+  }
+  job.command = decode_command(command);
+  job.status = check_command(job.command, next.memory_words, next.chain_level, job.shape);
+}
+
 // One command at a time. Called from a loop outside, never looped over here: overlapping two
 // commands would let a layer read what the one before has not yet written. Command and shape go
 // to the processes by value: scalars may have several readers in a region, memories may not.
-void run_command(const Command c, const Shape s, const word_t* program, const word_t* weights,
-                 const word_t* indices, const word_t* activations, const word_t* residuals,
-                 word_t* results, ImageWord image[kImageDepth], WeightWord block[kBlockWords],
-                 ChainStream& chain) {
+void run_command(const Command c, const Shape s, const Next next, const word_t* program,
+                 const word_t* weights, const word_t* indices, const word_t* activations,
+                 const word_t* residuals, word_t* results, ImageWord image[kImageDepth],
+                 WeightWord block[kBlockWords], ChainStream& chain, Job& job) {
 #pragma HLS INLINE off
 #pragma HLS DATAFLOW
   BurstStream weight_bursts("weight_bursts");
@@ -40,20 +68,29 @@ void run_command(const Command c, const Shape s, const word_t* program, const wo
   WordStream row_words("row_words");
   WordStream feature_words("feature_words");
   WordStream residual_words("residual_words");
+  WordStream outputs("outputs");
+  // Six block RAMs for 64 words each would be nearly empty.
+#pragma HLS BIND_STORAGE variable=weight_words type=fifo impl=lutram
+#pragma HLS BIND_STORAGE variable=index_words type=fifo impl=lutram
+#pragma HLS BIND_STORAGE variable=row_words type=fifo impl=lutram
+#pragma HLS BIND_STORAGE variable=feature_words type=fifo impl=lutram
+#pragma HLS BIND_STORAGE variable=residual_words type=fifo impl=lutram
+#pragma HLS BIND_STORAGE variable=outputs type=fifo impl=lutram
   ColumnsStream tile_columns("tile_columns");
   VectorWriteStream vector_writes("vector_writes");
   WeightStream csb_words("csb_words");
   SumStream sums("sums");
   TableStream table_words("table_words");
   TotalStream totals("totals");
-  WordStream outputs("outputs");
+  CommandStream next_words("next_words");
   BBS_REGION;
   BBS_PROCESS(sequence(c, s, weight_bursts, index_bursts, row_bursts, act_bursts,
                        residual_bursts, store_bursts, tile_fills, fills, unpack_visits,
                        multiply_visits, accumulate_visits));
   BBS_PROCESS(fetch(weights, weight_bursts, weight_words));
   BBS_PROCESS(fetch(indices, index_bursts, index_words));
-  BBS_PROCESS(fetch(program, row_bursts, row_words));
+  BBS_PROCESS(fetch_program(program, row_bursts, next.exists, next.offset, row_words,
+                            next_words));
   BBS_PROCESS(fetch(activations, act_bursts, feature_words));
   BBS_PROCESS(fetch(residuals, residual_bursts, residual_words));
   BBS_PROCESS(unpack(c, unpack_visits, weight_words, index_words, csb_words));
@@ -63,6 +100,7 @@ void run_command(const Command c, const Shape s, const word_t* program, const wo
   BBS_PROCESS(accumulate(c, accumulate_visits, row_words, sums, table_words, totals));
   BBS_PROCESS(requantise(c, s, table_words, totals, residual_words, outputs));
   BBS_PROCESS(deliver(c, results, store_bursts, outputs, chain));
+  BBS_PROCESS(prepare(next, next_words, job));
 }
 
 // Empties the chain, so that a run never meets what another one left.
@@ -93,7 +131,11 @@ void bbs_engine(const uint64_t* program, const uint64_t* weights, const uint64_t
 #pragma HLS BIND_STORAGE variable=image type=ram_s2p impl=bram
   BBS_LASTING bbs::WeightWord block[bbs::kBlockWords];
 #pragma HLS AGGREGATE variable=block compact=bit
+  if (bbs::kBlockInUram) {
+#pragma HLS BIND_STORAGE variable=block type=ram_s2p impl=uram
+  } else {
 #pragma HLS BIND_STORAGE variable=block type=ram_s2p impl=bram
+  }
   bbs::ChainStream chain("chain");
   uint32_t chain_level = 0;
 
@@ -113,32 +155,36 @@ void bbs_engine(const uint64_t* program, const uint64_t* weights, const uint64_t
   *fabric_lanes = bbs::kFabricLanes;
   *index_bits = bbs::kIndexBits;
 
-  uint32_t result = bbs::kStatusOk;
   uint32_t done = 0;
-commands:
-  while (done < command_count && result == bbs::kStatusOk) {
-    bbs::word_t words[bbs::kCommandWords];
-    const uint64_t offset = first_command + (uint64_t)done * bbs::kCommandWords;
-    if (offset + bbs::kCommandWords > memory_words) {
-      result = bbs::kStatusOutOfMemoryRange;
-    } else {
-    command_words:
-      for (int i = 0; i < bbs::kCommandWords; i++) {
+  bbs::Job job;
+  job.status = bbs::kStatusOk;
+  if (command_count > 0) {
+    const bool inside = (uint64_t)first_command + bbs::kCommandWords <= memory_words;
+    const bbs::Next first = {first_command, inside, memory_words, 0};
+    bbs::CommandStream words("first_words");
+  first_command_words:
+    for (uint32_t i = 0; i < (inside ? bbs::kCommandWords : 0); i++) {
 #pragma HLS PIPELINE II=1
-        words[i] = program[offset + i];
-      }
-      const bbs::Command command = bbs::decode_command(words);
-      bbs::Shape shape = {};
-      result = bbs::check_command(command, memory_words, chain_level, shape);
-      if (result == bbs::kStatusOk) {
-        bbs::run_command(command, shape, program, weights, indices, activations, residuals,
-                         results, image, block, chain);
-        chain_level += (uint32_t)(bbs::chain_output(command) - bbs::chain_input(command, shape));
-        done++;
-      }
+      words.write(program[first_command + i]);
     }
+    bbs::prepare(first, words, job);
+    if (!inside) job.status = bbs::kStatusOutOfMemoryRange;
+  }
+commands:
+  while (done < command_count && job.status == bbs::kStatusOk) {
+    done++;
+    chain_level += job.shape.chain_change;
+    const uint64_t offset = first_command + (uint64_t)done * bbs::kCommandWords;
+    const bool inside = offset + bbs::kCommandWords <= memory_words;
+    const bool more = done < command_count;
+    const bbs::Next next = {(uint32_t)offset, more && inside, memory_words, chain_level};
+    const bbs::Job now = job;
+    bbs::run_command(now.command, now.shape, next, program, weights, indices, activations,
+                     residuals, results, image, block, chain, job);
+    if (more && !inside) job.status = bbs::kStatusOutOfMemoryRange;
+    if (!more) job.status = bbs::kStatusOk;
   }
   bbs::drain(chain, chain_level);
-  *status = result;
+  *status = job.status;
   *completed = done;
 }

@@ -40,14 +40,37 @@ bytes:
   return true;
 }
 
+// Banks that share an activation word: more than one where banks are narrower than a word.
+inline uint32_t banks_of_word(const Command& c) {
+#pragma HLS INLINE
+  return c.bank_size < kPack ? kPack / c.bank_size : 1;
+}
+
+// The features of an activation word, each bank's at the front of a word of its own.
+inline void deal_word(const Command& c, const ActWord& word, VectorWrite& write) {
+#pragma HLS INLINE
+banks:
+  for (uint32_t i = 0; i < kTaps; i++) {
+#pragma HLS UNROLL
+    const uint32_t first = kPack > 1 ? i * c.bank_size * kCols : 0;
+  acts:
+    for (uint32_t k = 0; k < kWordActs; k++) {
+#pragma HLS UNROLL
+      write.word[i].v[k] = word.v[(first + k) % kWordActs];
+    }
+    if (kPack == 1) break;  // a word is a bank's
+  }
+}
+
 // A fill of plain features, in the order in which they lie.
 inline void gather_features(const Command& c, const Fill& fill, WordStream& port,
                             ChainStream& chain, Source& source, VectorWriteStream& writes) {
 #pragma HLS INLINE
   const bool from_chain = has(c, kFlagFromChain);
   const uint32_t words = fill.features / kPack;
+  const uint32_t banks = banks_of_word(c);
   VectorWrite write;
-  write.taps = 1;
+  write.taps = (uint8_t)((1u << banks) - 1);
   uint32_t tile_base = 0;
   uint32_t group_base = 0;  // where the bank of this group starts
   uint32_t index = 0;       // feature inside its bank
@@ -58,15 +81,20 @@ feature_words:
   while (tile < fill.tiles) {
 #pragma HLS PIPELINE II=1
     if (take_activations(from_chain, port, chain, source)) {
-      write.word[0] = source.word;
-      write.place[0] = (uint16_t)(group_base + index);
+      deal_word(c, source.word, write);
+    places:
+      for (int i = 0; i < kTaps; i++) {
+#pragma HLS UNROLL
+        write.place[i] = (uint16_t)(group_base + index);
+      }
       write.lane = (uint8_t)lane;
       index += kPack;
-      if (index == c.bank_size) {
+      if (index >= c.bank_size) {
         index = 0;
-        if (++lane == kLanes) {
+        lane += banks;
+        if (lane == kLanes) {
           lane = 0;
-          group_base += c.bank_size;
+          group_base += bank_space(c);
         }
       }
       if (++word == words) {  // the next tile
@@ -89,6 +117,7 @@ constexpr uint32_t kFirstWord = 1u << 14;
 struct Arrival {
   uint32_t tiles;    // that are there
   uint32_t channel;  // of the tile that comes
+  uint32_t base;     // where the channel begins, from image_base on
   uint32_t word;     // where that tile begins, within the ring
   uint32_t bank;
 };
@@ -97,11 +126,13 @@ inline void take_pixels(const Command& c, WordStream& port, ChainStream& chain, 
                         Arrival& arrival, ImageWord* image) {
 #pragma HLS INLINE
   if (take_activations(has(c, kFlagFromChain), port, chain, source)) {
-    const uint32_t base = c.image_base + arrival.channel * c.image_words;
+    const uint32_t base = c.image_base + arrival.base;
     write_pixels(image, image_place(base, arrival.word, c.image_words),
                  image_place(base, arrival.word + 1, c.image_words), arrival.bank, source.word);
+    arrival.base += c.image_words;
     if (++arrival.channel == c.channels) {
       arrival.channel = 0;
+      arrival.base = 0;
       arrival.tiles++;
       arrival.bank += kCols;
       if (arrival.bank >= kBanks) {
@@ -115,10 +146,11 @@ inline void take_pixels(const Command& c, WordStream& port, ChainStream& chain, 
 // Column tiles of the image that are there once all that `tile` needs is.
 inline uint32_t tiles_needed(const Command& c, const Shape& s, const TileColumns& tile) {
 #pragma HLS INLINE
-  const int32_t low = tile.last_y + (int32_t)((c.kernel_height - 1) * c.dilation_y);
+  const int32_t low = tile.last_y + (int32_t)scaled(c.kernel_height - 1, c.dilation_y);
   const int32_t row = low < (int32_t)c.height - 1 ? low : (int32_t)c.height - 1;
   if (row < 0) return 0;
-  const uint32_t tiles = ((uint32_t)(row + 1) * c.width - 1) / kCols + 1;
+  // Both fit 16 bits, as all that is multiplied here: a DSP each, where 32 bits take three.
+  const uint32_t tiles = ((uint32_t)(uint16_t)(row + 1) * (uint16_t)c.width - 1) / kCols + 1;
   return tiles < s.image_tiles ? tiles : s.image_tiles;
 }
 
@@ -126,7 +158,7 @@ inline uint32_t tiles_needed(const Command& c, const Shape& s, const TileColumns
 inline uint32_t first_word(const Command& c, const TileColumns& tile) {
 #pragma HLS INLINE
   const uint32_t row = tile.y[0] > 0 ? (uint32_t)tile.y[0] : 0;
-  return row * c.width / kBanks;
+  return image_word((uint32_t)(uint16_t)row * (uint16_t)c.width);
 }
 
 // Where a walk over the features of a tile stands.
@@ -135,16 +167,20 @@ struct Walk {
   uint32_t block;     // first channel of the channel block
   uint32_t kernel_x;
   uint32_t channel;   // of the block
-  uint32_t column;    // where the next read begins
-  uint32_t lane;      // of the bank of kernel_x
+  uint32_t base;        // where the channel lies in the image memory, from image_base on
+  uint32_t block_base;  // and the first one of the block
+  uint32_t column;      // where the next read begins
+  uint32_t lane;        // of the bank of kernel_x
   uint32_t group;
+  uint32_t place;       // of the group in the vector buffer, were all groups there
   bool done;
 };
 
 inline void start_walk(Walk& walk) {
 #pragma HLS INLINE
   walk.kernel_y = walk.block = walk.kernel_x = walk.channel = walk.column = 0;
-  walk.lane = walk.group = 0;
+  walk.base = walk.block_base = 0;
+  walk.lane = walk.group = walk.place = 0;
   walk.done = false;
 }
 
@@ -161,19 +197,25 @@ inline void next_channel(const Command& c, uint32_t taps, Walk& walk) {
 #pragma HLS INLINE
   walk.column = 0;
   const uint32_t rest = c.channels - walk.block;
+  const uint32_t next_base = walk.base + c.image_words;
+  walk.base = next_base;
   if (++walk.channel < (rest < c.bank_size ? rest : c.bank_size)) return;
   walk.channel = 0;
+  walk.base = walk.block_base;
   walk.lane += taps;
   if (walk.lane >= kLanes) {
     walk.lane -= kLanes;
     walk.group++;
+    walk.place += c.bank_size;
   }
   walk.kernel_x += taps;
   if (walk.kernel_x < c.kernel_width) return;
   walk.kernel_x = 0;
   walk.block += c.bank_size;
+  walk.base = walk.block_base = next_base;
   if (walk.block < c.channels) return;
   walk.block = 0;
+  walk.base = walk.block_base = 0;
   walk.done = ++walk.kernel_y == c.kernel_height;
 }
 
@@ -181,11 +223,11 @@ inline void next_channel(const Command& c, uint32_t taps, Walk& walk) {
 inline void pick_taps(const Command& c, const TileColumns& tile, const Walk& walk,
                       const Window& window, uint32_t end, VectorWrite& write) {
 #pragma HLS INLINE
-  const int32_t down = (int32_t)(walk.kernel_y * c.dilation_y);
+  const int32_t down = (int32_t)scaled(walk.kernel_y, c.dilation_y);
 taps:
   for (int i = 0; i < kTaps; i++) {
 #pragma HLS UNROLL
-    const int32_t right = (int32_t)(walk.kernel_x * c.dilation_x) + i;
+    const int32_t right = (int32_t)scaled(walk.kernel_x, c.dilation_x);
   columns:
     for (uint32_t col = 0; col < kCols; col++) {
 #pragma HLS UNROLL
@@ -193,9 +235,10 @@ taps:
                            : c.stride_x == 2 ? window.v[col % kHalf * 2 + i]
                            : c.stride_x == 4 ? window.v[col % kQuarter * 4 + i]
                                              : window.v[i];
-      // Negative coordinates are large ones, unsigned.
-      const bool inside = (uint32_t)(tile.x[col] + right) < c.width &&
-                          (uint32_t)(tile.y[col] + down) < c.height;
+      // All within 16 bits (check_image). The sum with `right` is the same for all taps.
+      const int16_t x = (int16_t)(tile.x[col] + right);
+      const int16_t y = (int16_t)(tile.y[col] + down);
+      const bool inside = x >= -i && x < (int16_t)c.width - i && y >= 0 && y < (int16_t)c.height;
       const act_t value = inside ? pixel : (act_t)c.pad_value;
       const bool covered = col >= walk.column && col < end;
       write.word[i].v[col] = covered ? value : write.word[i].v[col];
@@ -210,21 +253,22 @@ inline void read_taps(const Command& c, const TileColumns& tile, const Walk& wal
                       uint32_t ring_start, const ImageWord* image, Window& window) {
 #pragma HLS INLINE
   const uint32_t col = walk.column;
-  const uint32_t back = column_of_read(c.stride_x, col) * c.stride_x;
-  const int32_t y = tile.y[col] + (int32_t)(walk.kernel_y * c.dilation_y);
-  const int32_t x = tile.x[col] + (int32_t)(walk.kernel_x * c.dilation_x);
-  const int32_t pixel = y * (int32_t)c.width + x - (int32_t)back;
-  const uint32_t place = (uint32_t)(pixel + (int32_t)(kFirstWord * kBanks));
-  const uint32_t bank = place % kBanks;
+  const uint32_t back = scaled(column_of_read(c.stride_x, col), c.stride_x);
+  const int16_t y = (int16_t)(tile.y[col] + (int32_t)scaled(walk.kernel_y, c.dilation_y));
+  const int32_t x = tile.x[col] + (int32_t)scaled(walk.kernel_x, c.dilation_x);
+  const int32_t pixel = y * (int16_t)c.width + x - (int32_t)back;
+  const uint32_t place = (uint32_t)(pixel + (int32_t)(kFirstWord * kBanks)) & (kPlaces - 1);
+  const uint32_t quotient = image_word(place);
+  const uint32_t bank = (uint8_t)(place - quotient * kBanks);
   // Relative to the ring. A read may begin just before the first word that is needed; what lies
   // further away never counts.
-  int32_t turn = (int32_t)(place / kBanks - ring_start);
+  int32_t turn = (int32_t)(quotient - ring_start);
   if (turn < 0)
     turn += (int32_t)c.image_words;
   else if (turn >= (int32_t)c.image_words)
     turn -= (int32_t)c.image_words;
   const uint32_t word = turn >= 0 && turn < (int32_t)c.image_words ? (uint32_t)turn : 0;
-  const uint32_t base = c.image_base + (walk.block + walk.channel) * c.image_words;
+  const uint32_t base = c.image_base + walk.base;
   read_window(image, image_place(base, word, c.image_words),
               image_place(base, word + 1, c.image_words), bank, window);
 }
@@ -259,6 +303,9 @@ inline void gather_tile(const Command& c, const Fill& fill, const TileColumns& t
   Walk walk;
   start_walk(walk);
   VectorWrite write;
+  // Where the groups of this pass begin, were all groups there: 16 bits times 9.
+  const uint32_t pass_place = (fill.first_group & 0xffff) * (c.bank_size & 0x1ff);
+#pragma HLS BIND_OP variable=pass_place op=mul impl=fabric
   uint32_t wait = c.load_pace;
 windows:
   while (!walk.done) {
@@ -293,8 +340,10 @@ windows:
     tap_places:
       for (uint32_t i = 0; i < kTaps; i++) {
 #pragma HLS UNROLL
-        const uint32_t group = walk.group + (walk.lane + i >= kLanes) - fill.first_group;
-        write.place[i] = (uint16_t)(tile_base + group * c.bank_size + walk.channel);
+        const bool next = walk.lane + i >= kLanes;
+        const uint32_t group = walk.group + next - fill.first_group;
+        const uint32_t bank = walk.place - pass_place + (next ? c.bank_size : 0);
+        write.place[i] = (uint16_t)(tile_base + bank + walk.channel);
         // Taps of other passes are left out; negative groups are large ones, unsigned.
         if (i < taps && group < fill.groups) write.taps |= (uint8_t)(1u << i);
       }
@@ -309,6 +358,7 @@ inline void gather_image(const Command& c, const Shape& s, const Fill& fill, boo
                          Gathering& g, ColumnsStream& tiles, WordStream& port,
                          ChainStream& chain, ImageWord* image, VectorWriteStream& writes) {
 #pragma HLS INLINE
+  uint32_t tile_base = 0;
 tiles:
   for (uint32_t t = 0; t < fill.tiles; t++) {
     const TileColumns tile = tiles.read();
@@ -321,7 +371,8 @@ tiles:
       take_pixels(c, port, chain, g.source, g.arrival, image);
     }
     const uint32_t wanted = g.limit < s.image_tiles ? g.limit : s.image_tiles;
-    gather_tile(c, fill, tile, t * fill.stride, last_tile, wanted, g, port, chain, image, writes);
+    gather_tile(c, fill, tile, tile_base, last_tile, wanted, g, port, chain, image, writes);
+    tile_base += fill.stride;
   }
   // Whatever was fetched is taken, so that nothing stands in the way of the next command.
 image_end:
@@ -338,13 +389,14 @@ inline void gather(const Command c, const Shape s, FillStream& fills, ColumnsStr
   Gathering g;
   g.source.part = 0;
   g.arrival.tiles = has(c, kFlagResidentInput) ? s.image_tiles : 0;
-  g.arrival.channel = g.arrival.word = g.arrival.bank = 0;
+  g.arrival.channel = g.arrival.base = g.arrival.word = g.arrival.bank = 0;
   g.ring_start = kFirstWord;
   g.limit = 0;
 fills:
   for (uint32_t f = 0; f < s.fills; f++) {
     const Fill fill = fills.read();
-    if (has(c, kFlagImage))
+    // Without an image memory, such a command never gets here, and none of that is built.
+    if (kImageWords > 0 && has(c, kFlagImage))
       gather_image(c, s, fill, f + 1 == s.fills, g, tiles, port, chain, image, writes);
     else
       gather_features(c, fill, port, chain, g.source, writes);

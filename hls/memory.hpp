@@ -11,8 +11,12 @@ namespace bbs {
 // One burst of port words in flight between a port and its stage.
 constexpr int kPortDepth = 64;
 using WordStream = Stream<word_t, kPortDepth>;
-// Outputs that the next command takes as its input, without memory in between.
-using ChainStream = Stream<ActWord, kChainWords + 1>;
+// Outputs that the next command takes as its input, without memory in between. A build without a
+// chain has the smallest stream there is.
+using ChainStream = Stream<ActWord, (kChainWords > 2 ? kChainWords : 2)>;
+
+// The words of the next command.
+using CommandStream = Stream<word_t, kCommandWords>;
 
 inline void fetch(const word_t* port, BurstStream& bursts, WordStream& words) {
 #pragma HLS INLINE off
@@ -31,6 +35,19 @@ bursts:
       offset += burst.step;
     }
     final = burst.final;
+  }
+}
+
+// The port of commands and parameters: when this command's parameters are through, it brings the
+// next command, so that none but the first is waited for.
+inline void fetch_program(const word_t* port, BurstStream& bursts, bool more, uint32_t next,
+                          WordStream& words, CommandStream& command) {
+#pragma HLS INLINE off
+  fetch(port, bursts, words);
+command_words:
+  for (uint32_t i = 0; i < (more ? kCommandWords : 0); i++) {
+#pragma HLS PIPELINE II=1
+    command.write(port[next + i]);
   }
 }
 

@@ -46,7 +46,7 @@ taps:
 
 // sum[c] += the products of one CSB word for one row. Pairs of lanes are summed in 16 bits
 // (mul_pair.hpp), and the sums of a column are touched once.
-inline void multiply_row(const int8_t* __restrict weight, const uint8_t* __restrict index,
+inline void multiply_row(const int8_t* __restrict weight, const index_t* __restrict index,
                          const VectorLane* __restrict vectors, uint32_t half, uint32_t base,
                          int32_t* __restrict sum) {
 #pragma HLS INLINE
@@ -81,20 +81,44 @@ columns:
   }
 }
 
-// sum[c] = the largest feature so far among those whose weight is not zero.
-inline void maximise_row(const int8_t* __restrict weight, const uint8_t* __restrict index,
+// sum[c] = the largest feature so far among those whose weight is not zero. The largest of the lanes
+// first, by halves: one after the other against the sum, they would all have to fit one cycle.
+inline void maximise_row(const int8_t* __restrict weight, const index_t* __restrict index,
                          const VectorLane* __restrict vectors, uint32_t half, uint32_t base,
                          int32_t* __restrict sum) {
 #pragma HLS INLINE
+  act_t largest[kLanes][kCols];
+#pragma HLS ARRAY_PARTITION variable=largest complete dim=0
 lanes:
   for (int l = 0; l < kLanes; l++) {
 #pragma HLS UNROLL
     const act_t* feature = feature_at(vectors[l], half, base + index[l]);
-  columns:
+  features:
     for (int c = 0; c < kCols; c++) {
 #pragma HLS UNROLL
-      if (weight[l] != 0 && feature[c] > sum[c]) sum[c] = feature[c];
+      largest[l][c] = weight[l] != 0 ? feature[c] : (act_t)-128;
     }
+  }
+steps:
+  for (int step = 1; step < kLanes; step *= 2) {
+#pragma HLS UNROLL
+  pairs:
+    for (int l = 0; l < kLanes; l++) {
+#pragma HLS UNROLL
+      if (l % (2 * step) != 0 || l + step >= kLanes) continue;
+    larger:
+      for (int c = 0; c < kCols; c++) {
+#pragma HLS UNROLL
+        const act_t other = largest[l + step][c];
+        largest[l][c] = other > largest[l][c] ? other : largest[l][c];
+      }
+    }
+  }
+columns:
+  for (int c = 0; c < kCols; c++) {
+#pragma HLS UNROLL
+    const act_t before = (act_t)sum[c];  // from -128 on, so eight bits are enough to compare
+    sum[c] = largest[0][c] > before ? largest[0][c] : before;
   }
 }
 
@@ -106,7 +130,7 @@ rows:
   for (int r = 0; r < kRows; r++) {
 #pragma HLS UNROLL
     const int8_t* weight = word.weight + r * kLanes;
-    const uint8_t* index = word.index + r * kLanes;
+    const index_t* index = word.index + r * kLanes;
     if (maximum)
       maximise_row(weight, index, vectors[r], half, base, sum.v + r * kCols);
     else
@@ -151,9 +175,9 @@ inline void multiply_visit(const Command& c, const Visit& visit, uint32_t half,
   const bool resident = has(c, kFlagResidentWeights);
   // A lone tile leaves nothing behind, so its block may be longer than the buffer.
   const bool leaves = visit.tiles > 1 || has(c, kFlagKeepWeights);
-  const uint32_t block_words = visit.rows * visit.row_words;
+  const uint32_t block_words = block_words_of(visit);
   const uint32_t period = block_words < kReuseDistance ? kReuseDistance : block_words;
-  const uint32_t count = visit.tiles * period;
+  const uint32_t count = tile_cycles(visit.tiles, period);
   uint32_t tile_base = 0;
   uint32_t base = 0;
   uint32_t kept = 0;
@@ -179,7 +203,7 @@ csb_words:
       multiply_word(word, maximum, vectors, half, base, sum);
       if (++kept == c.keep) {  // on to the next group of banks
         kept = 0;
-        base += c.bank_size;
+        base += bank_space(c);
       }
       if (++row_word == visit.row_words) {
         row_word = 0;
@@ -208,7 +232,12 @@ inline void multiply(const Command c, const Shape s, VectorWriteStream& writes,
 #pragma HLS ARRAY_PARTITION variable=vectors complete dim=1
 #pragma HLS ARRAY_PARTITION variable=vectors complete dim=2
 #pragma HLS AGGREGATE variable=vectors compact=bit
+  // Half a block RAM deep at least, or else LUTs: a narrow tile leaves the lanes shallow.
+  if (kLaneDepth >= 256) {
 #pragma HLS BIND_STORAGE variable=vectors type=ram_s2p impl=bram
+  } else {
+#pragma HLS BIND_STORAGE variable=vectors type=ram_s2p impl=lutram
+  }
   Filling filling;
   filling.half = 0;
   filling.wait = 1;

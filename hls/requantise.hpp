@@ -106,7 +106,8 @@ table_bytes:
   }
   const bool sums_out = has(c, kFlagSumsOut);
   const uint32_t parts = sums_out ? kWide / 2 : kWide / kRequantUnits;
-  const uint32_t count = s.row_groups * c.tiles * parts;  // checked: fits the memory
+  // Checked: fits the memory.
+  const uint32_t count = sums_out ? s.totals * (kWide / 2) : s.totals * (kWide / kRequantUnits);
   uint32_t part = 0;
   uint32_t filled = 0;  // bytes of the port word
   word_t residual = 0;

@@ -52,16 +52,17 @@ inline void sequence_fill(const Command& c, const Shape& s, FillPosition& at,
                           BurstStream& act_bursts, FillStream& tile_fills, FillStream& fills) {
 #pragma HLS INLINE
   const bool last_pass = at.pass + 1 == s.passes;
-  const uint32_t first = at.pass * c.groups_per_pass * kLanes * c.bank_size;
   const uint32_t groups = last_pass ? s.last_groups : c.groups_per_pass;
-  const uint32_t space = groups * kLanes * c.bank_size;
+  const uint32_t first_group = (uint32_t)times(at.pass, c.groups_per_pass);
+  const uint32_t first = kLanes * (uint32_t)times(first_group, c.bank_size);
+  const uint32_t space = kLanes * (uint32_t)times(groups, c.bank_size);
   const uint32_t features = c.features - first < space ? c.features - first : space;
   const uint32_t rest = c.tiles - at.tile;
   Fill fill;
   fill.tiles = rest < c.tiles_per_block ? rest : c.tiles_per_block;
   fill.features = features;
-  fill.stride = groups * c.bank_size;
-  fill.first_group = at.pass * c.groups_per_pass;
+  fill.stride = (uint32_t)times(groups, bank_space(c));
+  fill.first_group = first_group;
   fill.groups = groups;
   fill.again = at.block > 0 || at.pass > 0;
   if (has(c, kFlagImage)) tile_fills.write(fill);
@@ -69,7 +70,7 @@ inline void sequence_fill(const Command& c, const Shape& s, FillPosition& at,
   at.index++;
   if (!has(c, kFlagImage) && !has(c, kFlagFromChain)) {
     Burst burst;
-    burst.offset = c.input + tensor_words(at.tile * c.input_stride + first);
+    burst.offset = c.input + tensor_words((uint32_t)times(at.tile, c.input_stride) + first);
     burst.count = tensor_words(features);
     burst.times = fill.tiles;
     burst.step = tensor_words(c.input_stride);
@@ -115,11 +116,12 @@ inline void sequence_image(const Command& c, const Shape& s, BurstStream& act_bu
 inline Burst plane_burst(const Command& c, const Shape& s, const Position& at, uint32_t plane,
                          uint32_t bits, bool final) {
 #pragma HLS INLINE
-  const uint32_t full = plane_row_words(c.groups_per_pass * c.keep, bits);
-  const uint32_t row_words = plane_row_words(at.groups * c.keep, bits);
+  const uint32_t full = plane_row_words((uint32_t)times(c.groups_per_pass, c.keep), bits);
+  const uint32_t row_words = plane_row_words((uint32_t)times(at.groups, c.keep), bits);
+  const uint32_t before = (uint32_t)times(at.pass, s.row_groups);  // row groups of earlier passes
   Burst burst = no_burst(final);
-  burst.offset = plane + at.pass * s.row_groups * full + at.row * row_words;
-  burst.count = at.rows * row_words;
+  burst.offset = plane + (uint32_t)times(before, full) + (uint32_t)times(at.row, row_words);
+  burst.count = (uint32_t)times(at.rows, row_words);
   burst.times = has(c, kFlagResidentWeights) ? 0 : 1;
   return burst;
 }
@@ -140,7 +142,7 @@ inline void sequence_block(const Command& c, const Shape& s, const Position& at,
 inline void sequence_store(const Command& c, const Position& at, bool final,
                            BurstStream& residual_bursts, BurstStream& store_bursts) {
 #pragma HLS INLINE
-  const uint32_t place = at.tile * c.output_stride + at.row * kRows;
+  const uint32_t place = (uint32_t)times(at.tile, c.output_stride) + at.row * kRows;
   Burst burst;
   burst.offset = c.output + output_words(c, place);
   burst.count = output_words(c, at.rows * kRows);
@@ -161,6 +163,8 @@ inline void sequence(const Command c, const Shape s, BurstStream& weight_bursts,
                      VisitStream& unpack_visits, VisitStream& multiply_visits,
                      VisitStream& accumulate_visits) {
 #pragma HLS INLINE off
+#pragma HLS ALLOCATION function instances=times limit=1
+#pragma HLS ALLOCATION function instances=plane_row_words limit=1
   sequence_table(c, row_bursts);
   sequence_image(c, s, act_bursts);
   if (!has(c, kFlagResidual)) residual_bursts.write(no_burst(true));
@@ -190,9 +194,10 @@ tile_groups:
         Visit visit;
         visit.tiles = at.tiles;
         visit.rows = at.rows;
-        visit.row_words = at.groups * c.keep;
-        visit.stride = at.groups * c.bank_size;
-        visit.block = keeps_block(c) ? c.block_base + at.row * visit.row_words : 0;
+        visit.row_words = (uint32_t)times(at.groups, c.keep);
+        visit.stride = (uint32_t)times(at.groups, bank_space(c));
+        const uint32_t block_place = c.block_base + (uint32_t)times(at.row, visit.row_words);
+        visit.block = keeps_block(c) ? block_place : 0;
         visit.first_pass = at.pass == 0;
         visit.last_pass = last_pass;
         visit.last_group = last_group;

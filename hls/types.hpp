@@ -6,6 +6,10 @@
 
 #include "build.hpp"
 
+#ifdef __SYNTHESIS__
+#include <ap_int.h>
+#endif
+
 namespace bbs {
 
 // A word of a memory port. Wider ports would need another fetch and store, nothing else.
@@ -18,6 +22,23 @@ constexpr int kPortBytes = 8;
 using act_t = int8_t;
 #else
 using act_t = int16_t;
+#endif
+
+// An operand of so many bits, because HLS cannot see through the fields of a command how wide they
+// are, and takes 32 bits and three DSPs for granted. No value leaves them in g++ either.
+#ifdef __SYNTHESIS__
+template <int kBits>
+using narrow_t = ap_int<kBits>;
+#else
+template <int kBits>
+using narrow_t = int64_t;
+#endif
+
+// Bits of an index are bits of the block buffer and of the queue before it, LANES x ROWS of each.
+#ifdef __SYNTHESIS__
+using index_t = ap_uint<kIndexBits>;
+#else
+using index_t = uint8_t;
 #endif
 
 // With few columns several features share a word, so that no word is narrower than a port's.
@@ -36,7 +57,7 @@ struct ActWord {
 // with its place in its bank.
 struct WeightWord {
   int8_t weight[kRows * kLanes];
-  uint8_t index[kRows * kLanes];
+  index_t index[kRows * kLanes];
 };
 
 // The sums of a row group over the columns of a tile.
@@ -120,11 +141,28 @@ static_assert((kVectorWords & (kVectorWords - 1)) == 0, "buffer addresses wrap b
 static_assert(kVectorWords >= 256, "the largest bank must fit a lane of the vector buffer");
 static_assert(kBlockWords >= kVectorWords, "one row of one pass must fit a weight block");
 static_assert(kSumWords >= 1 && kBlockRows >= 1, "at least one row at a time");
+static_assert(kTaps >= kPack && kLanes % kPack == 0, "a word of narrow banks goes to as many lanes");
 static_assert(kTaps >= 1 && kTaps <= kLanes && kTaps <= 8, "taps of a read go to different lanes");
 static_assert(kImageWords == 0 || kPack == 1, "an image needs a whole word of columns");
 static_assert((kImageWords & (kImageWords - 1)) == 0, "image addresses wrap by masking");
 static_assert(kFabricLanes >= 0 && kFabricLanes <= kLanes && kFabricLanes % 2 == 0,
               "products are placed by pairs of lanes");
 static_assert(kIndexBits == 4 || kIndexBits == 6 || kIndexBits == 8, "as indices come");
+
+// CSB words of the block of a visit. Commands hold rows of a block in 16 bits and groups in 16,
+// and keep is at most 2^8: one DSP multiplies them.
+inline uint32_t block_words_of(const Visit& visit) {
+#pragma HLS INLINE
+  return (uint32_t)(uint16_t)visit.rows * (visit.row_words & 0xffffff);
+}
+
+static_assert(kBlockWords < 1 << 16 && kBlockRows * kRows < 1 << 16, "periods have 16 bits");
+
+// Cycles of a loop that meets every tile for `period` cycles, one DSP: tiles are counted in 8 bits,
+// and only a lone tile meets a block that is longer than the buffer.
+inline uint32_t tile_cycles(uint32_t tiles, uint32_t period) {
+#pragma HLS INLINE
+  return tiles == 1 ? period : (tiles & 0xff) * (period & 0xffff);
+}
 
 }  // namespace bbs

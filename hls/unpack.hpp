@@ -52,7 +52,7 @@ inline void unpack(const Command c, VisitStream& visits, WordStream& weights,
 visits:
   while (!final) {
     const Visit visit = visits.read();
-    const uint32_t slices = resident ? 0 : visit.rows * visit.row_words * kLaneWords;
+    const uint32_t slices = resident ? 0 : block_words_of(visit) * kLaneWords;
     uint32_t row_word = 0;
     uint32_t keep = 0;
     uint32_t part = 0;
@@ -71,7 +71,7 @@ visits:
         word.weight[part * kPortBytes + l] = sign_extended(eight_weights >> (bits * l), bits);
         // A dense bank keeps every weight: the index is the count itself.
         word.index[part * kPortBytes + l] =
-            dense ? (uint8_t)keep : (uint8_t)((eight_indices >> (c.index_bits * l)) & index_mask);
+            (index_t)(dense ? keep : (eight_indices >> (c.index_bits * l)) & index_mask);
       }
       if (++part == kLaneWords) {
         part = 0;

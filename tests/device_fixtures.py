@@ -13,6 +13,7 @@ import pytest
 
 from pynq_bbs.builds import Build, load_build
 from pynq_bbs.device import session as devices
+from pynq_bbs.interface import VERSION
 
 BUILD = load_build("8x32")
 EMULATED = ("standin", "emulated-pynq")
@@ -45,7 +46,7 @@ class DoublingEngine:
         return {
             "status": status,
             "completed": completed,
-            "version": 1,
+            "version": VERSION,
             **self.build.parameters,
         }
 

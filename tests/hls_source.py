@@ -26,10 +26,18 @@ typedef unsigned char uint8_t; typedef unsigned short uint16_t; typedef unsigned
 typedef unsigned long uint64_t;
 """,
     "ap_int.h": """
+#pragma once
 template <int kBits>
 struct ap_int {
+  ap_int();
   ap_int(long value);
   operator long() const;
+};
+template <int kBits>
+struct ap_uint {
+  ap_uint();
+  ap_uint(unsigned long value);
+  operator unsigned long() const;
 };
 """,
     "cstddef": "typedef unsigned long size_t;\n",

@@ -96,7 +96,7 @@ def test_wrong_arguments(weights, bank_size, keep, word):
 @settings(max_examples=300, deadline=None)
 def test_choose_bank(features, sparsity, bank_size, lanes):
     exact = Fraction(sparsity)
-    allowed = [s for s in range(2, bank_size + 1) if (s * (1 - exact)).denominator == 1]
+    allowed = [s for s in range(1, bank_size + 1) if (s * (1 - exact)).denominator == 1]
     if not allowed:
         with pytest.raises(InputError, match="Nearest"):
             choose_bank(features, float(exact), bank_size, lanes)
@@ -112,7 +112,8 @@ def test_choose_bank(features, sparsity, bank_size, lanes):
 def test_choose_bank_examples():
     assert choose_bank(1024, 0.875, 64, 8) == (64, 8)
     assert choose_bank(640, 0.875, 64, 8) == (40, 5)
-    assert choose_bank(640, 0.0, 64, 8) == (2, 2)
+    assert choose_bank(640, 0.0, 64, 8) == (1, 1)
+    assert choose_bank(640, 0.75, 16, 32, lambda size: size % 8 == 0) == (16, 4)
     assert choose_bank(128, 0.5, 4, 8) == (4, 2)
     assert choose_bank(128, 0.33333, 3, 8) == (3, 2)
 

@@ -85,7 +85,9 @@ class Accelerator:
             name = session.name
         self._report = _new_report(self._program, name, chosen.name, self._memory)
         if device != "cpu":
-            self._engine = EngineProgram(self._program, session, self._memory, self._report.seconds)
+            self._engine = EngineProgram(
+                self._program, session, self._memory, self._report.seconds, every=verify
+            )
             self._cleanup.callback(self._engine.close)
 
     @property
@@ -185,9 +187,12 @@ class Accelerator:
     ) -> dict[str, NDArray[np.generic]]:
         assert self._engine is not None
         every = [layer.output for layer in self._program.layers]
-        results, cycles = self._engine.run(tensors, every if self._cpu else wanted - set(tensors))
+        results, cycles = self._engine.run(
+            tensors, dict.fromkeys(every) if self._cpu else wanted - set(tensors)
+        )
+        runs = len(next(iter(tensors.values()))) if self._program.has_pixels else 1
         for layer_report, layer_cycles in zip(self._report.layers, cycles, strict=True):
-            _add(layer_report, layer_cycles)
+            _add(layer_report, layer_cycles, runs)
         if self._cpu:
             start = time.perf_counter()
             self._verify(tensors, results, first_column)
@@ -207,21 +212,42 @@ class Accelerator:
         for index, layer in enumerate(self._program.layers):
             # Layers before this one agree, so both devices read the same input.
             x = reference[layer.input].astype(np.int8, copy=False)
+            target = self._program.tensors[layer.output]
+            rows = min(layer.rows, target.features - layer.first_row)
 
             def sums(
-                column: int, index: int = index, x: NDArray[np.int8] = x
+                sample: int,
+                index: int = index,
+                x: NDArray[np.int8] = x,
+                shape: tuple[int, int] = (rows, target.pixels),
             ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-                alone = x[column : column + 1]
-                return engine.sums(index, alone)[0], cpu.sums(index, alone)[0]
+                alone = x[sample : sample + 1]
+                return (
+                    engine.sums(index, alone).reshape(shape),
+                    cpu.sums(index, alone).reshape(shape),
+                )
 
+            shape = (len(x), target.features, target.pixels)
+            part = slice(layer.first_row, layer.first_row + rows)
             compare_layer(
-                layer.name, results[layer.output], reference[layer.output], first_column, sums
+                layer.name,
+                results[layer.output].reshape(shape)[:, part],
+                reference[layer.output].reshape(shape)[:, part],
+                first_column,
+                sums,
             )
 
 
 def _new_report(program: Program, device: str, board: str, memory: Memory) -> Report:
     layers = [
-        LayerReport(layer.name, layer.rows, layer.features, layer.bank_size, layer.keep)
+        LayerReport(
+            layer.name,
+            layer.rows,
+            layer.features,
+            layer.bank_size,
+            layer.keep,
+            program.tensors[layer.output].pixels,
+        )
         for layer in program.layers
     ]
     return Report(
@@ -234,7 +260,7 @@ def _new_report(program: Program, device: str, board: str, memory: Memory) -> Re
     )
 
 
-def _add(report: LayerReport, cycles: LayerCycles) -> None:
-    report.cycles += cycles.total
-    report.multiply_cycles += cycles.multiply
-    report.bytes += cycles.bytes
+def _add(report: LayerReport, cycles: LayerCycles, runs: int) -> None:
+    report.cycles += runs * cycles.total
+    report.multiply_cycles += runs * cycles.multiply
+    report.bytes += runs * cycles.bytes

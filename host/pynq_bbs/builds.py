@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,8 @@ from .paths import overlay_dir
 
 #: Bytes of a word of the engine's memory ports.
 PORT_BYTES = 8
+#: What a memory may be made of, where a build has a choice.
+MEMORIES = ("bram", "uram")
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,47 @@ class Build:
     chain_words: int
     fabric_lanes: int
     index_bits: int
+    #: "bram" or "uram"
+    block_memory: str
+    sum_memory: str
+
+    @property
+    def memories(self) -> dict[str, str]:
+        """Where the memories lie for which a build has a choice, by parameter name."""
+        return {k: v for k, v in asdict(self).items() if k.endswith("_memory")}
 
     @property
     def parameters(self) -> dict[str, int]:
         """What the engine reports through its registers, by register name."""
         return {k: v for k, v in asdict(self).items() if isinstance(v, int)}
+
+    @property
+    def pack(self) -> int:
+        """Features of a column tile that share an activation word."""
+        return max(1, PORT_BYTES // self.cols)
+
+    def takes_bank(self, bank_size: int) -> bool:
+        """Whether banks of that size fill whole activation words, or words fill whole banks."""
+        nested = bank_size % self.pack == 0 or self.pack % bank_size == 0
+        return nested and bank_size <= 1 << self.index_bits
+
+    def bank_space(self, bank_size: int) -> int:
+        """Features that a bank takes in the vector buffer."""
+        return max(bank_size, self.pack)
+
+    @property
+    def row_step(self) -> int:
+        """Output features come in multiples of this."""
+        return max(self.rows, self.pack)
+
+    @property
+    def banks(self) -> int:
+        """Pixels of a word of the image memory (`kBanks` in `hls/types.hpp`)."""
+        return self.cols + 8
+
+    def padded(self, features: int) -> int:
+        """Features that a tensor takes in memory."""
+        return -(-features // self.row_step) * self.row_step
 
     @property
     def products_per_cycle(self) -> int:
@@ -73,6 +112,39 @@ def load_build(name: str) -> Build:
         for key, kind in wanted.items():
             if kind == "int" and (type(data[key]) is not int or not 0 <= data[key] <= 1 << 20):
                 raise ValueError(f"{key} is {data[key]!r}, wanted an integer from 0 to 2**20")
+            if key.endswith("_memory") and data[key] not in MEMORIES:
+                raise ValueError(f"{key} is {data[key]!r}, wanted one of {', '.join(MEMORIES)}")
+        build = Build(**data)
+        broken = [text for holds, text in _relations(build) if not holds]
+        if broken:
+            raise ValueError("; ".join(broken))
     except ValueError as error:
         raise BuildError(f"{path}: not a build file: {error}") from None
-    return Build(**data)
+    return build
+
+
+def _relations(build: Build) -> Iterator[tuple[bool, str]]:
+    """What `hls/types.hpp` asserts about the parameters: whether it holds, and what it says."""
+    rows, cols, lanes = build.rows, build.cols, build.lanes
+    if min(rows, cols, lanes) < 1:
+        yield False, "lanes, rows and cols are at least 1"
+        return
+    wide = rows * cols
+    yield rows * lanes % PORT_BYTES == 0, "rows x lanes is a multiple of 8"
+    yield lanes % 2 == 0, "lanes is even"
+    yield cols % PORT_BYTES == 0 or cols in (1, 2, 4), "cols is 1, 2, 4 or a multiple of 8"
+    yield rows & (rows - 1) == 0 or cols >= PORT_BYTES, "rows is a power of two where cols is below 8"
+    yield 2 <= wide <= 512, "rows x cols is 2 to 512"
+    units = min(wide, PORT_BYTES)
+    yield build.requant_units == units, f"requant_units is {units}"
+    power = build.vector_words >= 256 and build.vector_words & (build.vector_words - 1) == 0
+    yield power, "vector_words is a power of two, 256 at least"
+    yield build.block_words >= build.vector_words, "block_words is at least vector_words"
+    yield build.queue_words >= 1, "queue_words is at least 1"
+    yield build.sum_words >= 1 and build.block_rows >= 1, "sum_words and block_rows are at least 1"
+    yield 1 <= build.taps <= min(lanes, 8), "taps is 1 to 8, lanes at most"
+    yield build.image_words == 0 or cols >= PORT_BYTES, "image_words is 0 where cols is below 8"
+    yield build.image_words & (build.image_words - 1) == 0, "image_words is 0 or a power of two"
+    fabric = build.fabric_lanes <= lanes and build.fabric_lanes % 2 == 0
+    yield fabric, "fabric_lanes is even, lanes at most"
+    yield build.index_bits in (4, 6, 8), "index_bits is 4, 6 or 8"

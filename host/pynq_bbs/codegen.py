@@ -92,6 +92,10 @@ def build_header(build: Build) -> str:
         "",
         f'constexpr char kBuildName[] = "{build.name}";',
         *(f"constexpr int k{_camel(k)} = {v};" for k, v in build.parameters.items()),
+        *(
+            f"constexpr bool k{_camel(k.removesuffix('_memory'))}InUram = {str(v == 'uram').lower()};"
+            for k, v in build.memories.items()
+        ),
         "",
         "}  // namespace bbs",
         "",

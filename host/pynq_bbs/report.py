@@ -19,6 +19,7 @@ class LayerReport:
     features: int
     bank_size: int
     keep: int
+    pixels: int = 1
     cycles: float = 0.0
     multiply_cycles: int = 0
     bytes: int = 0
@@ -64,7 +65,7 @@ class Report:
     @property
     def dense_equivalent_gops(self) -> float:
         """2 x rows x features x columns over the modelled time, as if no weight were zero."""
-        macs = sum(layer.rows * layer.features for layer in self.layers) * self.columns
+        macs = sum(la.rows * la.features * la.pixels for la in self.layers) * self.columns
         return 2e-9 * macs / self.modelled_seconds if self.cycles else 0.0
 
     def __str__(self) -> str:

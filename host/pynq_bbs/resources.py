@@ -5,7 +5,8 @@
 
 Memories and multipliers follow the declarations in `hls/`. The basis of each term is one of
 
-* declared: the bits or products that the source declares, put into the part's primitives;
+* declared: the bits, products or choices that the source declares, put into the part's primitives:
+  an adder or a comparison takes a LUT for one bit or for two, a choice among four a LUT a bit;
 * yosys: LUTs that yosys counted for hand-written RTL of the same function at 8 lanes and 32
   columns, scaled, times `HLS_MARGIN`;
 * assumed: a round figure for what neither shows (bus adapters, state machines).
@@ -35,32 +36,46 @@ _YOSYS_MAC_LUTS = 3800
 _YOSYS_UNITS = 8
 _YOSYS_DRAIN_LUTS = 3400
 _YOSYS_UNPACK_LUTS = 500  # of one plane
+#: A product of INT8 made of LUTs, with its share of the sum. No margin: Vivado's own multipliers
+#: of LUTs are smaller than those of yosys.
+_YOSYS_FABRIC_PRODUCT_LUTS = 164
 
-#: Bits of a product or count in each function that works some out, outside its inner loop.
-MULTIPLYING = {
-    "check_command": 64,
-    "derive_shape": 32,
-    "sequence": 64,
-    "unpack": 32,
-    "fill_vectors": 32,
-    "multiply_fill": 32,
-    "accumulate": 32,
-    "requantise": 32,
-}
-#: Quotients and remainders in `hls/check.hpp`.
-_DIVIDERS = 9
-#: `sequence`, four `fetch`, `unpack`, `fill_vectors`, `multiply_fill`, `accumulate`,
-#: `requantise`, `store`, and the command loop around them.
-_PROCESSES = 12
+#: Multipliers for counts and offsets: (function, how many, bits of the operands, of the result).
+#: `check_command` and `sequence` share as many as their ALLOCATION allows.
+COUNTING = (
+    ("check_command", 2, (32, 32), 64),
+    ("sequence", 1, (32, 32), 64),
+    ("unpack", 1, (24, 16), 32),
+    ("multiply", 1, (24, 16), 32),
+)
+#: Those that only images need.
+IMAGE_COUNTING = (("columns", 1, (16, 16), 32), ("gather", 3, (16, 16), 32))
+#: Products that `BIND_OP impl=fabric` keeps out of DSPs: (variable, bits of the operands, copies).
+FABRIC_COUNTING = (
+    ("plane_bits", (40, 4), 2),  # check_command and sequence
+    ("cycles", (32, 8), 2),  # multiply and accumulate
+    ("groups", (24, 24), 1),
+    ("product", (16, 4), 11),  # scaled(): two in the check, nine in columns and gather
+)
+#: Quotients by a variable in `hls/check.hpp`.
+_DIVIDERS = 5
+#: `sequence`, five `fetch`, `unpack`, `columns`, `gather`, `multiply`, `accumulate`,
+#: `requantise`, `deliver`, and the command loop around them.
+_PROCESSES = 14
 _FLOAT_DSPS = 3  # of a float32 multiplier in full use of DSPs; hand-written RTL took 2
+_COMBINE_DSPS = 2  # 9 x 24 and 18 x 24 bits
 _BURST_WORDS = 64  # max_read_burst_length in hls/ports.hpp
 _BURSTS_IN_FLIGHT = 8  # num_read_outstanding
 _TABLE_ENTRIES = 256
 #: A stream becomes shift registers up to so many bits (the tool's own default) or two words.
 _SHIFT_REGISTER_BITS = 1024
 _SHIFT_REGISTER_DEPTH = 2
-#: Deeper memories are taken to be block RAM.
+#: Deeper memories are taken to be block RAM, where the source does not bind them.
 _LUTRAM_DEPTH = 32
+#: Lanes of the vector buffer as deep as this are block RAM (`hls/multiply.hpp`).
+_VECTOR_BRAM_DEPTH = 256
+#: Loops into which `take_pixels` is inlined.
+_TAKE_PIXELS_LOOPS = 3
 
 # Assumed LUTs.
 _FIFO_CONTROL = 30
@@ -81,7 +96,7 @@ class Term:
     #: declared, yosys or assumed
     basis: str
     dsp: int = 0
-    bram36: int = 0
+    bram36: float = 0
     uram: int = 0
     lut: int = 0
 
@@ -108,7 +123,7 @@ class Resources:
         return sum(term.dsp for term in self.terms)
 
     @property
-    def bram36(self) -> int:
+    def bram36(self) -> float:
         return sum(term.bram36 for term in self.terms)
 
     @property
@@ -123,9 +138,10 @@ class Resources:
         """Head, terms and sum, as `report.table` takes them."""
         head = ("term", "basis", *(name for _, _, name in _KINDS))
         terms = [
-            (t.name, t.basis, *(str(getattr(t, kind)) for kind, _, _ in _KINDS)) for t in self.terms
+            (t.name, t.basis, *(f"{getattr(t, kind):.7g}" for kind, _, _ in _KINDS))
+            for t in self.terms
         ]
-        return [head, *terms, ("sum", "", *(str(getattr(self, kind)) for kind, _, _ in _KINDS))]
+        return [head, *terms, ("sum", "", *(f"{getattr(self, kind):.7g}" for kind, _, _ in _KINDS))]
 
     def reasons(self) -> str:
         """The formula of each term, one a line."""
@@ -146,14 +162,28 @@ class StreamGroup:
     depth: int
 
 
-def block_rams(width: int, depth: int) -> int:
-    """BRAM36 of a memory with one write and one read port: each is 512 words of 72 bits."""
-    return -(-width // 72) * -(-depth // 512)
+#: Shapes of half a BRAM36 with one write and one read port: bits and words.
+_HALF_SHAPES = ((36, 512), (18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384))
+
+
+def block_rams(width: int, depth: int) -> float:
+    """BRAM36 of a memory with one write and one read port, in halves."""
+    return min(-(-width // w) * -(-depth // d) for w, d in _HALF_SHAPES) / 2
+
+
+def ultra_rams(width: int, depth: int) -> int:
+    """URAM of such a memory: each is 4096 words of 72 bits."""
+    return -(-width // 72) * -(-depth // 4096)
 
 
 def lutram_luts(width: int, depth: int) -> int:
     """LUTs of a small memory with one write and one read port: four hold 32 words of 6 bits."""
     return 4 * -(-width // 6) * -(-depth // 32)
+
+
+def mux_luts(choices: int) -> int:
+    """LUTs a bit of a choice: one for four, and the wide multiplexers of a slice join them."""
+    return 0 if choices < 2 else -(-choices // 4)
 
 
 def multiplier_dsps(a_bits: int, b_bits: int, result_bits: int, family: str) -> int:
@@ -164,25 +194,44 @@ def multiplier_dsps(a_bits: int, b_bits: int, result_bits: int, family: str) -> 
     )
 
 
+def word_bits(build: Build) -> int:
+    """Bits of an activation word."""
+    return 8 * max(build.cols, PORT_BYTES)
+
+
+def _csb_bits(build: Build) -> int:
+    return build.rows * build.lanes * (8 + build.index_bits)
+
+
 def streams(build: Build) -> tuple[StreamGroup, ...]:
-    """Every stream of the region, with its width in bits and its depth in words."""
+    """Every stream of the engine, with its width in bits and its depth in words."""
     port_bits = 8 * PORT_BYTES
-    ports = ("weight_words", "index_words", "row_words", "feature_words", "outputs")
-    bursts = ("weight_bursts", "index_bursts", "row_bursts", "act_bursts", "store_bursts")
+    ports = ("weight_words", "index_words", "row_words", "feature_words", "residual_words")
+    bursts = tuple(f"{n}_bursts" for n in ("weight", "index", "row", "act", "residual", "store"))
     visits = ("unpack_visits", "multiply_visits", "accumulate_visits")
-    sums = 32 * build.cols
-    return (
-        StreamGroup("Burst", bursts, "2 counts and a flag", 2 * 32 + 8, 8),
-        StreamGroup("Fill", ("fills",), "4 counts", 4 * 32, 8),
-        StreamGroup("Visit", visits, "4 counts and 4 flags", 4 * 32 + 4 * 8, 8),
-        StreamGroup("Word", ports, "a port word", port_bits, 64),
-        StreamGroup("Weight", ("csb_words",), "lanes x 16", 16 * build.lanes, build.block_words),
-        StreamGroup("Sum", ("sums",), "columns x 32", sums, 4),
-        StreamGroup(
-            "Table", ("table_words",), "a port word", port_bits, _TABLE_ENTRIES // PORT_BYTES
+    sums, acts = 32 * build.rows * build.cols, word_bits(build)
+    entries = _TABLE_ENTRIES // PORT_BYTES
+    chain = max(build.chain_words, 2)
+    groups = (
+        ("Burst", bursts, "4 counts and a flag", 4 * 32 + 8, 8),
+        ("Fill", ("tile_fills", "fills"), "5 counts and a flag", 5 * 32 + 8, 8),
+        ("Visit", visits, "5 counts and 5 flags", 5 * 32 + 5 * 8, 8),
+        ("Word", (*ports, "outputs"), "a port word", port_bits, 64),
+        ("Columns", ("tile_columns",), "40 bits a column and 24", 40 * build.cols + 24, 2),
+        (
+            "VectorWrite",
+            ("vector_writes",),
+            "taps x (word, 16) and 24",
+            build.taps * (acts + 16) + 24,
+            16,
         ),
-        StreamGroup("Total", ("totals",), "columns x 32, multiplier", sums + 32, 4),
+        ("Weight", ("csb_words",), "a CSB word", _csb_bits(build), build.queue_words),
+        ("Sum", ("sums",), "rows x columns x 32", sums, 4),
+        ("Table", ("table_words",), "a port word", port_bits, entries),
+        ("Total", ("totals",), "sums, multipliers, a flag", sums + 32 * build.rows + 8, 4),
+        ("Chain", ("chain",), "an activation word", acts, chain),
     )
+    return tuple(StreamGroup(*group) for group in groups)
 
 
 def estimate(build: Build, device_family: str) -> Resources:
@@ -199,7 +248,9 @@ def estimate(build: Build, device_family: str) -> Resources:
     terms = (
         *_memory_terms(build),
         *_arithmetic_terms(build),
-        *_control_terms(device_family),
+        *_output_terms(build),
+        *_image_terms(build),
+        *_control_terms(build, device_family),
         *(_stream_term(group) for group in streams(build)),
         *_bus_terms(),
     )
@@ -219,8 +270,8 @@ def check_fits(build: Build, board: Board) -> None:
         if need <= limit:
             continue
         largest = sorted(resources.terms, key=lambda t: -getattr(t, kind))[:3]
-        parts = ", ".join(f"{t.name} {getattr(t, kind)}" for t in largest if getattr(t, kind))
-        short.append(f"{name}: needs {need}, the part has {limit} (largest: {parts})")
+        parts = ", ".join(f"{t.name} {getattr(t, kind):.7g}" for t in largest if getattr(t, kind))
+        short.append(f"{name}: needs {need:.7g}, the part has {limit} (largest: {parts})")
     if short:
         raise BuildError(
             f"build {build.name} is estimated not to fit the {board.device} of {board.name}: "
@@ -229,36 +280,51 @@ def check_fits(build: Build, board: Board) -> None:
         )
 
 
-def _memory_terms(build: Build) -> Iterator[Term]:
-    lane_bits = 8 * build.cols
+def _choice_term(name: str, reason: str, memory: str, width: int, depth: int) -> Term:
+    """A memory for which the build says what it is made of."""
+    if memory == "uram":
+        return Term(name, f"{reason}, URAM", "declared", uram=ultra_rams(width, depth))
+    return Term(name, reason, "declared", bram36=block_rams(width, depth))
+
+
+def _vector_terms(build: Build) -> Iterator[Term]:
+    bits, pack = word_bits(build), max(PORT_BYTES // build.cols, 1)
+    depth, copies = 2 * build.vector_words // pack, build.rows * build.lanes
+    in_bram = depth >= _VECTOR_BRAM_DEPTH
     yield Term(
         "vector buffer",
-        f"{build.lanes} lanes x {build.vector_words} x {lane_bits} bits, x 2 for ping-pong; "
-        "LUT: a 2:1 mux a bit read",
+        f"{build.lanes} lanes x {build.rows} copies x {depth} x {bits} bits, both halves, "
+        + ("block RAM" if in_bram else "LUTRAM"),
         "declared",
-        bram36=2 * build.lanes * block_rams(lane_bits, build.vector_words),
-        lut=build.lanes * lane_bits,
+        bram36=copies * block_rams(bits, depth) if in_bram else 0,
+        lut=0 if in_bram else copies * lutram_luts(bits, depth),
     )
-    word_bits = 16 * build.lanes
+    place_bits = (2 * build.vector_words - 1).bit_length()
+    reads = copies * (place_bits + 8 * build.cols * mux_luts(pack))
+    writes = build.lanes * (bits * mux_luts(build.taps) + place_bits)
     yield Term(
-        "block buffer",
-        f"{build.block_words} x {word_bits} bits, weight and index of each lane",
+        "vector buffer access",
+        f"of each copy a sum of {place_bits} bits, and a choice of 1 feature in {pack} of a word; "
+        f"of each lane a choice of 1 word in {build.taps}",
         "declared",
-        bram36=block_rams(word_bits, build.block_words),
+        lut=reads + writes,
     )
-    sum_bits = 32 * build.cols
-    yield Term(
-        "partial sums",
-        f"{build.sum_words} x {sum_bits} bits",
-        "declared",
-        bram36=block_rams(sum_bits, build.sum_words),
-    )
-    row_bits = 8 * PORT_BYTES
+
+
+def _memory_terms(build: Build) -> Iterator[Term]:
+    yield from _vector_terms(build)
+    bits = _csb_bits(build)
+    reason = f"{build.block_words} x {bits} bits, weight and index of each lane and row"
+    yield _choice_term("block buffer", reason, build.block_memory, bits, build.block_words)
+    bits = 32 * build.rows * build.cols
+    reason = f"{build.sum_words} x {bits} bits"
+    yield _choice_term("partial sums", reason, build.sum_memory, bits, build.sum_words)
+    bits = 8 * PORT_BYTES * build.rows
     yield Term(
         "row parameters",
-        f"{build.block_rows} x {row_bits} bits",
+        f"{build.block_rows} x {bits} bits",
         "declared",
-        bram36=block_rams(row_bits, build.block_rows),
+        bram36=block_rams(bits, build.block_rows),
     )
     yield Term(
         "table copies",
@@ -269,23 +335,30 @@ def _memory_terms(build: Build) -> Iterator[Term]:
 
 
 def _arithmetic_terms(build: Build) -> Iterator[Term]:
-    products = build.products_per_cycle
+    wide = build.rows * build.cols
+    in_dsps, in_luts = (build.lanes - build.fabric_lanes) * wide, build.fabric_lanes * wide
+    shared = 2 if build.cols > 1 else 1
     yield Term(
         "products",
-        f"{build.lanes} x {build.cols}, two in a DSP, DSPs in cascaded pairs; "
-        f"LUT: {_YOSYS_MAC_LUTS} for {_YOSYS_PRODUCTS}, x {HLS_MARGIN}",
+        f"{build.lanes - build.fabric_lanes} lanes x {build.rows} x {build.cols}, {shared} in a "
+        f"DSP; LUT: {_YOSYS_MAC_LUTS} for {_YOSYS_PRODUCTS}, x {HLS_MARGIN}",
         "yosys",
-        dsp=products // 2,
-        lut=round(HLS_MARGIN * _YOSYS_MAC_LUTS * products / _YOSYS_PRODUCTS),
+        dsp=in_dsps // shared,
+        lut=round(HLS_MARGIN * _YOSYS_MAC_LUTS * in_dsps / _YOSYS_PRODUCTS),
     )
-    units = build.requant_units
     yield Term(
-        "requantise units",
-        f"{units} x a float32 multiplier of {_FLOAT_DSPS}; "
-        f"LUT: {_YOSYS_DRAIN_LUTS} for {_YOSYS_UNITS}, x {HLS_MARGIN}",
+        "products in fabric",
+        f"{build.fabric_lanes} lanes x {build.rows} x {build.cols}, {_YOSYS_FABRIC_PRODUCT_LUTS} "
+        "LUTs each, its share of the sum included",
         "yosys",
-        dsp=_FLOAT_DSPS * units,
-        lut=round(HLS_MARGIN * _YOSYS_DRAIN_LUTS * units / _YOSYS_UNITS),
+        lut=_YOSYS_FABRIC_PRODUCT_LUTS * in_luts,
+    )
+    # Of two bytes the larger: 4 LUTs compare, 8 choose, and the weights' zeros fit into those.
+    yield Term(
+        "maximum",
+        f"{wide} x ({build.lanes - 1} x 12 LUTs, then 16 against the sum and 32 to choose)",
+        "declared",
+        lut=wide * (12 * (build.lanes - 1) + 48),
     )
     yield Term(
         "unpack",
@@ -295,28 +368,94 @@ def _arithmetic_terms(build: Build) -> Iterator[Term]:
     )
     yield Term(
         "accumulate",
-        f"{build.cols} adders of 32 bits, bias or partial sum chosen in the same LUT",
+        f"{wide} x 32 bits: a sum, bias or partial sum chosen in the same LUT, half a comparison, "
+        f"a choice; {build.rows} x {build.cols - 1} sums of columns",
         "declared",
-        lut=32 * build.cols,
+        lut=wide * (32 + 16 + 32) + 32 * build.rows * (build.cols - 1),
     )
-    # n:1 muxes at n/4 LUTs a bit: cols/units : 1 for the units' sums, cols/2 : 1 for a word of
-    # two sums. Both come to 8 LUTs a column.
+
+
+def _output_terms(build: Build) -> Iterator[Term]:
+    units = build.requant_units
+    yield Term(
+        "requantise units",
+        f"{units} x a float32 multiplier of {_FLOAT_DSPS}; "
+        f"LUT: {_YOSYS_DRAIN_LUTS} for {_YOSYS_UNITS}, x {HLS_MARGIN}",
+        "yosys",
+        dsp=_FLOAT_DSPS * units,
+        lut=round(HLS_MARGIN * _YOSYS_DRAIN_LUTS * units / _YOSYS_UNITS),
+    )
+    # 64 bits shifted by up to 63 places: three choices of 1 in 4 for each bit. The bit that is
+    # odd: 1 in 64. Two sums of 64 bits, three clamps and the sums of zero points.
+    yield Term(
+        "combine units",
+        f"{units} x {_COMBINE_DSPS} multipliers; LUT: 3 x 64 for the shift, 16 for the odd bit, "
+        "2 x 64 for sums, 96 for clamps and zero points",
+        "declared",
+        dsp=_COMBINE_DSPS * units,
+        lut=units * (3 * 64 + 16 + 2 * 64 + 96),
+    )
+    # wide/units : 1 for the units' sums, wide/2 : 1 for a word of two sums: both 8 LUTs a sum.
+    wide = build.rows * build.cols
     yield Term(
         "output muxes",
-        f"{build.cols} sums to {units} units, and to words of two: 16 LUTs a column",
+        f"{wide} sums to {units} units, and to words of two: 16 LUTs a sum",
         "declared",
-        lut=16 * build.cols,
+        lut=16 * wide,
     )
 
 
-def _control_terms(family: str) -> Iterator[Term]:
-    dsps = [multiplier_dsps(32, 32, bits, family) for bits in MULTIPLYING.values()]
+def _image_terms(build: Build) -> Iterator[Term]:
+    if not build.image_words:
+        return
+    banks, taps, cols = build.cols + 8, build.taps, build.cols
+    place_bits = (build.image_words - 1).bit_length()
+    yield Term(
+        "image memory",
+        f"{banks} banks x {build.image_words} x 8 bits",
+        "declared",
+        bram36=banks * block_rams(8, build.image_words),
+    )
+    turns = (banks - 1).bit_length()
+    yield Term(
+        "window",
+        f"{banks} bytes turned in {turns} steps, two in a LUT; a choice of two addresses of "
+        f"{place_bits} bits each",
+        "declared",
+        lut=banks * (8 * -(-turns // 2) + place_bits),
+    )
+    # A pixel by stride, 4:1; then that, the padding or what was there before.
+    yield Term(
+        "taps",
+        f"{taps} x {cols} x 8 bits, 2 LUTs each; {taps + 1} x {cols} coordinates of 16 bits, a "
+        "sum and half a comparison; 40 bits chosen from the columns",
+        "declared",
+        lut=taps * cols * 8 * 2 + (taps + 1) * cols * (16 + 8) + 40 * mux_luts(cols),
+    )
+    yield Term(
+        "pixels in",
+        f"in {_TAKE_PIXELS_LOOPS} loops {banks} bytes, each of {banks // 8}, and two addresses",
+        "declared",
+        lut=_TAKE_PIXELS_LOOPS * (banks * 8 * mux_luts(banks // 8) + banks // 8 * place_bits),
+    )
+
+
+def _control_terms(build: Build, family: str) -> Iterator[Term]:
+    counting = COUNTING + (IMAGE_COUNTING if build.image_words else ())
+    dsps = [n * multiplier_dsps(a, b, bits, family) for _, n, (a, b), bits in counting]
     yield Term(
         "counts and offsets",
-        f"one 32 x 32 bit multiplier in each of {len(dsps)} functions, 3 DSP or for 64 bits of "
-        "result 4, if HLS shares it there",
-        "assumed",
+        "multipliers of "
+        + ", ".join(f"{name} {dsp}" for (name, *_), dsp in zip(counting, dsps, strict=True)),
+        "declared",
         dsp=sum(dsps),
+    )
+    yield Term(
+        "narrow products",
+        "in fabric, a LUT for each pair of bits: "
+        + ", ".join(f"{n} x {a} x {b}" for _, (a, b), n in FABRIC_COUNTING),
+        "declared",
+        lut=sum(n * a * b for _, (a, b), n in FABRIC_COUNTING),
     )
     yield Term(
         "command check",
@@ -334,10 +473,11 @@ def _control_terms(family: str) -> Iterator[Term]:
 
 def _stream_term(group: StreamGroup) -> Term:
     count, bits = len(group.names), group.width * group.depth
-    block_ram = lut = 0
+    block_ram, lut = 0.0, 0
+    bound = group.type == "Word"  # to LUTRAM, in hls/engine.cpp
     if group.depth <= _SHIFT_REGISTER_DEPTH or bits <= _SHIFT_REGISTER_BITS:
         where, lut = "shift registers", group.width
-    elif group.depth <= _LUTRAM_DEPTH:
+    elif bound or group.depth <= _LUTRAM_DEPTH:
         where, lut = "LUTRAM", lutram_luts(group.width, group.depth)
     else:
         where, block_ram = "block RAM", block_rams(group.width, group.depth)
@@ -364,7 +504,7 @@ def _bus_terms() -> Iterator[Term]:
     )
     bits = sum(width for _, width in REGISTERS.values())
     yield Term("registers", f"{bits} bits, a LUT each for the way out", "assumed", lut=bits)
-    # Four memory ports and the control port of the processing system, one bus each; the five
+    # Four memory ports and the control port of the processing system, one bus each; the six
     # m_axi and the processing system's master come in (overlay/block_design.tcl).
     outputs, inputs = 4 + 1, len(PORTS) + 1
     yield Term(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .errors import VerificationError
 
-#: Column -> the device's and the cpu device's INT32 sums (M,) of the layer that differs.
+#: Sample -> the device's and the cpu device's INT32 sums (M, pixels) of the layer that differs.
 Sums = Callable[[int], tuple[NDArray[np.int32], NDArray[np.int32]]]
 
 
@@ -18,14 +18,14 @@ def compare_layer(
     name: str,
     device: NDArray[np.generic],
     reference: NDArray[np.generic],
-    first_column: int,
+    first_sample: int,
     sums: Sums,
 ) -> None:
-    """Raise unless both tensors (N, M) hold the same integers.
+    """Raise unless both tensors (N, M, pixels) hold the same integers.
 
     Args:
         name: of the layer that wrote the tensor.
-        first_column: which sample of the user's batch column 0 is.
+        first_sample: which sample of the user's batch sample 0 is.
         sums: called only where they differ.
 
     Raises:
@@ -39,12 +39,15 @@ def compare_layer(
             f"layer {name!r}: the device gave {device.shape}, the cpu device {reference.shape}"
         )
     wrong = np.argwhere(device != reference)
-    column, row = (int(i) for i in wrong[0])
-    device_sums, reference_sums = sums(column)
+    sample, row, pixel = (int(i) for i in wrong[0])
+    device_sums, reference_sums = sums(sample)
+    column = f"column {first_sample + sample}"
+    if device.shape[2] > 1:
+        column = f"column {pixel} of sample {first_sample + sample}"
     raise VerificationError(
-        f"layer {name!r}, row {row}, column {first_column + column}: the device gave "
-        f"{int(device[column, row])}, the cpu device {int(reference[column, row])} "
-        f"(sums {int(device_sums[row])} and {int(reference_sums[row])}); "
+        f"layer {name!r}, row {row}, {column}: the device gave "
+        f"{int(device[sample, row, pixel])}, the cpu device {int(reference[sample, row, pixel])} "
+        f"(sums {int(device_sums[row, pixel])} and {int(reference_sums[row, pixel])}); "
         f"{len(wrong)} of {device.size} outputs of this layer differ. Equal sums point at "
         "requantisation, different ones at weights, indices or activations"
     )

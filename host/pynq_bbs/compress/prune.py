@@ -7,7 +7,7 @@ like its magnitude, and -128 has a magnitude of 128.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 
 #: Bank sizes that the engine works on.
-MIN_BANK, MAX_BANK = 2, 256
+MIN_BANK, MAX_BANK = 1, 256
 
 #: Up to this bank size, comparing all pairs is faster than selecting the k-th largest.
 _PAIRWISE_BANK = 8
@@ -33,7 +33,7 @@ def bank_prune(weights: NDArray[Any], bank_size: int, keep: int) -> NDArray[Any]
 
     Args:
         weights: (M, K), float or int8, finite. Not changed.
-        bank_size: weights in a bank, 2 to 256. A last bank cut short by the end of the row
+        bank_size: weights in a bank, 1 to 256. A last bank cut short by the end of the row
             counts as filled up with zeros that are never kept.
         keep: weights kept in a bank, 1 to `bank_size`.
 
@@ -67,15 +67,22 @@ def bank_mask(weights: NDArray[Any], bank_size: int, keep: int) -> NDArray[np.bo
     return mask
 
 
-def choose_bank(features: int, sparsity: float, bank_size: int, lanes: int) -> tuple[int, int]:
+def choose_bank(
+    features: int,
+    sparsity: float,
+    bank_size: int,
+    lanes: int,
+    takes: Callable[[int], bool] = lambda size: True,
+) -> tuple[int, int]:
     """Bank size S and keep k of a layer, so that as few lanes as possible idle.
 
     Args:
         features: K of the layer.
         sparsity: share of weights removed, 0 to less than 1; `S * (1 - sparsity)` must be an
             integer for some S.
-        bank_size: the largest S to take, 2 to 256. Larger banks prune more freely.
+        bank_size: the largest S to take, 1 to 256. Larger banks prune more freely.
         lanes: banks that the engine works on in a cycle.
+        takes: which bank sizes the engine can work with.
 
     Returns:
         (S, k). The S with the least padding of K to a multiple of `lanes * S`, of those the
@@ -94,7 +101,7 @@ def choose_bank(features: int, sparsity: float, bank_size: int, lanes: int) -> t
     choices = [
         (size, round(size * (1.0 - sparsity)))
         for size in range(MIN_BANK, bank_size + 1)
-        if abs(size * (1.0 - sparsity) - round(size * (1.0 - sparsity))) <= _TOLERANCE
+        if takes(size) and abs(size * (1.0 - sparsity) - round(size * (1.0 - sparsity))) <= _TOLERANCE
     ]
     choices = [(size, keep) for size, keep in choices if keep >= 1]
     if not choices:

@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ProgramError
+from ..model.graph import Combination
 from ..pack.csb import unpack_csb
 from ..pack.program import PackedLayer, Program
+from ..pack.windows import gathered
 from .linear import LinearOp, linear
 
 
@@ -25,25 +27,116 @@ class CpuDevice:
         self._ops = [linear_op(layer, program) for layer in program.layers]
 
     def run(self, tensors: dict[str, NDArray[np.int8]]) -> dict[str, NDArray[np.generic]]:
-        """Every tensor of the program, (N, features), from its input tensors (N, K) INT8."""
+        """Every tensor of the program, (N, values of a sample), from its INT8 input tensors."""
         known: dict[str, NDArray[np.generic]] = dict(tensors)
+        samples = len(next(iter(tensors.values())))
         for index, layer in enumerate(self._program.layers):
-            y, sums = self._linear(index, known[layer.input])
-            output = sums if layer.sums_out else y
-            assert output is not None  # linear gives what the layer's multiplier asks for
-            known[layer.output] = output
+            target = self._program.tensors[layer.output]
+            if layer.output not in known:
+                dtype = np.int32 if layer.sums_out else np.int8
+                known[layer.output] = np.zeros((samples, target.size), dtype)
+            whole = known[layer.output].reshape(samples, target.features, target.pixels)
+            rows = slice(layer.first_row, layer.first_row + layer.rows)
+            x = known[layer.input].astype(np.int8, copy=False)
+            y = self._layer(index, x)[:, : target.features - layer.first_row]
+            if layer.combination is not None:
+                other = known[layer.combination.tensor].reshape(whole.shape)[:, rows]
+                y = combined(layer.combination, y, other)
+            whole[:, rows] = y
         return known
 
     def sums(self, index: int, x: NDArray[np.int8]) -> NDArray[np.int32]:
-        """The INT32 sums (N, M) of layer `index`, bias included."""
-        sums = linear(self._ops[index], x, threads=self._threads, want_sums=True)[1]
-        assert sums is not None
-        return sums
+        """The INT32 sums (N, M * pixels) of layer `index`, bias included, from its input `x`."""
+        layer = self._program.layers[index]
+        target = self._program.tensors[layer.output]
+        sums = self._layer(index, x, want_sums=True)[:, : target.features - layer.first_row]
+        return np.ascontiguousarray(sums).reshape(len(x), -1).astype(np.int32, copy=False)
 
-    def _linear(
-        self, index: int, x: NDArray[np.generic]
-    ) -> tuple[NDArray[np.int8] | None, NDArray[np.int32] | None]:
-        return linear(self._ops[index], x.astype(np.int8, copy=False), threads=self._threads)
+    def _layer(
+        self, index: int, x: NDArray[np.int8], *, want_sums: bool = False
+    ) -> NDArray[np.generic]:
+        """(N, M, pixels) from (N, values of a sample): what stands before a combination."""
+        layer, op = self._program.layers[index], self._ops[index]
+        source = self._program.tensors[layer.input]
+        samples = len(x)
+        images = x.reshape(samples, source.features, source.height, source.width)
+        if layer.sum_columns:
+            sums = column_sums(op, images, self._program.build.cols)
+            pixels = 1
+        else:
+            columns = self._columns(layer, images)
+            pixels = len(columns) // samples
+            if layer.maximum:
+                sums = maxima(op, columns)
+            else:
+                y, sums = linear(op, columns, threads=self._threads, want_sums=want_sums)
+                if not (want_sums or layer.sums_out):
+                    assert y is not None  # linear gives what the layer's multiplier asks for
+                    return y.reshape(samples, pixels, -1).transpose(0, 2, 1)
+        if not (want_sums or layer.sums_out):
+            return requantised(op, sums).reshape(samples, pixels, -1).transpose(0, 2, 1)
+        return sums.reshape(samples, pixels, -1).transpose(0, 2, 1)
+
+    def _columns(self, layer: PackedLayer, images: NDArray[np.int8]) -> NDArray[np.int8]:
+        """What the weights meet, (columns, features)."""
+        if layer.window is None:
+            part = images[:, layer.first_feature : layer.first_feature + layer.features]
+            columns = part.reshape(*part.shape[:2], -1).transpose(0, 2, 1)
+            return np.ascontiguousarray(columns).reshape(-1, part.shape[1])
+        last = layer.first_feature + layer.window.channels
+        part = images[:, layer.first_feature : last]
+        return gathered(part, layer.window, layer.bank_size, layer.pad_value)
+
+
+def maxima(op: LinearOp, columns: NDArray[np.int8]) -> NDArray[np.int32]:
+    """(N, M): the largest of bias and of the features with a weight, by row."""
+    assert op.columns is not None or op.values.shape[1] == columns.shape[1]
+    result = np.empty((len(columns), op.rows), np.int32)
+    for row in range(op.rows):
+        features = np.flatnonzero(op.values[row])
+        if op.columns is not None:
+            features = op.columns[row][features]
+        result[:, row] = columns[:, features].max(axis=1, initial=-128)
+    return np.maximum(result, op.bias)
+
+
+def column_sums(op: LinearOp, images: NDArray[np.int8], cols: int) -> NDArray[np.int32]:
+    """(N, M): weights times the sums over the columns of each tile, bias added once."""
+    samples, channels = images.shape[:2]
+    pixels = images.reshape(samples, channels, -1)
+    tiles = -(-pixels.shape[2] // cols)
+    padded = np.zeros((samples, channels, tiles * cols), np.int64)
+    padded[:, :, : pixels.shape[2]] = pixels
+    by_tile = padded.reshape(samples, channels, tiles, cols).sum(axis=3)
+    features = by_tile.transpose(0, 2, 1).reshape(samples, -1)
+    chosen = features[:, op.columns] if op.columns is not None else features[:, None, :]
+    sums = (chosen * op.values.astype(np.int64)).sum(axis=2) + op.bias
+    return sums.astype(np.int32)
+
+
+def requantised(op: LinearOp, sums: NDArray[np.int32]) -> NDArray[np.int8]:
+    """INT8 from the sums (N, M) that no kernel of `linear.cpp` makes."""
+    assert op.multiplier is not None
+    with np.errstate(over="ignore"):
+        steps = np.rint(sums.astype(np.float32) * op.multiplier)
+    # Past 512 any zero point saturates.
+    q = np.clip(np.clip(steps, -512, 512).astype(np.int32) + op.zero_point, -128, 127)
+    if op.table is None:
+        return q.astype(np.int8)
+    return op.table[q + 128]
+
+
+def combined(
+    c: Combination, a: NDArray[np.generic], b: NDArray[np.generic]
+) -> NDArray[np.int8]:
+    """The combination of two INT8 arrays of one shape."""
+    from_a, from_b = a.astype(np.int64) - c.a_zero, b.astype(np.int64) - c.b_zero
+    acc = c.a_scale * from_a * from_b if c.product else c.a_scale * from_a + c.b_scale * from_b
+    down = acc >> c.shift
+    rest = acc - (down << c.shift)  # 0 to 2^shift - 1
+    half = (1 << c.shift) / 2
+    up = (rest > half) | ((rest == half) & (down % 2 == 1)) if c.shift else np.zeros_like(rest)
+    return np.clip(down + up + c.zero_point, c.low, c.high).astype(np.int8)
 
 
 def linear_op(layer: PackedLayer, program: Program) -> LinearOp:
@@ -52,7 +145,7 @@ def linear_op(layer: PackedLayer, program: Program) -> LinearOp:
     Raises:
         ProgramError: the image does not hold what the layer says.
     """
-    image, shape = program.image, layer.csb(program.build.lanes)
+    image, shape = program.image, layer.csb(program.build)
     weight_words, index_words = shape.weight_bytes // 8, shape.index_bytes // 8
     extents = [
         (layer.weights, weight_words),

@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..builds import PORT_BYTES
 from ..errors import DeviceMemoryError
 from ..model.graph import QuantInput
 from ..pack.cycles import LayerCycles, Memory, layer_cycles
-from ..pack.layout import from_tiles, to_tiles
-from ..pack.program import Program
-from ..pack.schedule import Plan, make_plan
+from ..pack.layout import from_tiles, images_from_tiles, images_to_tiles, to_tiles
+from ..pack.plan import Plan, block_bases, make_plan, tensor_words
+from ..pack.program import Program, Tensor, as_sums
 from .session import Session
 
-#: Columns worked on at once. More gain nothing: by then each weight block meets as many column
-#: tiles as it ever does.
+#: Samples worked on at once. As columns more gain nothing: by then each weight block meets as many
+#: column tiles as it ever does. As images they would only take memory.
 MOST_COLUMNS = 512
+MOST_IMAGES = 64
 #: A run may take this long for nothing, and this many times what the cycle model says: the
 #: emulator is slower than a board, a loaded host slower still.
 _PATIENCE_S = 10.0
@@ -33,34 +33,48 @@ class EngineProgram:
     """Loads a program into a device's memory once and runs it for batch after batch."""
 
     def __init__(
-        self, program: Program, session: Session, memory: Memory, seconds: dict[str, float]
+        self,
+        program: Program,
+        session: Session,
+        memory: Memory,
+        seconds: dict[str, float],
+        *,
+        every: bool = True,
     ) -> None:
-        """`seconds` is where the time of each part of a run is added up (`report.PARTS`)."""
+        """
+        Args:
+            seconds: where the time of each part of a run is added up (`report.PARTS`).
+            every: store every tensor, so that `run` can be asked for it; else only outputs.
+        """
         self._program = program
         self._session = session
         self._memory = memory
         self._seconds = seconds
-        self._most_columns = MOST_COLUMNS
+        self._every = every
+        self._images = program.has_pixels
+        self._most = MOST_IMAGES if self._images else MOST_COLUMNS
+        self._stays = block_bases(program) is not None
+        self._resident = False  # in the block buffer, as far as the plan in memory goes
         self._plan: Plan | None = None
         self._cycles: list[LayerCycles] = []
         self._block: Any = None
 
     def chunks(self, columns: int) -> Iterable[tuple[int, int]]:
-        """(first column, end) of pieces that fit the device's memory.
+        """(first sample, end) of pieces that fit the device's memory.
 
         Raises:
-            DeviceMemoryError: not even one column tile fits.
+            DeviceMemoryError: not even one column tile, or image, fits.
         """
-        cols = self._program.build.cols
+        least = 1 if self._images else self._program.build.cols
         start = 0
         while start < columns:
-            end = min(columns, start + self._most_columns)
+            end = min(columns, start + self._most)
             try:
                 self._prepare(end - start)
             except DeviceMemoryError:
-                if end - start <= cols:
+                if end - start <= least:
                     raise
-                self._most_columns = max(cols, (end - start) // 2 // cols * cols)
+                self._most = max(least, (end - start) // 2 // least * least)
             else:
                 yield start, end
                 start = end
@@ -68,31 +82,34 @@ class EngineProgram:
     def run(
         self, inputs: dict[str, NDArray[np.int8]], wanted: Iterable[str]
     ) -> tuple[dict[str, NDArray[np.generic]], list[LayerCycles]]:
-        """The `wanted` tensors (N, features) and every layer's modelled cycles.
+        """The `wanted` tensors (N, values of a sample) and every layer's modelled cycles.
 
         Raises:
             DeviceError and its kinds: the engine refused a command or did not finish.
         """
         plan = self._prepare(len(next(iter(inputs.values()))))
-        build, layers = self._program.build, self._program.layers
-        words = np.asarray(self._block)
+        self._session.owner = None  # until the block buffer holds all weights
+        layers = self._program.layers
         for tensor, values in inputs.items():
             with self._timed("layout"):
-                tiles = to_tiles(values, build.cols).reshape(-1).view(np.uint64)
+                tiles = self._tiled(plan, tensor, values)
             with self._timed("to device"):
-                words[plan.tensors[tensor] : plan.tensors[tensor] + tiles.size] = tiles
+                self._stored(plan, tensor)[:] = tiles.reshape(plan.runs, -1).view(np.uint64)
         with self._timed("to device"):
             self._block.flush()
         with self._timed("device"):
-            modelled = sum(c.total for c in self._cycles) / self._memory.clock_hz
+            cycles = sum(c.total for c in self._cycles)
+            modelled = plan.runs * cycles / self._memory.clock_hz
             self._session.driver.run(
                 self._block.device_address,
                 plan.memory_words,
                 plan.first_command,
-                len(plan.commands),
+                len(plan.commands) * plan.runs,
                 timeout=_PATIENCE_S + _PATIENCE_FACTOR * modelled,
-                layer_name=lambda index: layers[index].name,
+                layer_name=lambda index: layers[index % len(layers)].name,
             )
+        if self._stays:
+            self._session.owner = self
         with self._timed("from device"):
             self._block.invalidate()
         with self._timed("layout"):
@@ -100,11 +117,18 @@ class EngineProgram:
         return outputs, self._cycles
 
     def sums(self, index: int, x: NDArray[np.int8]) -> NDArray[np.int32]:
-        """The INT32 sums (N, M) that the device computes for layer `index` from `x` (N, K)."""
-        layer = replace(self._program.layers[index], input="x", output="sums", sums_out=True)
-        layer = replace(layer, table=-1)
-        x_input = QuantInput("x", "x", (layer.features,), "int8", np.float32(1), 0)
-        alone = replace(self._program, layers=[layer], inputs=[x_input], outputs=[])
+        """The INT32 sums that the device computes for layer `index`, of one sample after the
+        other (N, M * pixels), from its input `x` (N, values of a sample)."""
+        layer = replace(as_sums(self._program.layers[index]), input="x", output="sums")
+        source = self._program.tensors[self._program.layers[index].input]
+        target = self._program.tensors[self._program.layers[index].output]
+        rows = layer.rows if layer.first_row else target.features
+        tensors = {"x": source, "sums": Tensor(rows, target.height, target.width)}
+        layer = replace(layer, first_row=0)
+        x_input = QuantInput("x", "x", (source.size,), "int8", np.float32(1), 0)
+        alone = replace(
+            self._program, tensors=tensors, layers=[layer], inputs=[x_input], outputs=[]
+        )
         other = EngineProgram(alone, self._session, self._memory, dict(self._seconds))
         try:
             return other.run({"x": x}, ["sums"])[0]["sums"].astype(np.int32, copy=False)
@@ -119,15 +143,19 @@ class EngineProgram:
 
     def _prepare(self, columns: int) -> Plan:
         """The plan for `columns`, its image and commands in device memory."""
-        if self._plan is None or self._plan.columns != columns:
-            plan = make_plan(self._program, columns, self._memory)
+        resident = self._stays and self._session.owner is self
+        plan = self._plan
+        if plan is None or plan.samples != columns or resident != self._resident:
+            plan = make_plan(
+                self._program, columns, self._memory, every=self._every, resident=resident
+            )
             self._plan = None  # until all of the new one lies in memory
             self._load(plan)
             self._cycles = [
                 layer_cycles(c, self._program.build, self._memory) for c in plan.commands
             ]
-            self._plan = plan
-        return self._plan
+            self._plan, self._resident = plan, resident
+        return plan
 
     def _load(self, plan: Plan) -> None:
         image = self._program.image
@@ -139,14 +167,39 @@ class EngineProgram:
         first = plan.first_command
         np.asarray(self._block)[first : first + len(commands)] = commands
 
+    def _is_sums(self, tensor: str) -> bool:
+        return any(la.output == tensor and la.sums_out for la in self._program.layers)
+
+    def _stored(self, plan: Plan, tensor: str) -> NDArray[np.uint64]:
+        """The tensor's words in device memory, (runs, words)."""
+        place = plan.places[tensor]
+        words = tensor_words(place, self._program.build, self._is_sums(tensor))
+        size = plan.sample_words
+        start = place.offset
+        block = np.asarray(self._block)
+        if plan.runs == 1:
+            return block[start : start + words].reshape(1, words)
+        base = plan.memory_words - plan.runs * size
+        return block[base : base + plan.runs * size].reshape(plan.runs, size)[
+            :, start - base : start - base + words
+        ]
+
+    def _tiled(self, plan: Plan, tensor: str, values: NDArray[np.int8]) -> NDArray[np.int8]:
+        cols, stride = self._program.build.cols, plan.places[tensor].stride
+        if self._images:
+            features = self._program.tensors[tensor].features
+            return images_to_tiles(values, features, cols, stride)
+        return to_tiles(values, cols, stride)
+
     def _tensor(self, plan: Plan, tensor: str) -> NDArray[np.generic]:
-        features = self._program.features()[tensor]
-        is_sums = any(la.output == tensor and la.sums_out for la in self._program.layers)
-        dtype = np.dtype(np.int32 if is_sums else np.int8)
-        cols, first = self._program.build.cols, plan.tensors[tensor]
-        count = plan.tiles * features * cols * dtype.itemsize // PORT_BYTES
-        stored = np.asarray(self._block)[first : first + count].view(dtype)
-        return from_tiles(stored.reshape(plan.tiles, features, cols), plan.columns)
+        shape, place = self._program.tensors[tensor], plan.places[tensor]
+        dtype = np.dtype(np.int32 if self._is_sums(tensor) else np.int8)
+        cols = self._program.build.cols
+        stored = np.ascontiguousarray(self._stored(plan, tensor)).view(dtype)
+        tiles = stored.reshape(plan.runs, place.tiles, place.stride, cols)
+        if self._images:
+            return images_from_tiles(tiles, shape.features, shape.pixels)
+        return from_tiles(tiles[0], plan.samples, shape.features)
 
     def _timed(self, part: str) -> _Timer:
         return _Timer(self._seconds, part)

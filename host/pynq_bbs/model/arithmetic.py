@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ModelError
-from .graph import Float, Function, apply_functions
+from .graph import Combination, Float, Function, apply_functions
 
 Int8 = NDArray[np.int8]
 
@@ -76,6 +76,65 @@ def integer_bias(bias: NDArray[Any], scale: Float) -> NDArray[np.int32]:
     steps = np.rint(bias.astype(np.float64) / scale.astype(np.float64))
     limited: NDArray[np.int32] = np.clip(steps, _INT32.min, _INT32.max).astype(np.int32)
     return limited
+
+
+#: Bits of the larger of the two scales of a combination; the engine has 24, sign included.
+_COMBINE_BITS = 22
+_MOST_SHIFT = 47
+
+
+def sum_of(
+    tensor: str,
+    a: tuple[np.float32, int],
+    b: tuple[np.float32, int],
+    y: tuple[np.float32, int],
+    functions: tuple[Function, ...] = (),
+) -> Combination:
+    """`functions(a + b)` of two INT8 tensors; each is (scale, zero point), `tensor` names b.
+
+    Raises:
+        ModelError: scales too far apart for 22 bits.
+    """
+    a_scale, b_scale, shift = _fixed_point(a[0] / y[0], b[0] / y[0])
+    low, high = _limits(functions, *y)
+    return Combination(tensor, a_scale, a[1], b_scale, b[1], shift, y[1], low, high)
+
+
+def product_of(
+    tensor: str,
+    a: tuple[np.float32, int],
+    b: tuple[np.float32, int],
+    y: tuple[np.float32, int],
+    functions: tuple[Function, ...] = (),
+) -> Combination:
+    """`functions(a * b)` of two INT8 tensors; each is (scale, zero point), `tensor` names b.
+
+    Raises:
+        ModelError: a scale beyond 22 bits.
+    """
+    scale, _, shift = _fixed_point(np.float64(a[0]) * b[0] / y[0], np.float64(0))
+    low, high = _limits(functions, *y)
+    return Combination(tensor, scale, a[1], 0, b[1], shift, y[1], low, high, product=True)
+
+
+def _fixed_point(a: np.floating[Any], b: np.floating[Any]) -> tuple[int, int, int]:
+    """Both ratios as integers over 2 to the same shift, the larger one of 22 bits."""
+    largest = float(max(a, b))
+    if not 0 < largest < 1 << _COMBINE_BITS:
+        raise ModelError(
+            f"scales of an addition or multiplication have the ratio {largest:g} to the output's; "
+            f"it must be positive and below {1 << _COMBINE_BITS}."
+        )
+    shift = min(_MOST_SHIFT, _COMBINE_BITS - int(np.frexp(largest)[1]))
+    return int(np.rint(np.ldexp(float(a), shift))), int(np.rint(np.ldexp(float(b), shift))), shift
+
+
+def _limits(
+    functions: tuple[Function, ...], scale: np.float32, zero_point: int
+) -> tuple[int, int]:
+    """The range that Relu and Clip leave of the integers."""
+    table = clamp_table(functions, scale, zero_point)
+    return (-128, 127) if table is None else (int(table[0]), int(table[-1]))
 
 
 def clamp_table(functions: tuple[Function, ...], scale: np.float32, zero_point: int) -> Int8 | None:

@@ -123,27 +123,90 @@ class QuantInput:
         return int(np.prod(self.shape, dtype=np.int64))
 
 
+@dataclass(frozen=True)
+class Window:
+    """How a window goes over an image; pairs are (along y, along x).
+
+    `pads` are rows or pixels beside the image: top, left, bottom, right.
+    """
+
+    channels: int
+    height: int
+    width: int
+    kernel: tuple[int, int]
+    strides: tuple[int, int] = (1, 1)
+    dilations: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    @property
+    def out_height(self) -> int:
+        return self._out(0, self.height)
+
+    @property
+    def out_width(self) -> int:
+        return self._out(1, self.width)
+
+    @property
+    def is_pixel(self) -> bool:
+        """True where every output pixel sees just the pixel at its own place."""
+        return (self.kernel, self.strides, self.pads) == ((1, 1), (1, 1), (0, 0, 0, 0))
+
+    def _out(self, axis: int, size: int) -> int:
+        reach = (self.kernel[axis] - 1) * self.dilations[axis] + 1
+        room = size + self.pads[axis] + self.pads[axis + 2] - reach
+        return room // self.strides[axis] + 1 if room >= 0 else 0
+
+
+@dataclass(frozen=True)
+class Combination:
+    """Two INT8 tensors to one, in fixed point (docs/arithmetic.md).
+
+    `y = clamp(round_half_even(acc / 2**shift) + zero_point, low, high)` with
+    `acc = a_scale * (a - a_zero) + b_scale * (b - b_zero)`, or, for a `product`,
+    `acc = a_scale * (a - a_zero) * (b - b_zero)`. `tensor` is b.
+    """
+
+    tensor: str
+    a_scale: int
+    a_zero: int
+    b_scale: int
+    b_zero: int
+    shift: int
+    zero_point: int
+    low: int = -128
+    high: int = 127
+    product: bool = False
+
+
 @dataclass
 class QuantLayer:
-    """One linear layer in integers (DESIGN.md section 3).
+    """One layer in integers (DESIGN.md section 3).
 
     `acc = weights @ (input - input_zero_point) + bias`, INT32. With a `multiplier`:
     `q = saturate(round_half_even(float32(acc) * multiplier) + zero_point)`,
     `output = table[q + 128]` where there is a table, else `q`. Without one (None) the output
     tensor is `acc` itself and only a model output may read it. With `weight_bits` 4 the weights
     lie in -8 to 7 and take half a byte each in memory; the arithmetic is the same.
+
+    With a `window` the same for each of its places: a convolution in `groups`; what lies beside
+    the image is `input_zero_point`. With `maximum` `acc` is the largest of the window's inputs
+    (no less than -128) and the weights are all 1. With a `combination` it has the last word.
     """
 
     name: str
     input: str
     output: str
-    weights: NDArray[np.int8]  # (M, K)
+    weights: NDArray[np.int8]  # (M, K); with a window (M, C / groups, kernel height, width)
     bias: NDArray[np.int32]  # (M,)
     input_zero_point: int
     multiplier: NDArray[np.float32] | None  # (M,)
     zero_point: int = 0
     table: NDArray[np.int8] | None = None  # (256,)
     weight_bits: int = 8
+    window: Window | None = None
+    groups: int = 1
+    maximum: bool = False
+    combination: Combination | None = None
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 """Compressed sparse banks: the order in which a weight matrix lies in memory.
 
 A row of `K` weights is cut into banks of `S`; bank `b` belongs to lane `b % lanes` of group
-`b // lanes`. The weight plane is `[pass][row][group][keep][lane]`, INT8 or INT4; the index plane
-has the same order with each weight's place in its bank, in 4, 6 or 8 bits. In both, every row of
+`b // lanes`. An engine works on `row_group` rows at a time. The weight plane is
+`[pass][row group][group][keep][row of the row group][lane]`, INT8 or INT4; the index plane has the
+same order with each weight's place in its bank, in 4, 6 or 8 bits. In both, every row group of
 every pass starts on a 64-bit word. A pass is a run of groups whose features fit the engine's vector
 buffer together. Banks beyond `K` carry weight 0.
 """
@@ -12,6 +13,8 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +36,7 @@ class CsbShape:
     lanes: int
     groups_per_pass: int
     weight_bits: int = 8
+    row_group: int = 1
 
     @property
     def dense(self) -> bool:
@@ -50,31 +54,35 @@ class CsbShape:
         return -(-self.features // (self.bank_size * self.lanes))
 
     @property
+    def row_groups(self) -> int:
+        return self.rows // self.row_group
+
+    @property
     def passes(self) -> list[tuple[int, int]]:
         """(first group, number of groups) of every pass."""
         step = self.groups_per_pass
         return [(g, min(step, self.groups - g)) for g in range(0, self.groups, step)]
 
     def index_row_bytes(self, groups: int) -> int:
-        """Bytes of the indices of one row of one pass, whole 64-bit words."""
+        """Bytes of the indices of one row group of one pass, whole 64-bit words."""
         return self._row_bytes(groups, self.index_bits)
 
     def weight_row_bytes(self, groups: int) -> int:
-        """Bytes of the weights of one row of one pass, whole 64-bit words."""
+        """Bytes of the weights of one row group of one pass, whole 64-bit words."""
         return self._row_bytes(groups, self.weight_bits)
 
     @property
     def index_bytes(self) -> int:
         """Bytes of the index plane."""
-        return self.rows * sum(self.index_row_bytes(groups) for _, groups in self.passes)
+        return self.row_groups * sum(self.index_row_bytes(groups) for _, groups in self.passes)
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weight plane."""
-        return self.rows * sum(self.weight_row_bytes(groups) for _, groups in self.passes)
+        return self.row_groups * sum(self.weight_row_bytes(groups) for _, groups in self.passes)
 
     def _row_bytes(self, groups: int, bits: int) -> int:
-        return -(-groups * self.keep * self.lanes * bits // 64) * 8
+        return -(-groups * self.keep * self.row_group * self.lanes * bits // 64) * 8
 
 
 def csb_shape(
@@ -85,20 +93,26 @@ def csb_shape(
     lanes: int,
     vector_words: int,
     weight_bits: int = 8,
+    row_group: int = 1,
 ) -> CsbShape:
     """The shape with as few passes as the vector buffer allows, their lengths evened out.
 
     Raises:
-        InputError: bank size or keep outside what the engine takes.
+        InputError: bank size or keep outside what the engine takes, or rows that do not fill
+            their row groups.
     """
-    if not 2 <= bank_size <= 256 or not 1 <= keep <= bank_size:
+    if rows % row_group:
+        raise InputError(f"{rows} rows do not fill groups of {row_group}: add rows of zeros")
+    if not 1 <= bank_size <= 256 or not 1 <= keep <= bank_size:
         raise InputError(
-            f"bank size {bank_size} with keep {keep}: the engine takes bank sizes 2 to 256 "
+            f"bank size {bank_size} with keep {keep}: the engine takes bank sizes 1 to 256 "
             "and keeps 1 to the bank size"
         )
     groups = -(-features // (bank_size * lanes))
     passes = -(-groups // max(1, vector_words // bank_size))
-    return CsbShape(rows, features, bank_size, keep, lanes, -(-groups // passes), weight_bits)
+    return CsbShape(
+        rows, features, bank_size, keep, lanes, -(-groups // passes), weight_bits, row_group
+    )
 
 
 def pack_csb(
@@ -150,9 +164,9 @@ def _pack_rows(
     padded[:, : shape.features] = block
     if shape.dense:
         values = padded.reshape(rows, groups, lanes, s).transpose(0, 1, 3, 2)
-        empty = np.zeros((rows, 0), np.uint8)
+        empty = np.zeros((rows // shape.row_group, 0), np.uint8)
         return [
-            (_pack_weights(values[:, g : g + n].reshape(rows, -1), shape, n), empty)
+            (_pack_weights(_by_row_group(values[:, g : g + n], shape), shape, n), empty)
             for g, n in shape.passes
         ]
     positions = _kept_positions(padded.reshape(-1, s), k, start, groups * lanes)
@@ -161,11 +175,18 @@ def _pack_rows(
     places = (positions % s).astype(np.uint8).reshape(order).transpose(0, 1, 3, 2)
     return [
         (
-            _pack_weights(values[:, g : g + n].reshape(rows, -1), shape, n),
-            _pack_places(places[:, g : g + n].reshape(rows, -1), shape, n),
+            _pack_weights(_by_row_group(values[:, g : g + n], shape), shape, n),
+            _pack_places(_by_row_group(places[:, g : g + n], shape), shape, n),
         )
         for g, n in shape.passes
     ]
+
+
+def _by_row_group(fields: NDArray[Any], shape: CsbShape) -> NDArray[Any]:
+    """(rows, groups, keep, lanes) as (row groups, all fields of a row group in their order)."""
+    if shape.row_group > 1:
+        fields = fields.reshape(-1, shape.row_group, *fields.shape[1:]).transpose(0, 2, 3, 1, 4)
+    return fields.reshape(len(fields), -1)
 
 
 def _kept_positions(
@@ -230,25 +251,25 @@ def unpack_csb(
     bytes_w, bytes_i = weight_plane.view(np.uint8), index_plane.view(np.uint8)
     at_w = at_i = 0
     for first, groups in shape.passes:
-        order = (shape.rows, groups, shape.keep, shape.lanes)
-        count = groups * shape.keep * shape.lanes
-        size = shape.rows * shape.weight_row_bytes(groups)
-        raw = bytes_w[at_w : at_w + size].reshape(shape.rows, -1)
+        order = (shape.row_groups, groups, shape.keep, shape.row_group, shape.lanes)
+        count = groups * shape.keep * shape.row_group * shape.lanes
+        size = shape.row_groups * shape.weight_row_bytes(groups)
+        raw = bytes_w[at_w : at_w + size].reshape(shape.row_groups, -1)
         at_w += size
-        value = _unpack_bits(raw, shape.weight_bits, count).view(np.int8)
+        value = _unpack_bits(raw, shape.weight_bits, count).view(np.int8).reshape(order)
         if shape.weight_bits == 4:
             value = (value << 4) >> 4  # the sign is in bit 3
         if shape.dense:
-            counted = np.arange(shape.keep, dtype=np.uint8)[None, None, :, None]
+            counted = np.arange(shape.keep, dtype=np.uint8)[None, None, :, None, None]
             place = np.broadcast_to(counted, order)
         else:
-            size = shape.rows * shape.index_row_bytes(groups)
-            raw = bytes_i[at_i : at_i + size].reshape(shape.rows, -1)
+            size = shape.row_groups * shape.index_row_bytes(groups)
+            raw = bytes_i[at_i : at_i + size].reshape(shape.row_groups, -1)
             at_i += size
             place = _unpack_bits(raw, shape.index_bits, count).reshape(order)
         bank = (first + np.arange(groups))[:, None, None] * shape.lanes + np.arange(shape.lanes)
-        values.append(value)
-        columns.append((bank * shape.bank_size + place).reshape(shape.rows, -1))
+        values.append(_by_row(value, shape))
+        columns.append(_by_row(bank[:, :, None] * shape.bank_size + place, shape))
     all_values = np.concatenate(values, axis=1)
     all_columns = np.concatenate(columns, axis=1).astype(np.int32)
     outside = all_columns >= shape.features
@@ -256,6 +277,11 @@ def unpack_csb(
         raise InputError("a weight beyond the last feature is not zero: the planes are damaged")
     all_columns[outside] = 0
     return all_values, all_columns
+
+
+def _by_row(fields: NDArray[Any], shape: CsbShape) -> NDArray[Any]:
+    """The inverse of `_by_row_group`: (row groups, groups, keep, row, lanes) to (rows, n)."""
+    return fields.transpose(0, 3, 1, 2, 4).reshape(shape.rows, -1)
 
 
 def _unpack_bits(raw: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8]:

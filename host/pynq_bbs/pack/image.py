@@ -3,16 +3,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ..builds import Build
 from ..errors import InputError
-from ..model.graph import QuantLayer, QuantModel
+from ..model.graph import QuantLayer, QuantModel, Window
 from .csb import csb_shape, pack_csb
-from .program import PackedLayer, Program
+from .layout import tile_count
+from .program import PackedLayer, Program, Tensor
+from .windows import tap_matrix
 
 _INT32 = 2**31 - 1
+_LEAST = -128
+#: What a kernel, stride, dilation or padding can be at most: fields of 4 bits.
+_MOST_FIELD = 15
 
 
 class _Image:
@@ -34,38 +41,207 @@ def pack(model: QuantModel, banks: dict[str, tuple[int, int]], build: Build) -> 
 
     Args:
         model: integer layers, pruned.
-        banks: (bank size, keep) of every layer, by layer name.
+        banks: (bank size, keep) of every layer, by layer name; those that only move features
+            (one channel a row: depthwise, pooling) have banks of their own and need none.
 
     Raises:
         InputError: a layer's sums could leave INT32, a multiplier is not finite and positive,
-            or a bank has more nonzeros than its keep.
+            a bank has more nonzeros than its keep, or a window is too large for the engine.
     """
     image = _Image()
-    layers = [_pack_layer(layer, *banks[layer.name], build, image) for layer in model.layers]
+    tensors = {i.tensor: input_tensor(i.shape, model) for i in model.inputs}
+    layers: list[PackedLayer] = []
+    for layer in model.layers:
+        try:
+            made = _pack_layer(layer, banks.get(layer.name), tensors[layer.input], build, image)
+        except InputError as error:
+            raise InputError(f"layer {layer.name!r}: {error}") from None
+        layers += made
+        tensors[layer.output] = output_tensor(layer)
     words = np.concatenate([*image.parts, np.zeros(0, np.uint64)])
-    return Program(model.name, build, layers, model.inputs, model.outputs, words)
+    return Program(model.name, build, tensors, layers, model.inputs, model.outputs, words)
+
+
+def input_tensor(shape: tuple[int, ...], model: QuantModel) -> Tensor:
+    """A model input (C, H, W) is an image where the model has windows, else plain features."""
+    if len(shape) == 3 and any(layer.window for layer in model.layers):
+        return Tensor(*shape)
+    return Tensor(int(np.prod(shape, dtype=np.int64)))
+
+
+def output_tensor(layer: QuantLayer) -> Tensor:
+    """What `layer` writes."""
+    if layer.window is None:
+        return Tensor(len(layer.weights))
+    return Tensor(len(layer.weights), layer.window.out_height, layer.window.out_width)
 
 
 def _pack_layer(
-    layer: QuantLayer, bank_size: int, keep: int, build: Build, image: _Image
+    layer: QuantLayer,
+    bank: tuple[int, int] | None,
+    source: Tensor,
+    build: Build,
+    image: _Image,
+) -> list[PackedLayer]:
+    """One packed layer, or one for each part of the channels that the engine works on at once."""
+    window = layer.window
+    if window is None or window.is_pixel and layer.groups == 1 and not layer.maximum:
+        weights = layer.weights.reshape(len(layer.weights), -1)
+        bank = bank or dense_bank(weights.shape[1], build)
+        return [_packed(layer, weights, bank, build, image)]
+    _check_window(window, source, build)
+    if _sums_all(layer):
+        return [_pack_column_sums(layer, window, build, image)]
+    if layer.groups == 1:
+        size, keep = bank or (1, 1)
+        matrix = tap_matrix(layer.weights, size)
+        return [_packed(layer, matrix, (size, keep), build, image, window=window)]
+    return _pack_groups(layer, window, bank or (1, 1), build, image)
+
+
+def dense_bank(features: int, build: Build) -> tuple[int, int]:
+    """The bank of a dense layer: 1 idles the fewest lanes, but where words hold several features
+    it fills the vector buffer with less."""
+    groups = -(-features // build.lanes)
+    size = 1 if groups * build.pack <= build.vector_words else build.pack
+    return size, size
+
+
+def _check_window(window: Window, source: Tensor, build: Build) -> None:
+    if build.image_words == 0:
+        raise InputError(
+            f"build {build.name} has no image memory and runs fully connected layers only: "
+            "compile for another build"
+        )
+    if (window.channels, window.height, window.width) != (
+        source.features,
+        source.height,
+        source.width,
+    ):
+        raise InputError(f"its window is over {window}, its input is {source}")
+    fields = [*window.kernel, *window.strides, *window.dilations]
+    out = (window.out_height, window.out_width)
+    if min(*fields, *out) < 1 or max(*fields, *window.pads) > _MOST_FIELD:
+        whole = window.kernel == (window.height, window.width) and min(out) == 1
+        if not whole:
+            raise InputError(
+                f"its window has kernel {window.kernel}, strides {window.strides}, dilations "
+                f"{window.dilations}, padding {window.pads} and gives {out[0]} x {out[1]} pixels: "
+                f"the engine takes 1 to {_MOST_FIELD} of each, and at least one pixel"
+            )
+
+
+def _sums_all(layer: QuantLayer) -> bool:
+    """Whether every row adds up all pixels of one channel with one weight: a global average."""
+    window = layer.window
+    assert window is not None
+    one_channel = layer.weights.shape[1] == 1 and layer.groups == window.channels
+    if layer.maximum or not one_channel or len(layer.weights) != window.channels:
+        return False
+    whole = window.kernel == (window.height, window.width) and not any(window.pads)
+    flat = layer.weights.reshape(len(layer.weights), -1)
+    return whole and bool(np.all(flat == flat[:, :1]))
+
+
+def _pack_column_sums(
+    layer: QuantLayer, window: Window, build: Build, image: _Image
 ) -> PackedLayer:
-    rows, features = layer.weights.shape
-    shape = csb_shape(
-        rows, features, bank_size, keep, build.lanes, build.vector_words, layer.weight_bits
+    """The tiles of an image lie one after the other, so all of it is one tile of many features,
+    and its columns are added up; those beyond the last pixel are zero.
+    """
+    tiles = tile_count(window.height * window.width, build.cols)
+    size = next(s for s in range(min(window.channels, 256), 0, -1) if window.channels % s == 0)
+    channels = np.arange(window.channels)
+    matrix = np.zeros((window.channels, tiles, window.channels), np.int8)
+    matrix[channels, :, channels] = layer.weights.reshape(window.channels, -1)[:, :1]
+    return _packed(
+        layer,
+        matrix.reshape(window.channels, -1),
+        (size, 1),
+        build,
+        image,
+        sum_columns=True,
     )
-    try:
-        weights, indices = pack_csb(layer.weights, shape)
-        parameters = row_parameters(layer)
-    except InputError as error:
-        raise InputError(f"layer {layer.name!r}: {error}") from None
-    table = -1 if layer.table is None else image.add(layer.table.view(np.uint64))
+
+
+def _pack_groups(
+    layer: QuantLayer, window: Window, bank: tuple[int, int], build: Build, image: _Image
+) -> list[PackedLayer]:
+    """Channels of a group see no other group's. Where a group has one channel, groups are packed
+    together: banks hold one tap of many channels, and each row keeps its own.
+    """
+    per_group = window.channels // layer.groups
+    if per_group == 1:
+        bank_groups = -(-window.kernel[0] * window.kernel[1] // build.lanes)
+        together = max(1, min(256, window.channels, build.vector_words // bank_groups))
+    else:
+        together = 1
+    rows_per_group = len(layer.weights) // layer.groups
+    parts = []
+    for first in range(0, layer.groups, together):
+        groups = min(together, layer.groups - first)
+        rows = slice(first * rows_per_group, (first + groups) * rows_per_group)
+        weights = layer.weights[rows]
+        if per_group == 1:
+            spread = np.zeros((len(weights), groups, *window.kernel), np.int8)
+            spread[np.arange(len(weights)), np.arange(len(weights)) // rows_per_group] = weights[
+                :, 0
+            ]
+            weights, bank = spread, (groups, 1)
+        parts.append(
+            _packed(
+                layer,
+                tap_matrix(weights, bank[0]),
+                bank,
+                build,
+                image,
+                window=replace(window, channels=groups * per_group),
+                first_feature=first * per_group,
+                first_row=rows.start,
+            )
+        )
+    return parts
+
+
+def _packed(
+    layer: QuantLayer,
+    matrix: NDArray[np.int8],
+    bank: tuple[int, int],
+    build: Build,
+    image: _Image,
+    *,
+    window: Window | None = None,
+    sum_columns: bool = False,
+    first_feature: int = 0,
+    first_row: int = 0,
+) -> PackedLayer:
+    """`matrix` (rows, features) in banks, with the row parameters of rows `first_row` and on."""
+    rows, features = matrix.shape
+    padded = np.zeros((-(-rows // build.row_step) * build.row_step, features), np.int8)
+    padded[:rows] = matrix
+    size, keep = bank
+    shape = csb_shape(
+        len(padded),
+        features,
+        size,
+        keep,
+        build.lanes,
+        build.vector_words // build.bank_space(size) * size,
+        layer.weight_bits,
+        build.rows,
+    )
+    weights, indices = pack_csb(padded, shape)
+    parameters = np.zeros(len(padded), np.uint64)
+    own = slice(first_row, first_row + rows)
+    parameters[:rows] = row_parameters(layer)[own]
+    pad_value = _LEAST if layer.maximum else layer.input_zero_point
     return PackedLayer(
-        name=layer.name,
+        name=layer.name if first_row == 0 else f"{layer.name}:{first_row}",
         input=layer.input,
         output=layer.output,
-        rows=rows,
+        rows=len(padded),
         features=features,
-        bank_size=bank_size,
+        bank_size=size,
         keep=keep,
         weight_bits=layer.weight_bits,
         groups_per_pass=shape.groups_per_pass,
@@ -74,7 +250,14 @@ def _pack_layer(
         weights=image.add(weights),
         indices=image.add(indices),
         parameters=image.add(parameters),
-        table=table,
+        table=-1 if layer.table is None else image.add(layer.table.view(np.uint64)),
+        window=window,
+        pad_value=pad_value if window else 0,
+        first_feature=first_feature,
+        first_row=first_row,
+        maximum=layer.maximum,
+        sum_columns=sum_columns,
+        combination=layer.combination,
     )
 
 
@@ -84,7 +267,9 @@ def folded_bias(layer: QuantLayer) -> NDArray[np.int32]:
     Raises:
         InputError: a sum could leave INT32 for some input; names the row.
     """
-    weights = layer.weights.astype(np.int64)
+    if layer.maximum:  # starts from the least input there is
+        return np.full(len(layer.weights), _LEAST, np.int32)
+    weights = layer.weights.reshape(len(layer.weights), -1).astype(np.int64)
     bias = layer.bias.astype(np.int64) - layer.input_zero_point * weights.sum(axis=1)
     # The largest magnitude any partial sum can reach, whatever the order of adding.
     bound = np.abs(weights).sum(axis=1) * 128 + np.abs(bias)

@@ -2,7 +2,8 @@
 """Between a batch as users hold it and a tensor as the engine holds it.
 
 The engine's layout is `[column tile][feature][COLS]`: the columns of one tile lie side by side,
-so one memory word holds a feature of every column. The last tile is padded with zeros.
+so one memory word holds a feature of every column. Columns are samples, or the pixels of one image
+after the other. The last tile is padded with zeros.
 """
 
 from __future__ import annotations
@@ -20,18 +21,38 @@ def tile_count(columns: int, cols: int) -> int:
     return -(-columns // cols)
 
 
-def to_tiles(batch: NDArray[Value], cols: int) -> NDArray[Value]:
-    """(N, K) to (tiles, K, cols), dtype kept."""
+def to_tiles(batch: NDArray[Value], cols: int, stride: int = 0) -> NDArray[Value]:
+    """(N, K) to (tiles, stride, cols), dtype kept; features beyond K are zero (stride 0: none)."""
     columns, features = batch.shape
-    tiles = tile_count(columns, cols)
-    if tiles * cols != columns:
-        padded = np.zeros((tiles * cols, features), batch.dtype)
-        padded[:columns] = batch
+    tiles, stride = tile_count(columns, cols), stride or features
+    if (tiles * cols, stride) != batch.shape:
+        padded = np.zeros((tiles * cols, stride), batch.dtype)
+        padded[:columns, :features] = batch
         batch = padded
-    return np.ascontiguousarray(batch.reshape(tiles, cols, features).transpose(0, 2, 1))
+    return np.ascontiguousarray(batch.reshape(tiles, cols, stride).transpose(0, 2, 1))
 
 
-def from_tiles(tiles: NDArray[Value], columns: int) -> NDArray[Value]:
-    """(tiles, K, cols) to (N, K), padding dropped, dtype kept."""
-    count, features, cols = tiles.shape
-    return np.ascontiguousarray(tiles.transpose(0, 2, 1).reshape(count * cols, features)[:columns])
+def from_tiles(tiles: NDArray[Value], columns: int, features: int) -> NDArray[Value]:
+    """(tiles, stride, cols) to (N, K), padding dropped, dtype kept."""
+    count, stride, cols = tiles.shape
+    batch = tiles.transpose(0, 2, 1).reshape(count * cols, stride)
+    return np.ascontiguousarray(batch[:columns, :features])
+
+
+def images_to_tiles(batch: NDArray[Value], features: int, cols: int, stride: int) -> NDArray[Value]:
+    """(N, features * pixels) to (N, tiles, stride, cols): every image begins with a tile."""
+    samples = len(batch)
+    pixels = batch.shape[1] // features
+    tiles = tile_count(pixels, cols)
+    padded = np.zeros((samples, stride, tiles * cols), batch.dtype)
+    padded[:, :features, :pixels] = batch.reshape(samples, features, pixels)
+    return np.ascontiguousarray(
+        padded.reshape(samples, stride, tiles, cols).transpose(0, 2, 1, 3)
+    )
+
+
+def images_from_tiles(tiles: NDArray[Value], features: int, pixels: int) -> NDArray[Value]:
+    """(N, tiles, stride, cols) to (N, features * pixels), padding dropped, dtype kept."""
+    samples, count, stride, cols = tiles.shape
+    rows = tiles.transpose(0, 2, 1, 3).reshape(samples, stride, count * cols)
+    return np.ascontiguousarray(rows[:, :features, :pixels]).reshape(samples, -1)

@@ -23,16 +23,40 @@ from numpy.typing import NDArray
 from ..builds import Build
 from ..errors import ProgramError
 from ..interface import VERSION
-from ..model.graph import Function, QuantInput, QuantOutput
+from ..model.graph import Combination, Function, QuantInput, QuantOutput, Window
 from .csb import CsbShape
 
 #: Version of the file; raised whenever an older reader would misread it.
-FORMAT = 1
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """INT8 features of every column: of a sample, or of a pixel where there are pixels."""
+
+    features: int
+    height: int = 1
+    width: int = 1
+
+    @property
+    def pixels(self) -> int:
+        return self.height * self.width
+
+    @property
+    def size(self) -> int:
+        """Values of one sample."""
+        return self.features * self.pixels
 
 
 @dataclass(frozen=True)
 class PackedLayer:
-    """One layer: its tensors, its shape, and the word offsets of its parts in the image."""
+    """One layer: its tensors, its shape, and the word offsets of its parts in the image.
+
+    `rows` counts what is packed, zeros that fill a row group included. `features` are those that
+    the weights meet: of the input's tensor from `first_feature` on, or with a `window` its taps,
+    in the order of `windows.py`. The outputs are features `first_row` and on of the output's
+    tensor.
+    """
 
     name: str
     input: str
@@ -49,17 +73,25 @@ class PackedLayer:
     indices: int
     parameters: int
     table: int  # -1: none
+    window: Window | None = None
+    pad_value: int = 0
+    first_feature: int = 0
+    first_row: int = 0
+    maximum: bool = False
+    sum_columns: bool = False
+    combination: Combination | None = None
 
-    def csb(self, lanes: int) -> CsbShape:
-        """The counts of this layer's banks on an engine of `lanes` lanes."""
+    def csb(self, build: Build) -> CsbShape:
+        """The counts of this layer's banks on an engine of `build`."""
         return CsbShape(
             self.rows,
             self.features,
             self.bank_size,
             self.keep,
-            lanes,
+            build.lanes,
             self.groups_per_pass,
             self.weight_bits,
+            build.rows,
         )
 
     @property
@@ -73,21 +105,23 @@ class Program:
 
     name: str
     build: Build
+    tensors: dict[str, Tensor]  #: model inputs first, then in the order they are written
     layers: list[PackedLayer]
     inputs: list[QuantInput]
     outputs: list[QuantOutput]
     image: NDArray[np.uint64]
 
-    def features(self) -> dict[str, int]:
-        """Features of every tensor, model inputs first, then in the order they are written."""
-        found = {i.tensor: i.features for i in self.inputs}
-        found.update((layer.output, layer.rows) for layer in self.layers)
-        return found
+    @property
+    def has_pixels(self) -> bool:
+        """Whether columns are pixels, and samples run one after the other."""
+        if any(layer.window or layer.sum_columns for layer in self.layers):
+            return True
+        return any(tensor.pixels > 1 for tensor in self.tensors.values())
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of weights and indices that an inference reads at least once."""
-        shapes = [layer.csb(self.build.lanes) for layer in self.layers]
+        shapes = [layer.csb(self.build) for layer in self.layers]
         return sum(shape.weight_bytes + shape.index_bytes for shape in shapes)
 
     @property
@@ -100,7 +134,7 @@ class Program:
     def save(self, path: str | Path) -> None:
         """Write the program to `path`, whole or not at all."""
         target = Path(path)
-        header = json.dumps(_header(self), sort_keys=True).encode()
+        header = json.dumps(_header(self), ).encode()
         stored = io.BytesIO()
         np.savez(
             stored,
@@ -165,6 +199,7 @@ def _header(program: Program) -> dict[str, Any]:
         "interface": VERSION,
         "name": program.name,
         "build": asdict(program.build),
+        "tensors": {name: asdict(tensor) for name, tensor in program.tensors.items()},
         "layers": [asdict(layer) for layer in program.layers],
         "inputs": [{**asdict(i), "scale": float(i.scale)} for i in program.inputs],
         "outputs": [
@@ -190,11 +225,22 @@ def _from_header(header: dict[str, Any], image: NDArray[np.uint64], path: str) -
     return Program(
         header["name"],
         Build(**{f.name: header["build"][f.name] for f in fields(Build)}),
-        [PackedLayer(**layer) for layer in header["layers"]],
+        {name: Tensor(**tensor) for name, tensor in header["tensors"].items()},
+        [_restored_layer(layer) for layer in header["layers"]],
         inputs,
         outputs,
         image,
     )
+
+
+def _restored_layer(stored: dict[str, Any]) -> PackedLayer:
+    window, combination = stored["window"], stored["combination"]
+    if window is not None:
+        pairs = {k: tuple(v) if isinstance(v, list) else v for k, v in window.items()}
+        window = Window(**pairs)
+    if combination is not None:
+        combination = Combination(**combination)
+    return PackedLayer(**{**stored, "window": window, "combination": combination})
 
 
 def _restored(fields: dict[str, Any]) -> dict[str, Any]:
@@ -205,4 +251,4 @@ def _restored(fields: dict[str, Any]) -> dict[str, Any]:
 
 def as_sums(layer: PackedLayer) -> PackedLayer:
     """The same layer storing its INT32 sums: how a mismatch is looked into."""
-    return replace(layer, sums_out=True, table=-1)
+    return replace(layer, sums_out=True, table=-1, combination=None)

@@ -1,125 +1,214 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a program and a batch to commands: where tensors lie, how each layer's loops are cut."""
+"""The command of one layer: how its loops are cut, as the cycle model likes best."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from ..builds import PORT_BYTES, Build
+from ..errors import InputError
 from ..interface import (
-    COMMAND_WORDS,
     FLAG_DENSE,
+    FLAG_FROM_CHAIN,
+    FLAG_IMAGE,
     FLAG_INT4,
+    FLAG_KEEP_WEIGHTS,
+    FLAG_MAXIMUM,
+    FLAG_PRODUCT,
+    FLAG_RESIDENT_INPUT,
+    FLAG_RESIDENT_WEIGHTS,
+    FLAG_RESIDUAL,
+    FLAG_SUM_COLUMNS,
     FLAG_SUMS_OUT,
     FLAG_TABLE,
-    OP_LINEAR,
+    FLAG_TO_CHAIN,
+    FLAG_TO_MEMORY,
+    OP_MATRIX,
     Command,
 )
 from .cycles import Memory, layer_cycles
-from .layout import tile_count
-from .program import PackedLayer, Program
+from .program import PackedLayer
+from .windows import reads_per_tile, ring_words, whole_words, writes_per_tile
 
 #: More tiles a block than this gain nothing: weights are then a small share of the traffic.
-_MOST_TILES_PER_BLOCK = 16
+_MOST_TILES_PER_BLOCK = 32
+#: What a pace can be at most: fields of 16 bits.
+_MOST_PACE = 0xFFFF
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The memory block of one program at one batch size; offsets count 64-bit words."""
+class Place:
+    """Where a tensor lies: word offset, features between its tiles, tiles, valid columns."""
 
-    columns: int
+    offset: int
+    stride: int
     tiles: int
-    tensors: dict[str, int]
-    first_command: int
-    commands: list[Command]
-    memory_words: int
-
-    def words(self) -> NDArray[np.uint64]:
-        """The commands as they lie in memory."""
-        flat = [word for command in self.commands for word in command.encode()]
-        return np.array(flat, np.uint64)
+    columns: int
 
 
-def make_plan(program: Program, columns: int, memory: Memory) -> Plan:
-    """Lay out image, commands and tensors one after the other, and write the commands.
+@dataclass(frozen=True)
+class Route:
+    """How a layer's tensors come and go: through memory, the chain, or the image memory.
 
-    Every tensor has a place of its own, so that each layer's output can be verified afterwards.
+    With a `block_base` the weights lie in the block buffer from there on: for this command if they
+    are `resident`, for later ones if they are not yet.
     """
-    build = program.build
-    tiles = tile_count(columns, build.cols)
-    sums = {layer.output for layer in program.layers if layer.sums_out}
-    first_command = len(program.image)
-    at = first_command + COMMAND_WORDS * len(program.layers)
-    tensors = {}
-    for tensor, features in program.features().items():
-        tensors[tensor] = at
-        at += tiles * features * build.cols * (4 if tensor in sums else 1) // PORT_BYTES
-    commands = [
-        layer_command(layer, index, tensors, tiles, build, memory)
-        for index, layer in enumerate(program.layers)
-    ]
-    return Plan(columns, tiles, tensors, first_command, commands, at)
+
+    from_chain: bool = False
+    resident_input: bool = False
+    to_chain: bool = False
+    to_memory: bool = True
+    block_base: int | None = None
+    resident: bool = False
 
 
 def layer_command(
     layer: PackedLayer,
     index: int,
-    tensors: dict[str, int],
-    tiles: int,
+    source: Place,
+    target: Place,
     build: Build,
     memory: Memory,
+    route: Route = Route(),
+    residual: Place | None = None,
 ) -> Command:
-    """The command of one layer, its loops cut as the cycle model likes best."""
-    shape = layer.csb(build.lanes)
+    """The command of one layer, its loops cut as the cycle model likes best.
+
+    Raises:
+        InputError: an image of which not even the rows for one column tile fit the image memory.
+    """
+    command = _uncut(layer, index, source, target, build, route)
+    if residual is not None:
+        command.residual = residual.offset + _words(layer.first_row, build)
+    cuts = list(_possible_cuts(command, layer, build))
+    if not cuts:
+        raise InputError(
+            f"layer {layer.name!r}: the image memory of build {build.name} holds "
+            f"{build.image_words * build.banks} pixels, too few for the rows of "
+            f"{layer.window} that one column tile needs"
+        )
+    return min(cuts, key=lambda cut: layer_cycles(cut, build, memory).total)
+
+
+def _uncut(
+    layer: PackedLayer, index: int, source: Place, target: Place, build: Build, route: Route
+) -> Command:
+    shape = layer.csb(build)
+    flags = {
+        FLAG_DENSE: shape.dense,
+        FLAG_TABLE: layer.table >= 0,
+        FLAG_SUMS_OUT: layer.sums_out,
+        FLAG_INT4: layer.weight_bits == 4,
+        FLAG_IMAGE: layer.window is not None,
+        FLAG_FROM_CHAIN: route.from_chain,
+        FLAG_RESIDENT_INPUT: route.resident_input,
+        FLAG_TO_CHAIN: route.to_chain,
+        FLAG_TO_MEMORY: route.to_memory,
+        FLAG_MAXIMUM: layer.maximum,
+        FLAG_SUM_COLUMNS: layer.sum_columns,
+        FLAG_KEEP_WEIGHTS: route.block_base is not None and not route.resident,
+        FLAG_RESIDENT_WEIGHTS: route.resident,
+    }
+    item = 4 if layer.sums_out else 1
     command = Command(
-        op=OP_LINEAR,
-        flags=(FLAG_DENSE if shape.dense else 0)
-        | (FLAG_TABLE if layer.table >= 0 else 0)
-        | (FLAG_SUMS_OUT if layer.sums_out else 0)
-        | (FLAG_INT4 if layer.weight_bits == 4 else 0),
+        op=OP_MATRIX,
+        flags=sum(flag for flag, wanted in flags.items() if wanted),
         layer=index,
-        input=tensors[layer.input],
-        output=tensors[layer.output],
+        input=source.offset + _words(layer.first_feature, build),
+        output=target.offset + item * _words(layer.first_row, build),
         weights=layer.weights,
         indices=layer.indices,
         parameters=layer.parameters,
         table=max(layer.table, 0),
-        features=layer.features,
+        features=-(-layer.features // build.pack) * build.pack,
         rows=layer.rows,
-        tiles=tiles,
+        tiles=target.tiles,
         bank_size=layer.bank_size,
         keep=layer.keep,
         index_bits=shape.index_bits,
         zero_point=layer.zero_point,
         groups=shape.groups,
         groups_per_pass=shape.groups_per_pass,
+        input_stride=source.stride * (source.tiles if layer.sum_columns else 1),
+        last_columns=(target.columns - 1) % build.cols + 1,
+        output_stride=target.stride,
+        block_base=route.block_base or 0,
     )
-    cuts = _possible_cuts(command, build)
-    command.tiles_per_block, command.rows_per_block = min(
-        cuts, key=lambda cut: _cycles_of(command, cut, build, memory)
-    )
+    _add_window(command, layer, build)
+    _add_combination(command, layer)
     return command
 
 
-def _possible_cuts(command: Command, build: Build) -> list[tuple[int, int]]:
-    """(tiles per block, rows per block) that fit the engine's buffers, largest block each."""
-    pass_words = command.groups_per_pass * command.bank_size
+def _words(features: int, build: Build) -> int:
+    """Port words of `features` INT8 features of a column tile."""
+    return features * build.cols // PORT_BYTES
+
+
+def _add_window(command: Command, layer: PackedLayer, build: Build) -> None:
+    window = layer.window
+    if window is None:
+        return
+    command.pad_value = layer.pad_value
+    command.height, command.width = window.height, window.width
+    command.out_height, command.out_width = window.out_height, window.out_width
+    command.kernel_height, command.kernel_width = window.kernel
+    command.stride_y, command.stride_x = window.strides
+    command.dilation_y, command.dilation_x = window.dilations
+    command.pad_top, command.pad_left = window.pads[:2]
+    command.channels = window.channels
+    command.image_words = min(whole_words(window, build), build.image_words // window.channels)
+    tiles = -(-window.out_height * window.out_width // build.cols)
+    windows = tiles * writes_per_tile(window, build) * reads_per_tile(window, build)
+    loads = -(-window.height * window.width // build.cols) * window.channels
+    if not command.flags & FLAG_FROM_CHAIN:
+        loads *= build.cols // PORT_BYTES
+    command.load_pace = min(max(1, int(windows / loads)), _MOST_PACE)
+
+
+def _add_combination(command: Command, layer: PackedLayer) -> None:
+    combination = layer.combination
+    if combination is None:
+        return
+    command.flags |= FLAG_RESIDUAL | (FLAG_PRODUCT if combination.product else 0)
+    command.a_scale, command.a_zero = combination.a_scale, combination.a_zero
+    command.b_scale, command.b_zero = combination.b_scale, combination.b_zero
+    command.shift, command.out_zero = combination.shift, combination.zero_point
+    command.low, command.high = combination.low, combination.high
+
+
+def _possible_cuts(command: Command, layer: PackedLayer, build: Build) -> Iterator[Command]:
+    """`command` with every number of tiles per block that fits the engine's buffers, and the most
+    rows per block that fit beside it."""
+    pass_words = command.groups_per_pass * build.bank_space(command.bank_size)
     most = min(command.tiles, build.vector_words // pass_words, _MOST_TILES_PER_BLOCK)
-    cuts = []
     for tiles in range(1, most + 1):
-        rows = min(command.rows, build.block_rows)
+        if layer.window and ring_words(layer.window, build, tiles) > command.image_words:
+            break
+        row_groups = min(command.rows // build.rows, build.block_rows)
         if tiles > 1:
-            rows = min(rows, build.block_words // (command.groups_per_pass * command.keep))
+            words = command.groups_per_pass * command.keep
+            row_groups = min(row_groups, build.block_words // words)
         if command.groups > command.groups_per_pass:
-            rows = min(rows, build.sum_words // tiles)
+            row_groups = min(row_groups, build.sum_words // tiles)
+        rows = row_groups * build.rows // build.row_step * build.row_step
+        # Outputs come block by block: only so does the chain hold them in a tensor's order.
+        if command.flags & FLAG_TO_CHAIN and tiles > 1 and rows < command.rows:
+            continue
         if rows >= 1:
-            cuts.append((tiles, rows))
-    return cuts
+            cut = replace(command, tiles_per_block=tiles, rows_per_block=rows)
+            cut.pace = _pace(cut, layer, build)
+            yield cut
 
 
-def _cycles_of(command: Command, cut: tuple[int, int], build: Build, memory: Memory) -> float:
-    command.tiles_per_block, command.rows_per_block = cut
-    return layer_cycles(command, build, memory).total
+def _pace(command: Command, layer: PackedLayer, build: Build) -> int:
+    """Cycles of the multipliers for each word of the next filling, spread evenly."""
+    one_pass = command.groups == command.groups_per_pass
+    rows = command.rows if one_pass else command.rows_per_block
+    multiply = rows // build.rows * command.groups_per_pass * command.keep
+    if layer.window:
+        writes = writes_per_tile(layer.window, build)
+    else:
+        space = command.groups_per_pass * build.lanes * command.bank_size
+        writes = min(command.features, space) // build.pack
+    return min(max(1, multiply // writes), _MOST_PACE)

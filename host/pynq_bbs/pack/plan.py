@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a program and a batch to a memory block: where tensors lie, which of them stay on chip.
+
+Where no tensor has pixels, samples are columns and every layer runs once for all of them. Else
+pixels are columns, and the samples run one after the other, each with tensors of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..builds import PORT_BYTES, Build
+from ..interface import COMMAND_WORDS, Command
+from .cycles import Memory
+from .layout import tile_count
+from .program import PackedLayer, Program, Tensor
+from .schedule import Place, Route, layer_command
+from .windows import whole_words
+
+#: Where `input` and `output`, and `residual`, lie in an encoded command: (word, bits to shift).
+_ADDRESSES = ((1, 0), (1, 32), (4, 0))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The memory block of one program at one batch size; offsets count 64-bit words.
+
+    `commands` are those of the first sample where samples run one after the other; the tensors of
+    the next one lie `sample_words` further.
+    """
+
+    samples: int
+    runs: int  # how often the commands run: once, or once a sample
+    places: dict[str, Place]
+    stored: frozenset[str]  # tensors that are in memory afterwards
+    sample_words: int
+    first_command: int
+    commands: list[Command]
+    memory_words: int
+
+    def words(self) -> NDArray[np.uint64]:
+        """The commands of all samples as they lie in memory."""
+        one = np.array([command.encode() for command in self.commands], np.uint64)
+        every = np.repeat(one[None], self.runs, axis=0)
+        shift = np.arange(self.runs, dtype=np.uint64)[:, None] * np.uint64(self.sample_words)
+        for word, bits in _ADDRESSES:
+            every[:, :, word] += shift << np.uint64(bits)
+        return every.reshape(-1)
+
+
+def make_plan(
+    program: Program,
+    samples: int,
+    memory: Memory,
+    *,
+    every: bool = False,
+    resident: bool = False,
+) -> Plan:
+    """Lay out image, commands and tensors one after the other, and write the commands.
+
+    Args:
+        every: store every tensor, so that each layer's output can be verified afterwards; else
+            only those that are read from memory or are outputs.
+        resident: the weights lie in the block buffer since an earlier run, if they all fit it
+            (`block_bases`). Nothing else differs from the plan without it.
+
+    Raises:
+        InputError: an image that the engine's image memory is too small for.
+    """
+    build = program.build
+    runs = samples if program.has_pixels else 1
+    sums = {layer.output for layer in program.layers if layer.sums_out}
+    first_command = len(program.image)
+    at = start = first_command + COMMAND_WORDS * len(program.layers) * runs
+    places = {}
+    for name, tensor in program.tensors.items():
+        places[name] = _place(tensor, at, samples, program)
+        at += tensor_words(places[name], build, name in sums)
+    routes, stored = _routes(program, places, every)
+    if bases := block_bases(program):
+        routes = [
+            replace(route, block_base=base, resident=resident)
+            for route, base in zip(routes, bases, strict=True)
+        ]
+    commands = [
+        layer_command(
+            layer,
+            index,
+            places[layer.input],
+            places[layer.output],
+            build,
+            memory,
+            routes[index],
+            places[layer.combination.tensor] if layer.combination else None,
+        )
+        for index, layer in enumerate(program.layers)
+    ]
+    size = at - start
+    return Plan(
+        samples, runs, places, stored, size, first_command, commands, start + runs * size
+    )
+
+
+def block_bases(program: Program) -> list[int] | None:
+    """Where each layer's weights can stay in the block buffer, in CSB words; None if not all do."""
+    build, at, bases = program.build, 0, []
+    for layer in program.layers:
+        shape = layer.csb(build)
+        if shape.groups > shape.groups_per_pass:
+            return None
+        bases.append(at)
+        at += shape.row_groups * shape.groups * shape.keep
+    return bases if at <= build.block_words else None
+
+
+def _place(tensor: Tensor, offset: int, samples: int, program: Program) -> Place:
+    columns = tensor.pixels if program.has_pixels else samples
+    build = program.build
+    return Place(offset, build.padded(tensor.features), tile_count(columns, build.cols), columns)
+
+
+def tensor_words(place: Place, build: Build, is_sums: bool) -> int:
+    """Words that a tensor takes, of one sample where samples run one after the other."""
+    return place.tiles * place.stride * build.cols * (4 if is_sums else 1) // PORT_BYTES
+
+
+def _routes(
+    program: Program, places: dict[str, Place], every: bool
+) -> tuple[list[Route], frozenset[str]]:
+    """Which tensors go through the chain or stay in the image memory, and which are stored."""
+    build, layers = program.build, program.layers
+    needed = {output.tensor for output in program.outputs}
+    needed |= {layer.combination.tensor for layer in layers if layer.combination}
+    from_chain = [False] * len(layers)
+    to_chain = [False] * len(layers)
+    resident = [False] * len(layers)
+    waiting: int | None = None  # the layer that takes what the chain holds
+    held = ""  # the tensor that is whole in the image memory
+    for index, layer in enumerate(layers):
+        own = 0
+        if waiting == index:
+            from_chain[index], waiting = True, None
+            own = chain_words(places[layer.input], build)
+        if layer.window is not None:
+            resident[index] = layer.input == held
+            held = layer.input if _stays(layer, program) else ""
+        if not (from_chain[index] or resident[index]):
+            needed.add(layer.input)
+        reader = _reader(index, layers, places, build)
+        level = own + chain_words(places[layer.output], build)
+        if waiting is None and reader is not None and level <= build.chain_words:
+            to_chain[index], waiting = True, reader
+    inputs = {i.tensor for i in program.inputs}
+    stored = frozenset(program.tensors) if every else frozenset(needed | inputs)
+    routes = [
+        Route(
+            from_chain[i],
+            resident[i] and not from_chain[i],
+            to_chain[i],
+            la.output in stored or not to_chain[i],
+        )
+        for i, la in enumerate(layers)
+    ]
+    return routes, stored
+
+
+def chain_words(place: Place, build: Build) -> int:
+    """Activation words of a tensor in the chain."""
+    return place.tiles * place.stride // build.pack
+
+
+def _stays(layer: PackedLayer, program: Program) -> bool:
+    """Whether all of the layer's input is in the image memory when it has run."""
+    window, build = layer.window, program.build
+    assert window is not None
+    whole = whole_words(window, build) * window.channels <= build.image_words
+    return whole and window.channels == program.tensors[layer.input].features
+
+
+def _reader(
+    index: int, layers: list[PackedLayer], places: dict[str, Place], build: Build
+) -> int | None:
+    """The next layer that can take the output of layer `index` from the chain."""
+    layer = layers[index]
+    if layer.sums_out or layer.first_row or layer.rows != places[layer.output].stride:
+        return None
+    for later in range(index + 1, len(layers)):
+        reader = layers[later]
+        if reader.input != layer.output:
+            continue
+        one_pass = reader.csb(build).groups <= reader.groups_per_pass
+        wanted = reader.window.channels if reader.window else reader.features
+        place = places[layer.output]
+        whole = place.stride * (place.tiles if reader.sum_columns else 1)
+        all_of_it = -(-wanted // build.pack) * build.pack == whole and not reader.first_feature
+        return later if all_of_it and (reader.window is not None or one_pass) else None
+    return None
