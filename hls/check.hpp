@@ -60,6 +60,12 @@ inline uint32_t weight_bits(const Command& c) {
   return has(c, kFlagInt4) ? 4 : 8;
 }
 
+// Features that a bank takes in the vector buffer: whole words.
+inline uint32_t bank_space(const Command& c) {
+#pragma HLS INLINE
+  return c.bank_size < kPack ? kPack : c.bank_size;
+}
+
 // Port words of `features` features of a column tile; whole words only.
 inline uint32_t tensor_words(uint32_t features) {
 #pragma HLS INLINE
@@ -130,7 +136,9 @@ inline Status check_bank(const Command& c) {
 #pragma HLS INLINE
   if (c.bank_size < 1 || c.bank_size > 256 || c.keep < 1 || c.keep > c.bank_size)
     return kStatusBadBank;
-  if (c.bank_size % kPack != 0 || c.bank_size > (1u << kIndexBits)) return kStatusBadBank;
+  // Banks fill whole activation words, or words fill whole banks.
+  const bool nested = c.bank_size < kPack ? kPack % c.bank_size == 0 : c.bank_size % kPack == 0;
+  if (!nested || c.bank_size > (1u << kIndexBits)) return kStatusBadBank;
   if (has(c, kFlagDense))
     return c.keep == c.bank_size && c.index_bits == 0 ? kStatusOk : kStatusBadBank;
   if (c.index_bits != 4 && c.index_bits != 6 && c.index_bits != 8) return kStatusBadBank;
@@ -174,7 +182,7 @@ inline Status check_image(const Command& c, const Shape& s) {
 
 inline Status check_buffers(const Command& c, const Shape& s) {
 #pragma HLS INLINE
-  const uint32_t stride = (uint32_t)times(c.groups_per_pass, c.bank_size);  // 16 bits and 9
+  const uint32_t stride = (uint32_t)times(c.groups_per_pass, bank_space(c));  // 16 bits and 9
   if (times(stride, c.tiles_per_block) > kVectorWords) return kStatusVectorOverflow;
   const uint32_t row_words = (uint32_t)times(c.groups_per_pass, c.keep);
   const uint64_t block = times(row_words, s.block_rows);

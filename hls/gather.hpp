@@ -40,14 +40,37 @@ bytes:
   return true;
 }
 
+// Banks that share an activation word: more than one where banks are narrower than a word.
+inline uint32_t banks_of_word(const Command& c) {
+#pragma HLS INLINE
+  return c.bank_size < kPack ? kPack / c.bank_size : 1;
+}
+
+// The features of an activation word, each bank's at the front of a word of its own.
+inline void deal_word(const Command& c, const ActWord& word, VectorWrite& write) {
+#pragma HLS INLINE
+banks:
+  for (uint32_t i = 0; i < kTaps; i++) {
+#pragma HLS UNROLL
+    const uint32_t first = kPack > 1 ? i * c.bank_size * kCols : 0;
+  acts:
+    for (uint32_t k = 0; k < kWordActs; k++) {
+#pragma HLS UNROLL
+      write.word[i].v[k] = word.v[(first + k) % kWordActs];
+    }
+    if (kPack == 1) break;  // a word is a bank's
+  }
+}
+
 // A fill of plain features, in the order in which they lie.
 inline void gather_features(const Command& c, const Fill& fill, WordStream& port,
                             ChainStream& chain, Source& source, VectorWriteStream& writes) {
 #pragma HLS INLINE
   const bool from_chain = has(c, kFlagFromChain);
   const uint32_t words = fill.features / kPack;
+  const uint32_t banks = banks_of_word(c);
   VectorWrite write;
-  write.taps = 1;
+  write.taps = (uint8_t)((1u << banks) - 1);
   uint32_t tile_base = 0;
   uint32_t group_base = 0;  // where the bank of this group starts
   uint32_t index = 0;       // feature inside its bank
@@ -58,15 +81,20 @@ feature_words:
   while (tile < fill.tiles) {
 #pragma HLS PIPELINE II=1
     if (take_activations(from_chain, port, chain, source)) {
-      write.word[0] = source.word;
-      write.place[0] = (uint16_t)(group_base + index);
+      deal_word(c, source.word, write);
+    places:
+      for (int i = 0; i < kTaps; i++) {
+#pragma HLS UNROLL
+        write.place[i] = (uint16_t)(group_base + index);
+      }
       write.lane = (uint8_t)lane;
       index += kPack;
-      if (index == c.bank_size) {
+      if (index >= c.bank_size) {
         index = 0;
-        if (++lane == kLanes) {
+        lane += banks;
+        if (lane == kLanes) {
           lane = 0;
-          group_base += c.bank_size;
+          group_base += bank_space(c);
         }
       }
       if (++word == words) {  // the next tile

@@ -203,7 +203,7 @@ csb_words:
       multiply_word(word, maximum, vectors, half, base, sum);
       if (++kept == c.keep) {  // on to the next group of banks
         kept = 0;
-        base += c.bank_size;
+        base += bank_space(c);
       }
       if (++row_word == visit.row_words) {
         row_word = 0;

@@ -24,7 +24,6 @@ struct Position {
   uint32_t row;
   uint32_t rows;
   uint32_t pass;
-  uint32_t first_group;  // of this pass
   uint32_t groups;
 };
 
@@ -55,15 +54,14 @@ inline void sequence_fill(const Command& c, const Shape& s, FillPosition& at,
   const bool last_pass = at.pass + 1 == s.passes;
   const uint32_t groups = last_pass ? s.last_groups : c.groups_per_pass;
   const uint32_t first_group = (uint32_t)times(at.pass, c.groups_per_pass);
-  const uint32_t stride = (uint32_t)times(groups, c.bank_size);
   const uint32_t first = kLanes * (uint32_t)times(first_group, c.bank_size);
-  const uint32_t space = kLanes * stride;
+  const uint32_t space = kLanes * (uint32_t)times(groups, c.bank_size);
   const uint32_t features = c.features - first < space ? c.features - first : space;
   const uint32_t rest = c.tiles - at.tile;
   Fill fill;
   fill.tiles = rest < c.tiles_per_block ? rest : c.tiles_per_block;
   fill.features = features;
-  fill.stride = stride;
+  fill.stride = (uint32_t)times(groups, bank_space(c));
   fill.first_group = first_group;
   fill.groups = groups;
   fill.again = at.block > 0 || at.pass > 0;
@@ -181,7 +179,6 @@ tile_groups:
   blocks:
     for (uint32_t block = 0; block < s.blocks; block++) {
       at.rows = s.row_groups - at.row < s.block_rows ? s.row_groups - at.row : s.block_rows;
-      at.first_group = 0;
     passes:
       for (at.pass = 0; at.pass < s.passes; at.pass++) {
         const bool last_pass = at.pass + 1 == s.passes;
@@ -198,7 +195,7 @@ tile_groups:
         visit.tiles = at.tiles;
         visit.rows = at.rows;
         visit.row_words = (uint32_t)times(at.groups, c.keep);
-        visit.stride = (uint32_t)times(at.groups, c.bank_size);
+        visit.stride = (uint32_t)times(at.groups, bank_space(c));
         const uint32_t block_place = c.block_base + (uint32_t)times(at.row, visit.row_words);
         visit.block = keeps_block(c) ? block_place : 0;
         visit.first_pass = at.pass == 0;
@@ -210,7 +207,6 @@ tile_groups:
         multiply_visits.write(visit);
         accumulate_visits.write(visit);
         if (last_pass) sequence_store(c, at, final, residual_bursts, store_bursts);
-        at.first_group += c.groups_per_pass;
       }
       at.row += at.rows;
     }

@@ -18,14 +18,14 @@ namespace bbs {
 namespace counting {
 
 constexpr int kMostProcesses = 16;
-constexpr int kMostLoops = 32;
+constexpr int kMostLoops = 64;
+constexpr int kMostStreams = 64;
 constexpr uint8_t kOutsideLoops = 255;
-constexpr uint8_t kCall = 254;  // a process that is called again and again: here it was
 constexpr int kPortBytes = 8;
 
 // One trip of a pipelined loop, or what happens between two loops.
 struct Record {
-  uint32_t streams;  // bit set: what it reads and writes
+  uint64_t streams;  // bit set: what it reads and writes
   uint8_t loop;
   bool first;  // first trip of a run of the loop
 };
@@ -37,14 +37,26 @@ struct Link {
   int reader;
 };
 
+// One command: what each process does, and how much each stream holds before.
+struct Trace {
+  std::vector<Record> of[kMostProcesses];
+  std::vector<int> held;
+};
+
 struct Recorder {
   bool tracing = false;
-  int process = 0;
+  int process = 0;      // 0 outside of the region
   bool begun = false;   // before the first trip of a loop
   bool inside = false;  // of a pipelined loop
   uint64_t trips[kMostProcesses][kMostLoops] = {};
-  std::vector<Record> trace[kMostProcesses];
+  std::vector<Trace> commands;
   std::vector<Link> links;
+  std::vector<int> held;  // values in each stream
+
+  // Where the process that runs leaves its records; none where nothing is traced.
+  std::vector<Record>* trace() {
+    return tracing && process > 0 ? &commands.back().of[process] : nullptr;
+  }
 };
 
 inline Recorder& recorder() {
@@ -58,11 +70,18 @@ inline Recorder& recorder() {
 }
 
 // Stands before the call of a process.
-inline void enter(int process) {
-  Recorder& r = recorder();
-  r.process = process;
-  if (r.tracing) r.trace[process].push_back({0, kCall, false});
-}
+inline void enter(int process) { recorder().process = process; }
+
+// The data path of one command, from its first process to the end of its last one.
+struct Region {
+  Region() {
+    Recorder& r = recorder();
+    if (!r.tracing) return;
+    r.commands.emplace_back();
+    r.commands.back().held = r.held;
+  }
+  ~Region() { enter(0); }
+};
 
 // These stand before a pipelined loop, first in its body, and behind it.
 inline void begin() { recorder().begun = true; }
@@ -70,7 +89,7 @@ inline void begin() { recorder().begun = true; }
 inline void trip(int loop) {
   Recorder& r = recorder();
   r.trips[r.process][loop]++;
-  if (r.tracing) r.trace[r.process].push_back({0, static_cast<uint8_t>(loop), r.begun});
+  if (r.trace()) r.trace()->push_back({0, static_cast<uint8_t>(loop), r.begun});
   r.begun = false;
   r.inside = true;
 }
@@ -81,23 +100,28 @@ inline int link_of(const char* name, int depth) {
   std::vector<Link>& links = recorder().links;
   for (size_t i = 0; i < links.size(); i++)
     if (links[i].name == name) return static_cast<int>(i);
-  if (links.size() == 32) fail("more streams than a record has bits");
+  if (links.size() == kMostStreams) fail("more streams than a record has bits");
   links.push_back({name, depth, -1, -1});
+  recorder().held.push_back(0);
   return static_cast<int>(links.size()) - 1;
 }
 
 inline void touch(int link, int Link::*side) {
   Recorder& r = recorder();
-  int& owner = r.links[link].*side;
-  if (owner < 0) owner = r.process;
-  if (owner != r.process) fail("stream " + r.links[link].name + " has two processes at one end");
-  if (!r.tracing) return;
-  std::vector<Record>& trace = r.trace[r.process];
-  if (!r.inside) trace.push_back({0, kOutsideLoops, false});
-  const uint32_t bit = 1u << link;
-  if (trace.back().streams & bit)
+  // Between commands a stream that outlives them may be emptied by anybody.
+  if (r.process > 0) {
+    int& owner = r.links[link].*side;
+    if (owner < 0) owner = r.process;
+    if (owner != r.process) fail("stream " + r.links[link].name + " has two processes at one end");
+  }
+  r.held[link] += side == &Link::writer ? 1 : -1;
+  std::vector<Record>* trace = r.trace();
+  if (trace == nullptr) return;
+  if (!r.inside) trace->push_back({0, kOutsideLoops, false});
+  const uint64_t bit = uint64_t(1) << link;
+  if (trace->back().streams & bit)
     fail("stream " + r.links[link].name + " moves twice in a trip that takes one cycle");
-  trace.back().streams |= bit;
+  trace->back().streams |= bit;
 }
 
 }  // namespace counting
@@ -130,5 +154,5 @@ class Stream {
 
 }  // namespace bbs
 
-#define BBS_REGION
+#define BBS_REGION bbs::counting::Region region
 #define BBS_PROCESS(call) call

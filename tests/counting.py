@@ -24,14 +24,14 @@ from pynq_bbs.paths import hls_dir
 from pynq_bbs.toolchain import shared_library
 
 HERE = Path(__file__).parent
-#: Processes of a region inside a process; they share a buffer of two halves.
-PRODUCER, CONSUMER = "fill_vectors", "multiply_fill"
+#: The loop of memory.hpp that moves words to the chain instead of to memory.
+_LINKS = "links"
 
 _CDEF = """
 void bbs_counting_reset(int tracing);
 uint64_t bbs_counting_trips(int process, int loop);
-uint64_t bbs_counting_replay(double bytes_per_cycle, uint32_t fill, uint32_t memory_loops,
-                             int producer, int consumer);
+uint64_t bbs_counting_replay(uint32_t command, double bytes_per_cycle, uint32_t fill,
+                             uint64_t memory_loops);
 """
 _PIPELINE = re.compile(r"\bHLS\s+PIPELINE\b", re.IGNORECASE)
 _PRAGMA = re.compile(r"^\s*#pragma HLS PIPELINE II=1$")
@@ -74,12 +74,8 @@ class Instrumented:
         for at, line in enumerate(lines):
             if _PIPELINE.search(line):
                 self._loop(file, lines, at, before)
-            process = _PROCESS.match(line)
-            nested = re.match(rf"^\s+({PRODUCER}|{CONSUMER})\(", line)
-            if process or nested:
-                found = process or nested
-                assert found is not None
-                self.processes.append((found[1], found[2] if process else ""))
+            if process := _PROCESS.match(line):
+                self.processes.append((process[1], process[2]))
                 before[at] = [f"bbs::counting::enter({len(self.processes) - 1});"]
         out = []
         for at, line in enumerate([*lines, ""]):
@@ -123,7 +119,7 @@ class CountingEngine(Engine):
         self.reset()
 
     def reset(self, *, tracing: bool = False) -> None:
-        """Forget everything; with `tracing`, keep what `replay` needs (of one command)."""
+        """Forget everything; with `tracing`, keep what `replay` needs."""
         self._library.bbs_counting_reset(tracing)
 
     def counts(self) -> dict[str, int]:
@@ -142,20 +138,20 @@ class CountingEngine(Engine):
                     found[str(loop)] += trips
         return dict(found)
 
-    def replay(self, bytes_per_cycle: float, fill: int) -> int:
-        """Cycles from the start of the traced command to its last word in memory.
+    def replay(self, command: int, bytes_per_cycle: float, fill: int) -> int:
+        """Cycles from the start of a traced command to its last word in memory.
 
         Args:
+            command: which of the commands that ran since `reset`.
             bytes_per_cycle: what the memory gives to all ports together.
             fill: latency of every pipelined loop.
         """
-        memory = sum(1 << n for n, x in enumerate(self._sources.loops) if x.file == "memory.hpp")
-        producer, consumer = (
-            self._sources.processes.index((name, "")) for name in (PRODUCER, CONSUMER)
+        memory = sum(
+            1 << number
+            for number, loop in enumerate(self._sources.loops)
+            if loop.file == "memory.hpp" and loop.label != _LINKS
         )
-        return int(
-            self._library.bbs_counting_replay(bytes_per_cycle, fill, memory, producer, consumer)
-        )
+        return int(self._library.bbs_counting_replay(command, bytes_per_cycle, fill, memory))
 
 
 def instrumented_copy(folder: Path) -> Instrumented:
@@ -173,9 +169,6 @@ def instrumented_copy(folder: Path) -> Instrumented:
         (folder / path.name).write_text(counted, encoding="utf-8")
     shutil.copy(HERE / "counting.hpp", folder)
     (folder / "dataflow.hpp").write_text('#pragma once\n#include "counting.hpp"\n')
-    for name in (PRODUCER, CONSUMER):
-        if sources.processes.count((name, "")) != 1:
-            raise UncountedLoopError(f"{name} is called by more or fewer than one place")
     return sources
 
 

@@ -18,7 +18,7 @@ constexpr double kBurstBytes = 64 * kPortBytes;
 
 struct Write {
   uint64_t due;
-  uint32_t streams;
+  uint64_t streams;
 };
 
 struct Process {
@@ -26,19 +26,15 @@ struct Process {
   uint64_t clock = 0;  // cycles in which the pipeline moved
   uint64_t ready = 0;  // for the next step, by that clock
   std::deque<Write> pipeline;
-  int calls = 0;  // begun
-  int done = 0;   // ended
 };
 
 class Replay {
  public:
-  Replay(double bytes_per_cycle, uint32_t fill, uint32_t memory_loops, int producer, int consumer)
-      : rate_(bytes_per_cycle),
-        fill_(fill),
-        memory_loops_(memory_loops),
-        producer_(producer),
-        consumer_(consumer),
-        held_(recorder().links.size()) {}
+  Replay(const Trace& trace, double bytes_per_cycle, uint32_t fill, uint64_t memory_loops)
+      : trace_(trace), rate_(bytes_per_cycle), fill_(fill), memory_loops_(memory_loops),
+        held_(trace.held) {
+    held_.resize(recorder().links.size(), 0);  // a stream is known from its first command on
+  }
 
   uint64_t run() {
     uint64_t last_step = 0;
@@ -57,9 +53,11 @@ class Replay {
  private:
   bool ended() const {
     for (int p = 0; p < kMostProcesses; p++)
-      if (processes_[p].at < recorder().trace[p].size() || busy(processes_[p])) return false;
+      if (processes_[p].at < trace_.of[p].size() || busy(processes_[p])) return false;
     return true;
   }
+
+  static int lowest(uint64_t streams) { return __builtin_ctzll(streams); }
 
   static bool busy(const Process& process) {
     return process.clock < process.ready || !process.pipeline.empty();
@@ -68,15 +66,12 @@ class Replay {
   // Whether anything moved.
   bool step(int p) {
     Process& process = processes_[p];
-    const std::vector<Record>& trace = recorder().trace[p];
+    const std::vector<Record>& trace = trace_.of[p];
     const bool moves = busy(process);
     if (!write(process)) return false;
     process.clock++;
     if (process.clock < process.ready) return moves;
-    if (process.at == trace.size()) {
-      if (!busy(process)) process.done = process.calls;
-      return moves;
-    }
+    if (process.at == trace.size()) return moves;
     const Record& record = trace[process.at];
     if (!start(p, record)) return moves;
     process.at++;
@@ -90,10 +85,10 @@ class Replay {
   // False where the pipeline cannot move on.
   bool write(Process& process) {
     if (process.pipeline.empty() || process.pipeline.front().due > process.clock) return true;
-    const uint32_t streams = process.pipeline.front().streams;
-    for (size_t i = 0; i < held_.size(); i++)
-      if ((streams >> i & 1) && held_[i] == recorder().links[i].depth) return false;
-    for (size_t i = 0; i < held_.size(); i++) held_[i] += streams >> i & 1;
+    const uint64_t streams = process.pipeline.front().streams;
+    for (uint64_t rest = streams; rest != 0; rest &= rest - 1)
+      if (held_[lowest(rest)] == recorder().links[lowest(rest)].depth) return false;
+    for (uint64_t rest = streams; rest != 0; rest &= rest - 1) held_[lowest(rest)]++;
     process.pipeline.pop_front();
     return true;
   }
@@ -101,22 +96,16 @@ class Replay {
   // Begins what the record tells, where its inputs are there.
   bool start(int p, const Record& record) {
     Process& process = processes_[p];
-    if (record.loop == kCall) {
-      process.done = process.calls;
-      if (!may_call(p, process.calls)) return false;
-      process.calls++;
-      return true;
-    }
     const bool in_loop = record.loop < kMostLoops;
     const bool in_memory = in_loop && (memory_loops_ >> record.loop & 1);
     if (in_memory && credit_ < kPortBytes) return false;
-    uint32_t reads = 0;
-    for (size_t i = 0; i < held_.size(); i++)
-      if ((record.streams >> i & 1) && recorder().links[i].reader == p) {
-        if (held_[i] == 0) return false;
-        reads |= 1u << i;
+    uint64_t reads = 0;
+    for (uint64_t rest = record.streams; rest != 0; rest &= rest - 1)
+      if (recorder().links[lowest(rest)].reader == p) {
+        if (held_[lowest(rest)] == 0) return false;
+        reads |= rest & -rest;
       }
-    for (size_t i = 0; i < held_.size(); i++) held_[i] -= reads >> i & 1;
+    for (uint64_t rest = reads; rest != 0; rest &= rest - 1) held_[lowest(rest)]--;
     if (record.streams & ~reads)
       process.pipeline.push_back({process.clock + (in_loop ? fill_ : 0), record.streams & ~reads});
     if (in_memory) {
@@ -126,20 +115,12 @@ class Replay {
     return true;
   }
 
-  // A buffer of two halves lies between these processes.
-  bool may_call(int p, int call) const {
-    if (p == producer_) return call < processes_[consumer_].done + 2;
-    if (p == consumer_) return call < processes_[producer_].done;
-    return true;
-  }
-
+  const Trace& trace_;
   double rate_;
   double credit_ = 0;
   int last_mover_ = 0;
   uint32_t fill_;
-  uint32_t memory_loops_;
-  int producer_;
-  int consumer_;
+  uint64_t memory_loops_;
   std::vector<int> held_;  // values in each stream
   Process processes_[kMostProcesses];
 };
@@ -159,9 +140,11 @@ extern "C" uint64_t bbs_counting_trips(int process, int loop) {
   return bbs::counting::recorder().trips[process][loop];
 }
 
-// Cycles of the command whose trace is kept. `memory_loops`: bit set of the loops that move a
-// word of memory in every trip; `producer` and `consumer` share a buffer of two halves.
-extern "C" uint64_t bbs_counting_replay(double bytes_per_cycle, uint32_t fill,
-                                        uint32_t memory_loops, int producer, int consumer) {
-  return bbs::counting::Replay(bytes_per_cycle, fill, memory_loops, producer, consumer).run();
+// Cycles of one of the commands traced since the last reset. `memory_loops`: bit set of the loops
+// that move a word of memory in every trip.
+extern "C" uint64_t bbs_counting_replay(uint32_t command, double bytes_per_cycle, uint32_t fill,
+                                        uint64_t memory_loops) {
+  using namespace bbs::counting;
+  if (command >= recorder().commands.size()) fail("no such command was traced");
+  return Replay(recorder().commands[command], bytes_per_cycle, fill, memory_loops).run();
 }

@@ -113,7 +113,7 @@ def test_choose_bank_examples():
     assert choose_bank(1024, 0.875, 64, 8) == (64, 8)
     assert choose_bank(640, 0.875, 64, 8) == (40, 5)
     assert choose_bank(640, 0.0, 64, 8) == (1, 1)
-    assert choose_bank(640, 0.0, 16, 32, 8) == (8, 8)
+    assert choose_bank(640, 0.75, 16, 32, lambda size: size % 8 == 0) == (16, 4)
     assert choose_bank(128, 0.5, 4, 8) == (4, 2)
     assert choose_bank(128, 0.33333, 3, 8) == (3, 2)
 

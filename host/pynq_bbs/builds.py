@@ -57,6 +57,15 @@ class Build:
         """Features of a column tile that share an activation word."""
         return max(1, PORT_BYTES // self.cols)
 
+    def takes_bank(self, bank_size: int) -> bool:
+        """Whether banks of that size fill whole activation words, or words fill whole banks."""
+        nested = bank_size % self.pack == 0 or self.pack % bank_size == 0
+        return nested and bank_size <= 1 << self.index_bits
+
+    def bank_space(self, bank_size: int) -> int:
+        """Features that a bank takes in the vector buffer."""
+        return max(bank_size, self.pack)
+
     @property
     def row_step(self) -> int:
         """Output features come in multiples of this."""

@@ -13,7 +13,7 @@ from .compress.prune import bank_prune, choose_bank
 from .compress.quantize import quantize
 from .errors import InputError
 from .model.graph import Layer, Model, QuantLayer, QuantModel
-from .pack.image import pack
+from .pack.image import dense_bank, pack
 from .pack.program import Program
 
 AnyLayer = TypeVar("AnyLayer", Layer, QuantLayer)
@@ -57,9 +57,10 @@ def compile(
         model = load_onnx(model)
 
     def bank(layer: Layer | QuantLayer) -> tuple[int, int]:
-        largest = min(bank_size, 1 << target.index_bits)
         features = layer.weights.shape[1]
-        return choose_bank(features, sparsity, largest, target.lanes, target.pack)
+        if sparsity == 0:
+            return dense_bank(features, target)
+        return choose_bank(features, sparsity, bank_size, target.lanes, target.takes_bank)
 
     if isinstance(model, Model):
         model = replace(model, layers=_pruned(model.layers, bank))

@@ -7,7 +7,7 @@ like its magnitude, and -128 has a magnitude of 128.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,11 @@ def bank_mask(weights: NDArray[Any], bank_size: int, keep: int) -> NDArray[np.bo
 
 
 def choose_bank(
-    features: int, sparsity: float, bank_size: int, lanes: int, step: int = 1
+    features: int,
+    sparsity: float,
+    bank_size: int,
+    lanes: int,
+    takes: Callable[[int], bool] = lambda size: True,
 ) -> tuple[int, int]:
     """Bank size S and keep k of a layer, so that as few lanes as possible idle.
 
@@ -78,6 +82,7 @@ def choose_bank(
             integer for some S.
         bank_size: the largest S to take, 1 to 256. Larger banks prune more freely.
         lanes: banks that the engine works on in a cycle.
+        takes: which bank sizes the engine can work with.
 
     Returns:
         (S, k). The S with the least padding of K to a multiple of `lanes * S`, of those the
@@ -95,8 +100,8 @@ def choose_bank(
         raise InputError(f"sparsity is {sparsity}, must be at least 0 and less than 1.")
     choices = [
         (size, round(size * (1.0 - sparsity)))
-        for size in range(step, max(bank_size, step) + 1, step)
-        if abs(size * (1.0 - sparsity) - round(size * (1.0 - sparsity))) <= _TOLERANCE
+        for size in range(MIN_BANK, bank_size + 1)
+        if takes(size) and abs(size * (1.0 - sparsity) - round(size * (1.0 - sparsity))) <= _TOLERANCE
     ]
     choices = [(size, keep) for size, keep in choices if keep >= 1]
     if not choices:

@@ -15,7 +15,7 @@ from ..errors import DeviceMemoryError
 from ..model.graph import QuantInput
 from ..pack.cycles import LayerCycles, Memory, layer_cycles
 from ..pack.layout import from_tiles, images_from_tiles, images_to_tiles, to_tiles
-from ..pack.plan import Plan, make_plan, tensor_words
+from ..pack.plan import Plan, block_bases, make_plan, tensor_words
 from ..pack.program import Program, Tensor, as_sums
 from .session import Session
 
@@ -53,6 +53,8 @@ class EngineProgram:
         self._every = every
         self._images = program.has_pixels
         self._most = MOST_IMAGES if self._images else MOST_COLUMNS
+        self._stays = block_bases(program) is not None
+        self._resident = False  # in the block buffer, as far as the plan in memory goes
         self._plan: Plan | None = None
         self._cycles: list[LayerCycles] = []
         self._block: Any = None
@@ -86,6 +88,7 @@ class EngineProgram:
             DeviceError and its kinds: the engine refused a command or did not finish.
         """
         plan = self._prepare(len(next(iter(inputs.values()))))
+        self._session.owner = None  # until the block buffer holds all weights
         layers = self._program.layers
         for tensor, values in inputs.items():
             with self._timed("layout"):
@@ -105,6 +108,8 @@ class EngineProgram:
                 timeout=_PATIENCE_S + _PATIENCE_FACTOR * modelled,
                 layer_name=lambda index: layers[index % len(layers)].name,
             )
+        if self._stays:
+            self._session.owner = self
         with self._timed("from device"):
             self._block.invalidate()
         with self._timed("layout"):
@@ -138,15 +143,19 @@ class EngineProgram:
 
     def _prepare(self, columns: int) -> Plan:
         """The plan for `columns`, its image and commands in device memory."""
-        if self._plan is None or self._plan.samples != columns:
-            plan = make_plan(self._program, columns, self._memory, every=self._every)
+        resident = self._stays and self._session.owner is self
+        plan = self._plan
+        if plan is None or plan.samples != columns or resident != self._resident:
+            plan = make_plan(
+                self._program, columns, self._memory, every=self._every, resident=resident
+            )
             self._plan = None  # until all of the new one lies in memory
             self._load(plan)
             self._cycles = [
                 layer_cycles(c, self._program.build, self._memory) for c in plan.commands
             ]
-            self._plan = plan
-        return self._plan
+            self._plan, self._resident = plan, resident
+        return plan
 
     def _load(self, plan: Plan) -> None:
         image = self._program.image

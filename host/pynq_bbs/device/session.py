@@ -40,6 +40,7 @@ class Session:
         name: for people.
         clock_mhz: clock of the engine, on an emulated board that of the board it stands for.
         reason: why this kind was chosen.
+        owner: whose weights lie in the engine's block buffer, if anybody's.
     """
 
     driver: EngineDriver = field(repr=False)
@@ -50,6 +51,7 @@ class Session:
     reason: str
     _reload: Callable[[], None] = field(repr=False)
     _cleanup: ExitStack = field(repr=False)
+    owner: Any = field(default=None, repr=False, compare=False)
 
     def allocate(self, nwords: int) -> Any:
         """As `EngineDriver.allocate`."""
@@ -68,6 +70,7 @@ class Session:
         Raises:
             BuildError: the engine is not `build` any more.
         """
+        self.owner = None
         self._reload()
         self.driver.reset()
         self.driver.check_build(self.build)

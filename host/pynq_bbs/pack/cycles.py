@@ -2,55 +2,69 @@
 """The cycle model: what a command costs, from the command itself and the build's parameters.
 
 Modelled, not measured. Everything follows from how often each pipelined loop of `hls/` iterates
-(`trip_counts`); a loop starts an iteration a cycle, and takes `PIPELINE_CYCLES` more whenever it
-is entered, until its pipeline is empty. A test counts the trips in the source itself, and replays
-them cycle by cycle with streams of the source's depths and a memory that serves its ports in turn.
+(`trip_counts`, exact); a loop starts an iteration a cycle, and takes `PIPELINE_CYCLES` more
+whenever it is entered, until its pipeline is empty. A test counts the trips in the source itself,
+and replays them cycle by cycle with streams of the source's depths and a memory that serves its
+ports in turn.
 
 The model adds up fillings of the vector buffer: where the features fit one pass, a filling is one
-tile group with all its weight blocks; else it is one block in one pass. The stages work side by
-side on a filling, so it takes as long as the slowest of them, or as all its bytes take at the
-memory's rate. Beside it the features of the next filling are loaded, which costs more where
+group of tiles with all its weight blocks; else it is one block in one pass. The stages work side
+by side on a filling while the next one is brought, so it takes as long as the slowest of them, or
+as all its bytes take at the memory's rate. The multipliers wait besides
 
-* weights or outputs then come too slowly, because the ports share the memory;
-* the load is ordered too late to be done in time: orders wait in streams of bounded depth.
+* for the writes that they take every `pace` cycles, where the gathering is slower, or cannot begin
+  a tile because pixels of it have not come;
+* for the writes of the next filling that are left when the work is done.
 
-Added to that: the first features and weights (nothing runs beside them), or the table where it
-takes longer, the last row's way out, and a fixed cost for fetching and checking the command.
+Added to that: the first filling, or the table where it takes longer; the first weight block, of
+which only the queue's part has come by then; the last row's way out; and a fixed cost for fetching
+and checking the command.
+
+Assumed: a port gets an equal share of the memory while others want words, and its own words until
+then come evenly; weights that are fetched ahead come off the last group's; groups of tiles do not
+influence each other beyond the next one. Of layers with many fillings the replay is met within
+2 %, of networks too; a single short layer may be off by a tenth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..builds import PORT_BYTES, Build
-from ..interface import COMMAND_WORDS, FLAG_INT4, FLAG_SUMS_OUT, FLAG_TABLE, Command
+from ..interface import COMMAND_WORDS, FLAG_RESIDUAL, FLAG_TABLE, FLAG_TO_MEMORY, Command
+from .fillings import Fillings, Layer
+from .timing import PIPELINE_CYCLES, PORT_DEPTH, Timing
 
 #: Cycles to fetch, decode and check a command and to start the region.
 COMMAND_CYCLES = 100
-#: Latency of a pipelined loop, the same for all of them.
-PIPELINE_CYCLES = 20
-_TABLE_BYTES = 256
-#: What one tile leaves in a memory is read this many cycles later (`kReuseDistance`).
-_REUSE = 4
-#: Rows that the streams before requantisation take.
+_TABLE_WORDS = 256 // PORT_BYTES
+#: What stands outside of loops on the way to the first loop of the multipliers.
+_STEPS = 6
+#: Row groups that the streams before requantisation take.
 _ROWS_IN_FLIGHT = 8
-#: Orders (`kVisitDepth`) that the sequence is ahead of the store, and the one in work.
-_ORDERS_AHEAD = 9
-#: Words that wait between a port and its stage (`kPortDepth`).
-_PORT_DEPTH = 64
 
 _WEIGHTS = "memory.hpp:fetch:words(weights)"
 _INDICES = "memory.hpp:fetch:words(indices)"
 _PARAMETERS = "memory.hpp:fetch:words(program)"
 _LOAD = "memory.hpp:fetch:words(activations)"
-_FILL = "multiply.hpp:fill_vectors:feature_words"
+_RESIDUALS = "memory.hpp:fetch:words(residuals)"
+_STORES = "memory.hpp:deliver:stores"
+_LINKS = "memory.hpp:deliver:links"
+_COLUMNS = "columns.hpp:columns:cols"
+_FEATURES = "gather.hpp:gather_features:feature_words"
+_RING = "gather.hpp:keep_from:ring"
+_WINDOWS = "gather.hpp:gather_tile:windows"
+_IMAGE_REST = "gather.hpp:gather_image:image_rest"
+_IMAGE_END = "gather.hpp:gather_image:image_end"
 _UNPACK = "unpack.hpp:unpack:slices"
 _MULTIPLY = "multiply.hpp:multiply_visit:csb_words"
+_FILL_REST = "multiply.hpp:multiply:fill_rest"
 _ACCUMULATE = "accumulate.hpp:accumulate:rows"
-_TABLE = "requantise.hpp:requantise:table_bytes"
+_TABLE = "accumulate.hpp:accumulate:table"
+_TABLE_BYTES = "requantise.hpp:requantise:table_bytes"
 _REQUANTISE = "requantise.hpp:requantise:output_words"
-_STORE = "memory.hpp:store:words"
 
 
 @dataclass(frozen=True)
@@ -85,207 +99,156 @@ class LayerCycles:
         return self.multiply / self.total
 
 
-@dataclass(frozen=True)
-class _Filling:
-    """`times` equal fillings of the vector buffer, and the visits that use each."""
-
-    times: int
-    tiles: int
-    features: int
-    groups: int
-    blocks: list[tuple[int, int]]  # (rows of a weight block, how many such blocks)
-    last_pass: bool
-
-
-class _Work(dict[str, tuple[int, int]]):
-    """Loop name -> (iterations, how often the loop is entered)."""
-
-    def add(self, other: _Work, times: int = 1) -> None:
-        for loop, (trips, runs) in other.items():
-            before = self.get(loop, (0, 0))
-            self[loop] = (before[0] + times * trips, before[1] + times * runs)
-
-    def trips(self, loop: str) -> int:
-        return self.get(loop, (0, 0))[0]
-
-    def cycles(self, loop: str) -> int:
-        """An iteration a cycle, and every time until the pipeline is empty."""
-        trips, runs = self.get(loop, (0, 0))
-        return trips + runs * PIPELINE_CYCLES if trips else 0
-
-
 def trip_counts(command: Command, build: Build) -> dict[str, int]:
     """How often every pipelined loop of `hls/` iterates for a command that the engine accepts.
 
     Names are `file:function:label`, with the port behind where a function is several processes.
+    Left out is `drain`, which empties the chain behind the last command of a run.
     """
-    total = _command_work(command)
-    for f in _fillings(command, build):
-        total.add(_filling_work(command, build, f), f.times)
-    return {loop: trips for loop, (trips, _) in total.items()}
+    c, layer = command, Layer(command, build)
+    table = _TABLE_WORDS if c.flags & FLAG_TABLE else 0
+    outputs, to_memory = layer.sum("outputs"), bool(c.flags & FLAG_TO_MEMORY)
+    words = layer.input_words()
+    trips = {
+        "engine.cpp:bbs_engine:command_words": COMMAND_WORDS,
+        _WEIGHTS: layer.sum("weights"),
+        _INDICES: layer.sum("indices"),
+        _PARAMETERS: table + layer.sum("parameters"),
+        _LOAD: 0 if layer.from_chain else words,
+        _RESIDUALS: outputs if c.flags & FLAG_RESIDUAL else 0,
+        _STORES: outputs if to_memory else 0,
+        _LINKS: 0 if to_memory else outputs,
+        _UNPACK: layer.sum("unpack"),
+        _FEATURES: 0 if layer.image else words,
+        _MULTIPLY: layer.sum("multiply"),
+        _FILL_REST: layer.fill_rest(),
+        _ACCUMULATE: layer.sum("accumulate"),
+        _TABLE: table,
+        _TABLE_BYTES: table * PORT_BYTES,
+        _REQUANTISE: layer.sum("requantise"),
+    }
+    return trips | _image_trips(layer)
 
 
-def _command_work(c: Command) -> _Work:
-    """What is done once a command."""
-    table = _TABLE_BYTES // PORT_BYTES if c.flags & FLAG_TABLE else 0
-    return _Work(
-        {
-            "engine.cpp:bbs_engine:command_words": (COMMAND_WORDS, 1),
-            _PARAMETERS: (table, 1),
-            "accumulate.hpp:accumulate:table": (table, 1),
-            _TABLE: (table * PORT_BYTES, 1 if table else 0),
-        }
-    )
-
-
-def _filling_work(c: Command, build: Build, f: _Filling) -> _Work:
-    trips = f.tiles * f.features * build.cols // PORT_BYTES
-    work = _Work(
-        {
-            _LOAD: (trips, f.tiles),
-            _FILL: (trips, f.tiles),
-        }
-    )
-    for rows, times in f.blocks:
-        work.add(_visit_work(c, build, f, rows), times)
-    return work
-
-
-def _visit_work(c: Command, build: Build, f: _Filling, rows: int) -> _Work:
-    """A weight block of `rows` rows meets the tiles of a filling."""
-    words = f.groups * c.keep  # of a row
-    weights = rows * _plane_row_words(words, build, 4 if c.flags & FLAG_INT4 else 8)
-    indices = rows * _plane_row_words(words, build, c.index_bits)
-    outputs = f.tiles * rows * _row_words(c, build) if f.last_pass else 0
-    return _Work(
-        {
-            _WEIGHTS: (weights, 1),
-            _INDICES: (indices, 1),
-            _PARAMETERS: (rows, 1),
-            _UNPACK: (rows * words * build.lanes // PORT_BYTES, 1),
-            _MULTIPLY: (f.tiles * max(rows * words, _REUSE), 1),
-            _ACCUMULATE: (f.tiles * max(rows, _REUSE), 1),
-            # one loop over all of the command: it is not entered again
-            _REQUANTISE: (outputs, 0),
-            _STORE: (outputs, f.tiles),
-        }
-    )
+def _image_trips(layer: Layer) -> dict[str, int]:
+    if not layer.image:
+        return dict.fromkeys((_COLUMNS, _RING, _WINDOWS, _IMAGE_REST, _IMAGE_END), 0)
+    fillings = layer.last.count  # of each tile
+    return {
+        _COLUMNS: layer.c.tiles * layer.build.cols * fillings,
+        _RING: layer.loading.turns,
+        _WINDOWS: int(layer.reads.sum()) * fillings,
+        _IMAGE_REST: int(layer.loading.rest.sum()),
+        _IMAGE_END: layer.loading.end,
+    }
 
 
 def layer_cycles(command: Command, build: Build, memory: Memory) -> LayerCycles:
     """Modelled cycles, bytes and products of one command that the engine accepts."""
-    c = command
-    rate = memory.bytes_per_cycle / PORT_BYTES
-    steps = [(f, _filling_work(c, build, f)) for f in _fillings(c, build)]
-    everything = _command_work(c)
-    for f, work in steps:
-        everything.add(work, f.times)
-    row = c.keep * min(c.groups, c.groups_per_pass)
-    lead, ahead = _lead(build, steps[0][1], rate)
-    # Nothing is requantised before the table is there; a few rows wait in the streams.
-    table = everything.cycles(_TABLE) + 2 * PIPELINE_CYCLES - _ROWS_IN_FLIGHT * row
-    total = COMMAND_CYCLES + max(lead, table) + 4 * PIPELINE_CYCLES + _row_words(c, build)
-    for i, (f, work) in enumerate(steps):
-        # Loaded beside these fillings: their like, and beside the last of them the next kind.
-        then = steps[i + 1][1] if i + 1 < len(steps) else _Work()
-        for loaded, times in ((work, f.times - 1), (then, 1)):
-            if times:
-                total += _beside(f, work, loaded, row, build, rate, ahead)
-                total += (times - 1) * _beside(f, work, loaded, row, build, rate, 0)
-                ahead = 0  # only the first time, weights are there already
+    c, layer = command, Layer(command, build)
+    timing = Timing(layer, memory.bytes_per_cycle / PORT_BYTES)
+    total = COMMAND_CYCLES + _lead(layer, timing)
+    total += _window_steps(layer, timing) if layer.image else _feature_steps(layer, timing)
+    # Behind the multipliers there are three more pipelines, and the words of a row group.
+    total += 3 * PIPELINE_CYCLES + build.rows * build.cols / build.requant_units
     macs = c.rows * c.groups * build.lanes * c.keep * c.tiles * build.cols
-    read = PORT_BYTES * sum(everything.trips(x) for x in everything if ":fetch:" in x)
-    written = PORT_BYTES * everything.trips(_STORE)
-    return LayerCycles(total, macs // build.products_per_cycle, read, written, macs)
+    read, written = _bytes(layer)
+    total = max(total, COMMAND_CYCLES + (read + written) / memory.bytes_per_cycle)
+    return LayerCycles(float(total), macs // build.products_per_cycle, read, written, macs)
 
 
-def _share(work: _Work, features: int, rate: float) -> float:
-    """Words a cycle that a port gets while `features` words are loaded beside `work`.
+def _bytes(layer: Layer) -> tuple[int, int]:
+    """Read and written."""
+    flags, outputs = layer.c.flags, layer.sum("outputs")
+    read = sum(layer.sum(x) for x in ("weights", "indices", "parameters"))
+    read += 0 if layer.from_chain else layer.input_words()
+    read += _TABLE_WORDS if flags & FLAG_TABLE else 0
+    read += outputs if flags & FLAG_RESIDUAL else 0
+    return PORT_BYTES * read, PORT_BYTES * (outputs if flags & FLAG_TO_MEMORY else 0)
 
-    The memory serves its ports in turn; a port with fewer words than the busiest one competes in
-    that proportion. Beside busy outputs, weights and indices compete only until they are there.
+
+def _feature_steps(layer: Layer, t: Timing) -> float:
+    """Cycles of all fillings, from the first word that is multiplied on."""
+    full, last, groups = layer.full, layer.last, layer.groups
+    inner, end, first = slice(-1), slice(last.count - 1, None), slice(1)
+    bring = t.features(last)
+    total = t.cycles(last, inner, bring.at(slice(1, None))) + float(t.work(last)[-1])
+    if groups == 1:
+        return total
+    total += t.cycles(full, end, bring.at(first))
+    bring = t.features(full)
+    total += (groups - 1) * t.cycles(full, inner, bring.at(slice(1, None)))
+    return total + (groups - 2) * t.cycles(full, end, bring.at(first))
+
+
+def _window_steps(layer: Layer, t: Timing) -> float:
+    """The same where the features are windows: every group of tiles is a case of its own."""
+    full, last, groups = layer.full, layer.last, layer.groups
+    inner, end = slice(-1), slice(last.count - 1, None)
+    # Pixels that no window needs come beside the work on the last filling.
+    total = max(float(t.work(last)[-1]), t.alone(layer.loading.end))
+    if last.count > 1:
+        for f, at in ((full, slice(0, groups - 1)), (last, slice(groups - 1, groups))):
+            total += t.cycles(f, inner, t.windows_again(f, at).crossed())
+    others, ports = t.others(full)[end], t.ports(full)[end]
+    later = max(groups - 1, 1)
+    for f, at in (
+        (full, slice(1, min(later, 2))),
+        (full, slice(2, later)),
+        (last, slice(later, groups)),
+    ):
+        if at.stop > at.start:
+            bring = t.windows(f, at, others, ports).crossed()
+            total += t.cycles(full, end, bring, first=at.start == 1 and full.count == 1)
+    return total
+
+
+def _lead(layer: Layer, t: Timing) -> float:
+    """Cycles until the vector buffer is filled for the first time.
+
+    Notes in `t` how many weights come meanwhile: as many as wait before the block buffer.
     """
-    planes, outputs = (work.trips(_WEIGHTS), work.trips(_INDICES)), work.trips(_STORE)
-    together = sum(planes) / max(planes)
-    if outputs > max(planes):
-        together = together * min(1.0, max(planes) / features) + 1 if features else 1.0
+    build, f = layer.build, layer.full
+    weights, indices = layer.sum("weights"), layer.sum("indices")
+    planes = weights + indices
+    queue = build.queue_words * build.rows * build.lanes // PORT_BYTES + PORT_DEPTH
+    queued = planes * min(1.0, queue / max(layer.sum("unpack"), 1))
+    ports = planes / max(weights, indices, 1)
+    if layer.image:
+        b = t.windows(f, slice(0, 1), np.array([queued]), np.array([ports]))
+        lead = float(b.gather[0]) + build.cols + PIPELINE_CYCLES
     else:
-        together += outputs / max(planes)
-    return min(1.0, rate / (1 + together))
+        b = t.features(f)
+        runs = np.array([f.tiles])
+        load = t.load(b.words[:1], runs, np.array([queued]), np.array([ports]))
+        lead = max(float(b.gather[0]), float(load[0]) + PIPELINE_CYCLES * layer.from_memory)
+    lead += 2 * PIPELINE_CYCLES + _STEPS
+    if planes:
+        spare = max(lead * t.rate - float(b.words[0]), 0.0)
+        fetched = min(queued, spare, (lead - 2 * PIPELINE_CYCLES) * ports)
+        t.left = max(0.0, 1 - fetched / int((layer.last.weights + layer.last.indices).sum()))
+        lead += _first_block(f, t, fetched)
+    return max(lead, _table(layer))
 
 
-def _lead(build: Build, first: _Work, rate: float) -> tuple[float, float]:
-    """Cycles until the vector buffer is filled for the first time, and the words of weights and
-    indices that are fetched meanwhile: as many as the block buffer takes."""
-    planes = first.trips(_WEIGHTS), first.trips(_INDICES)
-    buffered = build.block_words * build.lanes // PORT_BYTES + _PORT_DEPTH
-    part = min(1.0, buffered / first.trips(_UNPACK))
-    share = min(1.0, rate / (1 + sum(planes) / max(planes)))
-    load = max(first.cycles(_LOAD), first.trips(_LOAD) / rate) + PIPELINE_CYCLES
-    slowed = max(load, first.trips(_LOAD) / share + 2 * PIPELINE_CYCLES)
-    cycles = min(load + max(planes) * part / share * (1 - share), slowed)
-    if share < 1:  # row parameters come on a port of their own, up to a stream full
-        cycles += min(first.trips(_PARAMETERS), _PORT_DEPTH) * share / rate
-    return cycles, min(sum(planes) * part, cycles * rate - first.trips(_LOAD))
+def _first_block(f: Fillings, t: Timing, fetched: float) -> float:
+    """Cycles that the first weight block costs more than one that comes beside another one.
 
-
-def _beside(
-    f: _Filling, work: _Work, loaded: _Work, row: int, build: Build, rate: float, ahead: float
-) -> float:
-    """Cycles of one filling while the next one is loaded.
-
-    Args:
-        loaded: the work of that next filling; empty where this is the last one.
-        row: cycles until the first row is multiplied.
-        ahead: words of weights and indices that have been fetched already.
+    Its first tile takes as long as its weights, of which `fetched` words are there.
     """
-    busy = max(work.cycles(x) for x in (_MULTIPLY, _ACCUMULATE, _UNPACK, _STORE))
-    busy = max(busy, work.cycles(_REQUANTISE) + row)
-    ports = tuple(work.trips(x) for x in (_WEIGHTS, _INDICES, _STORE))
-    moved = sum(ports) + work.trips(_PARAMETERS) - ahead
-    share = _share(work, loaded.trips(_LOAD), rate)
-    # While features are loaded, the busiest port keeps up with this part of the work. Weights are
-    # buffered, but the buffer is filled up again only while the block meets further tiles.
-    pace = min(1.0, share * busy / max(ports))
-    spare = build.block_words if f.tiles > 1 and max(ports) > ports[-1] else 0
-    # The load is ordered when the streams of orders have room: so many visits before the end.
-    visits = sum(times for _, times in f.blocks)
-    orders = _ORDERS_AHEAD / f.tiles if f.last_pass else _ORDERS_AHEAD
-    window = busy * min(1.0, orders / visits)
-    features, slowed = loaded.trips(_LOAD), window / pace
-    load = max(loaded.cycles(_LOAD), min(features / share, features + slowed * (1 - share)))
-    starved = max(0.0, min(load * (1 - pace), slowed - window) - spare)
-    late = max(0.0, load - starved - window)
-    return max(busy + starved + late, (loaded.trips(_LOAD) + moved) / rate)
+    visits = int(f.visits[0])
+    words = int(f.weights[0] + f.indices[0]) / visits
+    come = max(int(f.weights[0]), int(f.unpack[0])) / visits
+    come = max(come, words / t.rate) * max(0.0, 1 - fetched / words)
+    multiply = int(f.multiply[0]) / visits
+    tile = multiply / f.tiles
+    return max(come, tile) + multiply - tile - max(come, multiply)
 
 
-def _fillings(c: Command, build: Build) -> Iterator[_Filling]:
-    one_pass = c.groups == c.groups_per_pass
-    blocks = _runs(c.rows, c.rows_per_block)
-    for tiles, tile_times in _runs(c.tiles, c.tiles_per_block):
-        if one_pass:
-            yield _Filling(tile_times, tiles, c.features, c.groups, blocks, True)
-            continue
-        for rows, times in blocks:
-            for first_group in range(0, c.groups, c.groups_per_pass):
-                groups = min(c.groups_per_pass, c.groups - first_group)
-                space = build.lanes * c.bank_size
-                features = min(groups * space, c.features - first_group * space)
-                last = first_group + groups == c.groups
-                yield _Filling(tile_times * times, tiles, features, groups, [(rows, 1)], last)
-
-
-def _runs(total: int, step: int) -> list[tuple[int, int]]:
-    """`total` cut into steps, as (length, how often): the whole ones and the rest."""
-    whole, rest = divmod(total, step)
-    return [(n, times) for n, times in ((step, whole), (rest, 1)) if n and times]
-
-
-def _plane_row_words(words: int, build: Build, bits: int) -> int:
-    """Port words of a row of `words` CSB words in a plane of `bits` bits a lane."""
-    return -(-words * build.lanes * bits // (8 * PORT_BYTES))
-
-
-def _row_words(c: Command, build: Build) -> int:
-    """Port words of an output row of one tile."""
-    return build.cols * (4 if c.flags & FLAG_SUMS_OUT else 1) // PORT_BYTES
+def _table(layer: Layer) -> float:
+    """Cycles from the start until the multipliers may begin without waiting for the table."""
+    c = layer.c
+    if not c.flags & FLAG_TABLE:
+        return 0.0
+    row = c.keep * min(c.groups, c.groups_per_pass)
+    return PORT_BYTES * _TABLE_WORDS + 3 * PIPELINE_CYCLES + _STEPS - _ROWS_IN_FLIGHT * row

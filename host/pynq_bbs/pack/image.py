@@ -87,19 +87,24 @@ def _pack_layer(
     window = layer.window
     if window is None or (window.is_pixel and layer.groups == 1 and not layer.maximum):
         weights = layer.weights.reshape(len(layer.weights), -1)
-        return [_packed(layer, weights, bank or _dense(build), build, image)]
+        bank = bank or dense_bank(weights.shape[1], build)
+        return [_packed(layer, weights, bank, build, image)]
     _check_window(window, source, build)
     if _sums_all(layer):
         return [_pack_column_sums(layer, window, build, image)]
     if layer.groups == 1:
-        size, keep = bank or _dense(build)
+        size, keep = bank or (1, 1)
         matrix = tap_matrix(layer.weights, size)
         return [_packed(layer, matrix, (size, keep), build, image, window=window)]
-    return _pack_groups(layer, window, bank or _dense(build), build, image)
+    return _pack_groups(layer, window, bank or (1, 1), build, image)
 
 
-def _dense(build: Build) -> tuple[int, int]:
-    return build.pack, build.pack
+def dense_bank(features: int, build: Build) -> tuple[int, int]:
+    """The bank of a dense layer: 1 idles the fewest lanes, but where words hold several features
+    it fills the vector buffer with less."""
+    groups = -(-features // build.lanes)
+    size = 1 if groups * build.pack <= build.vector_words else build.pack
+    return size, size
 
 
 def _check_window(window: Window, source: Tensor, build: Build) -> None:
@@ -221,7 +226,7 @@ def _packed(
         size,
         keep,
         build.lanes,
-        build.vector_words,
+        build.vector_words // build.bank_space(size) * size,
         layer.weight_bits,
         build.rows,
     )

@@ -7,7 +7,7 @@ pixels are columns, and the samples run one after the other, each with tensors o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,12 +51,21 @@ class Plan:
         return every.reshape(-1)
 
 
-def make_plan(program: Program, samples: int, memory: Memory, *, every: bool = False) -> Plan:
+def make_plan(
+    program: Program,
+    samples: int,
+    memory: Memory,
+    *,
+    every: bool = False,
+    resident: bool = False,
+) -> Plan:
     """Lay out image, commands and tensors one after the other, and write the commands.
 
     Args:
         every: store every tensor, so that each layer's output can be verified afterwards; else
             only those that are read from memory or are outputs.
+        resident: the weights lie in the block buffer since an earlier run, if they all fit it
+            (`block_bases`). Nothing else differs from the plan without it.
 
     Raises:
         InputError: an image that the engine's image memory is too small for.
@@ -71,6 +80,11 @@ def make_plan(program: Program, samples: int, memory: Memory, *, every: bool = F
         places[name] = _place(tensor, at, samples, program)
         at += tensor_words(places[name], build, name in sums)
     routes, stored = _routes(program, places, every)
+    if bases := block_bases(program):
+        routes = [
+            replace(route, block_base=base, resident=resident)
+            for route, base in zip(routes, bases, strict=True)
+        ]
     commands = [
         layer_command(
             layer,
@@ -86,6 +100,18 @@ def make_plan(program: Program, samples: int, memory: Memory, *, every: bool = F
     ]
     size = at - start
     return Plan(samples, runs, places, stored, size, first_command, commands, start + runs * size)
+
+
+def block_bases(program: Program) -> list[int] | None:
+    """Where each layer's weights can stay in the block buffer, in CSB words; None if not all do."""
+    build, at, bases = program.build, 0, []
+    for layer in program.layers:
+        shape = layer.csb(build)
+        if shape.groups > shape.groups_per_pass:
+            return None
+        bases.append(at)
+        at += shape.row_groups * shape.groups * shape.keep
+    return bases if at <= build.block_words else None
 
 
 def _place(tensor: Tensor, offset: int, samples: int, program: Program) -> Place:

@@ -13,9 +13,11 @@ from ..interface import (
     FLAG_FROM_CHAIN,
     FLAG_IMAGE,
     FLAG_INT4,
+    FLAG_KEEP_WEIGHTS,
     FLAG_MAXIMUM,
     FLAG_PRODUCT,
     FLAG_RESIDENT_INPUT,
+    FLAG_RESIDENT_WEIGHTS,
     FLAG_RESIDUAL,
     FLAG_SUM_COLUMNS,
     FLAG_SUMS_OUT,
@@ -47,12 +49,18 @@ class Place:
 
 @dataclass(frozen=True)
 class Route:
-    """How a layer's tensors come and go: through memory, the chain, or the image memory."""
+    """How a layer's tensors come and go: through memory, the chain, or the image memory.
+
+    With a `block_base` the weights lie in the block buffer from there on: for this command if they
+    are `resident`, for later ones if they are not yet.
+    """
 
     from_chain: bool = False
     resident_input: bool = False
     to_chain: bool = False
     to_memory: bool = True
+    block_base: int | None = None
+    resident: bool = False
 
 
 def layer_command(
@@ -99,6 +107,8 @@ def _uncut(
         FLAG_TO_MEMORY: route.to_memory,
         FLAG_MAXIMUM: layer.maximum,
         FLAG_SUM_COLUMNS: layer.sum_columns,
+        FLAG_KEEP_WEIGHTS: route.block_base is not None and not route.resident,
+        FLAG_RESIDENT_WEIGHTS: route.resident,
     }
     item = 4 if layer.sums_out else 1
     command = Command(
@@ -123,6 +133,7 @@ def _uncut(
         input_stride=source.stride * (source.tiles if layer.sum_columns else 1),
         last_columns=(target.columns - 1) % build.cols + 1,
         output_stride=target.stride,
+        block_base=route.block_base or 0,
     )
     _add_window(command, layer, build)
     _add_combination(command, layer)
@@ -169,7 +180,7 @@ def _add_combination(command: Command, layer: PackedLayer) -> None:
 def _possible_cuts(command: Command, layer: PackedLayer, build: Build) -> Iterator[Command]:
     """`command` with every number of tiles per block that fits the engine's buffers, and the most
     rows per block that fit beside it."""
-    pass_words = command.groups_per_pass * command.bank_size
+    pass_words = command.groups_per_pass * build.bank_space(command.bank_size)
     most = min(command.tiles, build.vector_words // pass_words, _MOST_TILES_PER_BLOCK)
     for tiles in range(1, most + 1):
         if layer.window and ring_words(layer.window, build, tiles) > command.image_words:

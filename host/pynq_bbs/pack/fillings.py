@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a command makes every stage do, filling by filling: for the cycle model.
+
+The same rules as `hls/sequence.hpp` and the stages that it orders about.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from ..builds import PORT_BYTES, Build
+from ..interface import (
+    FLAG_FROM_CHAIN,
+    FLAG_IMAGE,
+    FLAG_INT4,
+    FLAG_RESIDENT_INPUT,
+    FLAG_RESIDENT_WEIGHTS,
+    FLAG_SUMS_OUT,
+    Command,
+)
+from .gathering import Counts, Loading, image_tiles, loading, steps, tile_words, tiles_of
+
+#: What one tile leaves in a memory is read this many cycles later (`kReuseDistance`).
+_REUSE = 4
+
+
+class Fillings:
+    """The fillings of the vector buffer for a group of column tiles, an entry each.
+
+    With one pass a filling meets all weight blocks; else there is one for each block and pass.
+    The counts are iterations of the loops that work on a filling.
+    """
+
+    def __init__(self, c: Command, build: Build, tiles: int) -> None:
+        self.tiles = tiles
+        blocks = _cut(c.rows // build.rows, c.rows_per_block // build.rows)
+        passes = _cut(c.groups, c.groups_per_pass)
+        self._one_pass = len(passes) == 1
+        rows = np.repeat(blocks, len(passes))
+        groups = np.tile(passes, len(blocks))
+        last_pass = np.tile(np.arange(len(passes)) == len(passes) - 1, len(blocks))
+        words = groups * c.keep  # of a row group
+        lane_bits = build.rows * build.lanes
+        fetched = 0 if c.flags & FLAG_RESIDENT_WEIGHTS else 1
+        bits = 4 if c.flags & FLAG_INT4 else 8
+        sums_out = bool(c.flags & FLAG_SUMS_OUT)
+        outputs = tiles * rows * last_pass * (build.rows * build.cols)
+        self.visits = self._add(np.ones_like(rows))
+        self.runs = self._add(tiles * last_pass)  # of the loops that move outputs
+        self.weights = self._add(fetched * rows * -(-words * lane_bits * bits // 64))
+        self.indices = self._add(fetched * rows * -(-words * lane_bits * c.index_bits // 64))
+        self.parameters = self._add(rows * build.rows)
+        self.unpack = self._add(fetched * rows * words * lane_bits // PORT_BYTES)
+        self.multiply = self._add(tiles * np.maximum(rows * words, _REUSE))
+        self.accumulate = self._add(tiles * np.maximum(rows * build.rows, _REUSE))
+        self.requantise = self._add(outputs // (2 if sums_out else build.requant_units))
+        self.outputs = self._add(outputs * (4 if sums_out else 1) // PORT_BYTES)
+        space = build.lanes * c.bank_size
+        first = np.arange(len(passes)) * c.groups_per_pass * space
+        features = np.minimum(passes * space, c.features - first)
+        #: features of a tile that are brought
+        self.features = features if self._one_pass else np.tile(features, len(blocks))
+
+    def _add(self, of_visits: Counts) -> Counts:
+        return of_visits.sum(keepdims=True) if self._one_pass else of_visits
+
+    @property
+    def count(self) -> int:
+        return len(self.features)
+
+
+class Layer:
+    """A command's groups of column tiles: `groups`, all but the last one alike."""
+
+    def __init__(self, c: Command, build: Build) -> None:
+        self.c, self.build = c, build
+        self.image = bool(c.flags & FLAG_IMAGE)
+        self.from_chain = bool(c.flags & FLAG_FROM_CHAIN)
+        self.from_memory = not c.flags & (FLAG_FROM_CHAIN | FLAG_RESIDENT_INPUT)
+        self.groups = -(-c.tiles // c.tiles_per_block)
+        self.last = Fillings(c, build, c.tiles - (self.groups - 1) * c.tiles_per_block)
+        self.full = Fillings(c, build, c.tiles_per_block) if self.groups > 1 else self.last
+
+    @cached_property
+    def loading(self) -> Loading:
+        """How the pixels of the image come in."""
+        return loading(self.c, self.build, self.last.count)
+
+    @cached_property
+    def reads(self) -> Counts:
+        """Reads of the image memory for the windows of every tile."""
+        return steps(self.c, self.build) * tiles_of(self.c, self.build).reads
+
+    def sum(self, name: str) -> int:
+        """Over all fillings."""
+        full, last = getattr(self.full, name), getattr(self.last, name)
+        return (self.groups - 1) * int(full.sum()) + int(last.sum())
+
+    def input_words(self) -> int:
+        """Words of the input, as they are taken from memory or from the chain."""
+        if self.image:
+            resident = bool(self.c.flags & FLAG_RESIDENT_INPUT)
+            return (
+                0 if resident else image_tiles(self.c, self.build) * tile_words(self.c, self.build)
+            )
+        features = (self.groups - 1) * self.full.tiles * int(self.full.features.sum())
+        features += self.last.tiles * int(self.last.features.sum())
+        if self.from_chain:
+            return features // self.pack
+        return features * self.build.cols // PORT_BYTES
+
+    @property
+    def pack(self) -> int:
+        """Features of an activation word."""
+        return max(PORT_BYTES // self.build.cols, 1)
+
+    def writes(self, f: Fillings) -> Counts:
+        """To the vector buffer, for each filling."""
+        if self.image:
+            return np.full(f.count, f.tiles * steps(self.c, self.build))
+        return f.tiles * f.features // self.pack
+
+    def taken(self, f: Fillings) -> Counts:
+        """Writes that are taken beside the work on each filling, at most."""
+        return -(-f.multiply // self.c.pace)
+
+    def fill_rest(self) -> int:
+        """Writes that are taken while the multipliers wait."""
+        full, last = self.writes(self.full), self.writes(self.last)
+        taken, taken_last = self.taken(self.full), self.taken(self.last)
+        rest = int(np.maximum(last[1:] - taken_last[:-1], 0).sum())
+        if self.groups == 1:
+            return int(last[0]) + rest
+        rest += int(full[0]) + max(int(last[0] - taken[-1]), 0)
+        rest += (self.groups - 1) * int(np.maximum(full[1:] - taken[:-1], 0).sum())
+        return rest + (self.groups - 2) * max(int(full[0] - taken[-1]), 0)
+
+
+def _cut(total: int, step: int) -> Counts:
+    """`total` in steps, the last one what remains."""
+    lengths = np.full(-(-total // step), step, np.int64)
+    lengths[-1] = total - step * (len(lengths) - 1)
+    return lengths
