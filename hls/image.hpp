@@ -9,6 +9,9 @@ namespace bbs {
 
 constexpr int kImageDepth = kImageWords > 0 ? kImageWords : 1;
 typedef int8_t ImageWord[kBanks];
+// Words of an image are counted from here on, so that windows that begin before the image have a
+// number too.
+constexpr uint32_t kFirstWord = 1u << 14;
 
 // Bits of the place of a pixel in its word.
 constexpr uint32_t kTurns = kBanks <= 16 ? 4 : kBanks <= 32 ? 5 : kBanks <= 64 ? 6 : 7;
