@@ -4,7 +4,7 @@
 #error "compile with -DBBS_THREADED"
 #endif
 
-#include "layer.hpp"
+#include "testbench.hpp"
 #include "unpack.hpp"
 
 namespace {
@@ -39,7 +39,7 @@ void fork_and_rejoin(int written, int read) {
 
 // Two stages of the engine over a weight burst of `words` port words for a visit that needs 6.
 void fetch_and_unpack(uint32_t words) {
-  const bbs::word_t memory[16] = {};
+  const bbs::word_t memory[6 * bbs::kLaneWords] = {};
   bbs::Command c = {};
   c.flags = bbs::kFlagDense;
   c.keep = 2;
@@ -55,6 +55,8 @@ void fetch_and_unpack(uint32_t words) {
   bbs::Burst burst;
   burst.offset = 0;
   burst.count = words * bbs::kLaneWords;
+  burst.times = 1;
+  burst.step = 0;
   burst.final = true;
   bursts.write(burst);
   BBS_REGION;

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Damaged commands at a guarded memory block: whatever the engine accepts stays inside, whatever
-// it refuses leaves memory as it was. Under a sanitizer the guards are those of the allocator.
+// Damaged commands at a guarded memory block, alone and in programs: whatever the engine accepts
+// stays inside, whatever it refuses leaves memory as it was. Under a sanitizer the guards are
+// those of the allocator.
 #include <memory>
 
-#include "memory_block.hpp"
+#include "programs.hpp"
 
 namespace {
 
-constexpr size_t kMostWords = 400;  // of one plane: a case must be quick
+constexpr tb::Limits kLimits = {12, 4, 100};  // a case must be quick
+constexpr size_t kMostWords = 400;            // of one plane
 #ifdef BBS_TB_QUICK
 constexpr size_t kGuard = 0;  // sanitised: the allocator guards a block that is all it allocated
 #else
@@ -15,18 +17,37 @@ constexpr size_t kGuard = 64;  // words before and after the block
 #endif
 constexpr uint64_t kGuardWord = 0xfedcba9876543210u;
 
-bbs::Command small_command(tb::Random& random) {
-  for (;;) {
-    const bbs::Command c = tb::random_command(random, 12, 4, 3);
-    const std::vector<uint64_t> sizes = tb::plane_sizes(c);
-    if (*std::max_element(sizes.begin(), sizes.end()) <= kMostWords) return c;
+// A copy of memory between guards.
+class Guarded {
+ public:
+  explicit Guarded(const tb::Words& words)
+      : before(words), allocated_(new uint64_t[words.size() + 2 * kGuard]) {
+    std::fill_n(allocated_.get(), kGuard, kGuardWord);
+    std::copy(words.begin(), words.end(), block());
+    std::fill_n(block() + words.size(), kGuard, kGuardWord);
   }
-}
+  uint64_t* block() { return allocated_.get() + kGuard; }
+  uint32_t size() const { return (uint32_t)before.size(); }
+
+  // Nothing differs from before but where `outputs` allows it.
+  void expect_same(const std::vector<bool>& outputs) {
+    for (uint32_t i = 0; i < size(); i++)
+      if (!outputs[i]) TB_EXPECT(block()[i], before[i], "word %u outside the outputs", i);
+    TB_EXPECT(std::count(allocated_.get(), block(), kGuardWord), kGuard, "guards before the block");
+    TB_EXPECT(std::count(block() + size(), block() + size() + kGuard, kGuardWord), kGuard,
+              "guards after the block");
+  }
+
+  const tb::Words before;
+
+ private:
+  std::unique_ptr<uint64_t[]> allocated_;
+};
 
 // Flips bits or replaces a byte of an encoded command.
 void damage(tb::Random& random, uint64_t words[bbs::kCommandWords]) {
   for (int n = random.between(1, 3); n > 0; n--) {
-    uint64_t& word = words[random.between(0, bbs::kCommandWords - 1)];
+    uint64_t& word = words[random.once_in(8) ? 15 : random.between(0, 12)];
     const int shift = random.between(0, 63);
     if (random.once_in(2))
       word ^= (uint64_t)1 << shift;
@@ -35,71 +56,115 @@ void damage(tb::Random& random, uint64_t words[bbs::kCommandWords]) {
   }
 }
 
+void expect_bursts_inside(bbs::BurstStream& stream, bool used, uint32_t memory_words) {
+  for (bool final = false; !final;) {
+    const bbs::Burst burst = stream.read();
+    final = burst.final;
+    if (!used || burst.count == 0 || burst.times == 0) continue;
+    const uint64_t end =
+        burst.offset + (burst.times - 1) * (uint64_t)burst.step + burst.count;
+    if (end > memory_words) tb::differs((int64_t)end, memory_words, "end of a burst");
+  }
+}
+
 // Every burst of an accepted command lies inside the memory: the fetches and stores do no more
 // than they are told.
 void expect_inside(const bbs::Command& c, const bbs::Shape& s, uint32_t memory_words) {
   tb::SequenceStreams streams;
   streams.run(c, s);
-  for (bbs::BurstStream* stream :
-       {&streams.weights, &streams.indices, &streams.rows, &streams.acts, &streams.stores}) {
-    for (bool final = false; !final;) {
-      const bbs::Burst burst = stream->read();
-      const uint64_t end = (uint64_t)burst.offset + burst.count;
-      if (end > memory_words) tb::differs((int64_t)end, memory_words, "end of a burst");
-      final = burst.final;
-    }
-  }
+  expect_bursts_inside(streams.stores, tb::has(c, bbs::kFlagToMemory), memory_words);
+  for (bbs::BurstStream* stream : {&streams.weights, &streams.indices, &streams.rows,
+                                   &streams.acts, &streams.residuals})
+    expect_bursts_inside(*stream, true, memory_words);
 }
 
-void expect_same(const uint64_t* block, const tb::Words& before, uint64_t from, uint64_t to) {
-  if (from >= to || std::memcmp(block + from, &before[from], (to - from) * 8) == 0) return;
-  for (uint64_t i = from; i < to; i++)
-    TB_EXPECT(block[i], before[i], "word %" PRIu64 " outside the output", i);
+// Where an accepted command may write.
+void allow_outputs(const bbs::Command& c, std::vector<bool>& outputs) {
+  if (!tb::has(c, bbs::kFlagToMemory)) return;
+  const uint64_t size = tb::has(c, bbs::kFlagSumsOut) ? 4 : 1;
+  const uint64_t tile = c.rows * size * bbs::kCols / bbs::kPortBytes;
+  const uint64_t step = c.output_stride * size * bbs::kCols / bbs::kPortBytes;
+  for (uint64_t t = 0; t < c.tiles; t++)
+    for (uint64_t i = 0; i < tile; i++) {
+      const uint64_t at = c.output + t * step + i;
+      if (at < outputs.size())
+        outputs[at] = true;
+      else
+        tb::differs((int64_t)at, (int64_t)outputs.size(), "output word outside");
+    }
 }
 
 struct Tally {
-  int64_t accepted = 0, refused = 0;
+  int64_t accepted = 0, refused = 0, chained = 0;
 };
 
-void run(tb::Random& random, Tally& tally) {
+// Runs `count` commands at `first`; the engine's status is that of its own check, one after the
+// other. A command that an output fell upon is not known any more.
+void run(Guarded& memory, uint32_t first, uint32_t count, bool damaged, Tally& tally) {
+  const tb::Registers r = tb::run_engine(memory.block(), memory.size(), first, count);
+  std::vector<bool> outputs(memory.size());
+  uint32_t level = 0, status = bbs::kStatusOk, done = 0;
+  while (done < count && status == bbs::kStatusOk) {
+    const uint32_t at = first + done * bbs::kCommandWords;
+    for (int i = 0; i < bbs::kCommandWords; i++)
+      if (outputs[at + i]) return;
+    const bbs::Command c = bbs::decode_command(&memory.before[at]);
+    bbs::Shape s;
+    status = bbs::check_command(c, memory.size(), level, s);
+    if (status != bbs::kStatusOk) break;
+    expect_inside(c, s, memory.size());
+    allow_outputs(c, outputs);
+    level += (uint32_t)(bbs::chain_output(c) - bbs::chain_input(c, s));
+    tally.chained += tb::has(c, bbs::kFlagFromChain);
+    done++;
+  }
+  TB_EXPECT(r.status, status, "the engine's own check");
+  TB_EXPECT(r.completed, done, "completed");
+  if (!damaged) TB_EXPECT(r.status, bbs::kStatusOk, "status of undamaged commands");
+  memory.expect_same(outputs);
+  (status == bbs::kStatusOk ? tally.accepted : tally.refused)++;
+}
+
+bbs::Command small_command(tb::Random& random) {
+  for (;;) {
+    const bbs::Command c = tb::random_command(random, kLimits);
+    const std::vector<uint64_t> sizes = tb::plane_sizes(c);
+    if (*std::max_element(sizes.begin(), sizes.end()) <= kMostWords) return c;
+  }
+}
+
+// One command whose planes lie anywhere, often at the very end.
+void run_alone(tb::Random& random, Tally& tally) {
   bbs::Command c = small_command(random);
   const std::vector<uint64_t> sizes = tb::plane_sizes(c);
   const uint64_t largest = *std::max_element(sizes.begin(), sizes.end());
   const uint32_t words = (uint32_t)largest + random.between(bbs::kCommandWords, 200);
   const std::vector<uint32_t*> offsets = tb::plane_offsets(c);
-  for (size_t i = 0; i < sizes.size(); i++)  // often at the very end
+  for (size_t i = 0; i < sizes.size(); i++)
     *offsets[i] = random.once_in(2) ? (uint32_t)(words - sizes[i])
                                     : random.between(0, words - sizes[i]);
   uint64_t encoded[bbs::kCommandWords];
   tb::encode_command(c, encoded);
   const bool damaged = !random.once_in(8);
   if (damaged) damage(random, encoded);
-
-  const std::unique_ptr<uint64_t[]> allocated(new uint64_t[words + 2 * kGuard]);
-  uint64_t* const block = allocated.get() + kGuard;
-  std::fill_n(allocated.get(), kGuard, kGuardWord);
-  std::fill_n(block + words, kGuard, kGuardWord);
-  for (uint32_t i = 0; i < words; i++) block[i] = random.bits();
+  tb::Words block(words);
+  for (uint64_t& word : block) word = random.bits();
   const uint32_t first = random.between(0, words - bbs::kCommandWords);
-  std::copy_n(encoded, bbs::kCommandWords, block + first);
-  const tb::Words before(block, block + words);
+  std::copy_n(encoded, bbs::kCommandWords, block.begin() + first);
+  Guarded memory(block);
+  run(memory, first, 1, damaged, tally);
+}
 
-  const tb::Registers r = tb::run_engine(block, words, first, 1);
-  const bool accepted = r.status == bbs::kStatusOk;
-  TB_EXPECT(r.completed, accepted, "completed, with status %u", r.status);
-  if (!damaged) TB_EXPECT(r.status, bbs::kStatusOk, "status of an undamaged command");
-  const bbs::Command read = bbs::decode_command(encoded);
-  bbs::Shape s;
-  TB_EXPECT(bbs::check_command(read, words, s), r.status, "the engine's own check");
-  if (accepted) expect_inside(read, s, words);
-  const uint64_t outputs = accepted ? (uint64_t)read.rows * read.tiles * s.output_words : 0;
-  const uint32_t from = accepted ? read.output : words;
-  expect_same(block, before, 0, from);
-  expect_same(block, before, from + outputs, words);
-  TB_EXPECT(std::count(allocated.get(), block, kGuardWord), kGuard, "guards before the block");
-  TB_EXPECT(std::count(block + words, block + words + kGuard, kGuardWord), kGuard,
-            "guards after the block");
-  (accepted ? tally.accepted : tally.refused)++;
+// A program with the chain, resident images and resident weights, one of its commands damaged.
+void run_program(tb::Random& random, Tally& tally) {
+  tb::Program program = tb::random_program(random, kLimits, random.between(2, 4));
+  const uint32_t count = (uint32_t)program.commands.size();
+  const uint32_t which = random.between(0, count - 1);
+  const bool damaged = !random.once_in(8);
+  if (damaged)
+    damage(random, &program.memory()[program.first_command + which * bbs::kCommandWords]);
+  Guarded memory(program.memory());
+  run(memory, program.first_command, count, damaged, tally);
 }
 
 }  // namespace
@@ -107,10 +172,13 @@ void run(tb::Random& random, Tally& tally) {
 int main() {
   tb::Random random(13);
   Tally tally;
-  for (int i = 0; i < 100000; i++) run(random, tally);
-  std::printf("fuzz_tb: %" PRId64 " accepted, %" PRId64 " refused\n", tally.accepted,
-              tally.refused);
-  TB_EXPECT(tally.accepted > 20000, true, "enough commands accepted");
-  TB_EXPECT(tally.refused > 20000, true, "enough commands refused");
-  return tb::finish("fuzz_tb", tally.accepted + tally.refused, "commands");
+  const int alone = tb::cases(60000), programs = tb::cases(6000);
+  for (int i = 0; i < alone; i++) run_alone(random, tally);
+  for (int i = 0; i < programs; i++) run_program(random, tally);
+  std::printf("fuzz_tb: %" PRId64 " accepted, %" PRId64 " refused, %" PRId64 " from the chain\n",
+              tally.accepted, tally.refused, tally.chained);
+  TB_EXPECT(tally.accepted > alone / 5, true, "enough accepted");
+  TB_EXPECT(tally.refused > alone / 5, true, "enough refused");
+  TB_EXPECT(tally.chained > programs / 50, true, "enough from the chain");
+  return tb::finish("fuzz_tb", tally.accepted + tally.refused, "starts");
 }

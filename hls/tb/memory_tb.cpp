@@ -1,25 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
-// Bursts from and to memory: each word once, in order, nothing beside them.
+// Bursts from and to memory: each word once, in order, nothing beside them; outputs to the chain,
+// to memory, or to both.
 #include "memory.hpp"
 
-#include "layer.hpp"
+#include "commands.hpp"
 
 namespace {
 
 constexpr uint32_t kWords = 500;
 
 // Bursts anywhere in the memory, empty ones among them; they overlap where `disjoint` is false.
-std::vector<bbs::Burst> random_bursts(tb::Random& random, bool disjoint) {
+std::vector<bbs::Burst> random_bursts(tb::Random& random, bool disjoint, uint32_t unit) {
   std::vector<bbs::Burst> bursts;
   const int count = random.between(1, 12);
   uint32_t at = 0;
   for (int i = 0; i < count; i++) {
     bbs::Burst burst;
-    burst.offset = disjoint ? at + random.between(0, 5) : random.between(0, kWords);
-    const uint32_t most = disjoint ? 30 : kWords - burst.offset;
-    burst.count = random.once_in(4) ? 0 : random.between(0, std::min<int>(most, 100));
+    burst.times = random.once_in(8) ? 0 : random.between(1, 4);
+    burst.count = random.once_in(4) ? 0 : unit * random.between(0, 10);
+    burst.step = burst.count + random.between(0, 3);
+    if (!disjoint && random.once_in(4)) burst.step = random.between(0, 20);
+    const uint32_t span = burst.times > 0 ? (burst.times - 1) * burst.step + burst.count : 0;
+    burst.offset = disjoint ? at + random.between(0, 5) : random.between(0, kWords - span);
     burst.final = i + 1 == count;
-    at = burst.offset + burst.count;
+    at = burst.offset + span;
     bursts.push_back(burst);
   }
   return bursts;
@@ -30,37 +34,55 @@ int64_t run_fetch(tb::Random& random) {
   for (uint64_t& word : memory) word = random.bits();
   bbs::BurstStream bursts("bursts");
   bbs::WordStream words("words");
-  const std::vector<bbs::Burst> wanted = random_bursts(random, false);
+  const std::vector<bbs::Burst> wanted = random_bursts(random, false, 1);
   for (const bbs::Burst& burst : wanted) bursts.write(burst);
   bbs::fetch(memory.data(), bursts, words);
   int64_t count = 0;
   for (const bbs::Burst& burst : wanted)
-    for (uint32_t i = 0; i < burst.count; i++, count++)
-      TB_EXPECT(words.read(), memory[burst.offset + i], "fetched word %u", burst.offset + i);
+    for (uint32_t t = 0; t < burst.times; t++)
+      for (uint32_t i = 0; i < burst.count; i++, count++)
+        TB_EXPECT(words.read(), memory[burst.offset + t * burst.step + i], "fetched word %u",
+                  burst.offset + t * burst.step + i);
   TB_EXPECT(tb::drained(bursts), true, "bursts left over after fetch");
   TB_EXPECT(tb::drained(words), true, "fetched words too many");
   return count;
 }
 
-int64_t run_store(tb::Random& random) {
-  tb::Words memory(kWords);
+int64_t run_deliver(tb::Random& random) {
+  tb::Words memory(kWords * 4);
   for (uint64_t& word : memory) word = random.bits();
-  tb::Words expected = memory;
+  tb::Words expected = memory, sent;
+  bbs::Command c = {};
+  const uint32_t places[] = {bbs::kFlagToMemory, bbs::kFlagToChain,
+                             bbs::kFlagToMemory | bbs::kFlagToChain};
+  c.flags = places[random.between(0, 2)];
+  const bool to_chain = tb::has(c, bbs::kFlagToChain);
   bbs::BurstStream bursts("bursts");
   bbs::WordStream words("words");
-  int64_t count = 0;
-  for (const bbs::Burst& burst : random_bursts(random, true)) {
+  bbs::ChainStream chain("chain");
+  for (const bbs::Burst& burst : random_bursts(random, true, to_chain ? bbs::kPortWords : 1)) {
     bursts.write(burst);
-    for (uint32_t i = 0; i < burst.count; i++, count++) {
-      expected[burst.offset + i] = random.bits();
-      words.write(expected[burst.offset + i]);
+    for (uint32_t t = 0; t < burst.times; t++) {
+      for (uint32_t i = 0; i < burst.count; i++) {
+        sent.push_back(random.bits());
+        words.write(sent.back());
+        if (tb::has(c, bbs::kFlagToMemory))
+          expected[burst.offset + t * burst.step + i] = sent.back();
+      }
     }
   }
-  bbs::store(memory.data(), bursts, words);
-  for (uint32_t i = 0; i < kWords; i++) TB_EXPECT(memory[i], expected[i], "stored word %u", i);
-  TB_EXPECT(tb::drained(bursts), true, "bursts left over after store");
-  TB_EXPECT(tb::drained(words), true, "words left over after store");
-  return count;
+  bbs::deliver(c, memory.data(), bursts, words, chain);
+  for (size_t i = 0; i < memory.size(); i++) TB_EXPECT(memory[i], expected[i], "word %zu", i);
+  for (size_t i = 0; to_chain && i < sent.size(); i += bbs::kPortWords) {
+    const bbs::ActWord word = chain.read();
+    for (int b = 0; b < bbs::kWordActs; b++)
+      TB_EXPECT(word.v[b], (int8_t)(uint8_t)(sent[i + b / 8] >> (8 * (b % 8))),
+                "byte %d of word %zu of the chain", b, i);
+  }
+  TB_EXPECT(tb::drained(bursts), true, "bursts left over after deliver");
+  TB_EXPECT(tb::drained(words), true, "words left over after deliver");
+  TB_EXPECT(tb::drained(chain), true, "chain words too many");
+  return (int64_t)sent.size();
 }
 
 }  // namespace
@@ -68,6 +90,7 @@ int64_t run_store(tb::Random& random) {
 int main() {
   tb::Random random(6);
   int64_t count = 0;
-  for (int i = 0; i < 20000 / tb::kShare; i++) count += run_fetch(random) + run_store(random);
+  for (int i = 0; i < tb::cases(10000); i++)
+    count += run_fetch(random) + run_deliver(random);
   return tb::finish("memory_tb", count, "words");
 }

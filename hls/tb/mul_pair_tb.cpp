@@ -88,7 +88,22 @@ int64_t low_sums() {
   return count;
 }
 
-// What the emulator runs is what synthesis builds.
+// The form of LUTs: 16 bits hold every sum, and its products fit what they are cast to.
+int64_t fabric() {
+  int64_t count = 0;
+  for (int w0 = -128; w0 < 128; w0++)
+    for (int a = -128; a < 128; a++)
+      for (int w1 = -128; w1 < 128; w1 += tb::kShare)
+        for (const int b : kExtremes) {
+          const int want = a * w0 + b * w1 - 1;
+          const int got = bbs::pair_sum_fabric((int8_t)w0, (int8_t)w1, (int8_t)a, (int8_t)b);
+          if (got != want) tb::differs(got, want, "fabric: w %d %d a %d b %d", w0, w1, a, b);
+          count++;
+        }
+  return count;
+}
+
+// What the emulator runs is what synthesis builds, in DSPs and in LUTs.
 int64_t plain_form() {
   tb::Random random(2);
   const int count = 100000 / tb::kShare;
@@ -100,13 +115,18 @@ int64_t plain_form() {
     }
     const int8_t w0 = random.once_in(4) ? -128 : random.byte();
     const int8_t w1 = random.once_in(4) ? -128 : random.byte();
-    int16_t sums[bbs::kCols];
-    bbs::pair_sums(w0, w1, a, b, sums);
-    for (int c = 0; c < bbs::kCols; c += 2) {
+    int16_t sums[bbs::kCols], fabric_sums[bbs::kCols];
+    bbs::pair_sums<bbs::Place::kDsp>(w0, w1, a.v, b.v, sums);
+    bbs::pair_sums<bbs::Place::kFabric>(w0, w1, a.v, b.v, fabric_sums);
+    for (int c = 0; c < bbs::kCols; c++) {
+      const int even = c & ~1, odd = std::min(c | 1, bbs::kCols - 1);
       const bbs::PairSums s =
-          bbs::pair_sums_packed(w0, w1, a.v[c], a.v[c + 1], b.v[c], b.v[c + 1]);
-      TB_EXPECT(sums[c], s.low, "plain form, weights %d %d, column %d", w0, w1, c);
-      TB_EXPECT(sums[c + 1], s.high, "plain form, weights %d %d, column %d", w0, w1, c + 1);
+          bbs::pair_sums_packed(w0, w1, (int8_t)a.v[even], (int8_t)a.v[odd], (int8_t)b.v[even],
+                                (int8_t)b.v[odd]);
+      const int packed = c & 1 ? s.high : s.low;
+      TB_EXPECT(sums[c], packed, "plain form, weights %d %d, column %d", w0, w1, c);
+      TB_EXPECT(fabric_sums[c], bbs::pair_sum_fabric(w0, w1, (int8_t)a.v[c], (int8_t)b.v[c]),
+                "plain form in LUTs, weights %d %d, column %d", w0, w1, c);
     }
   }
   return count;
@@ -119,7 +139,7 @@ int main() {
   TB_EXPECT((-128 * (1 << 16) - 128) >> 24, -1, "lowest packed operand");
   TB_EXPECT((127 * (1 << 16) + 127) >> 24, 0, "highest packed operand");
   const int64_t sums = low_sums();
-  const int64_t count = single_products() + weight_pairs() + plain_form();
+  const int64_t count = single_products() + weight_pairs() + fabric() + plain_form();
   std::printf("mul_pair_tb: %" PRId64 " low sums\n", sums);
   return tb::finish("mul_pair_tb", count, "operands");
 }

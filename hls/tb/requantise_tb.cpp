@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rounding on the bits against the library's rint, saturation, tables, sums passed through.
+// Rounding on the bits against the library's rint, saturation, tables, residuals, sums passed
+// through, columns that do not count.
 #include "requantise.hpp"
 
 #include <cmath>
 
-#include "layer.hpp"
+#include "commands.hpp"
 
 namespace {
 
@@ -27,7 +28,7 @@ int64_t rounding() {
   int64_t count = 0;
   for (uint32_t exponent = 0; exponent < 255; exponent++) {
     const bool all = exponent >= 125 && exponent < 137;
-    const uint32_t step = all ? tb::kShare : 4093 * tb::kShare;
+    const uint32_t step = all ? tb::kShare * tb::kCases : 4093 * tb::kShare;
     for (uint32_t mantissa = 0; mantissa < (1u << 23); mantissa += step, count++)
       expect_rounded(exponent << 23 | mantissa);
     for (uint32_t bit = 0; bit < 23; bit++, count += 3) {  // around every power of two: ties
@@ -39,7 +40,7 @@ int64_t rounding() {
     expect_rounded(exponent << 23 | 0x7fffff);
   }
   expect_rounded(0x7f800000);
-  for (int i = 0; i < 4000000 / tb::kShare; i++, count++) {
+  for (int i = 0; i < tb::cases(4000000); i++, count++) {
     const uint32_t bits = (uint32_t)random.bits() & 0x7fffffff;
     if (bits <= 0x7f800000) expect_rounded(bits);  // multipliers are finite: no NaN comes here
   }
@@ -62,7 +63,7 @@ int64_t ties() {
 
 int64_t random_sums() {
   tb::Random random(8);
-  const int count = 8000000 / tb::kShare;
+  const int count = tb::cases(8000000);
   for (int i = 0; i < count; i++) {
     const int32_t sum = (int32_t)(uint32_t)(random.bits() >> 32) >> random.between(0, 31);
     // Any finite positive multiplier, or one whose products fall in and around the range.
@@ -76,45 +77,58 @@ int64_t random_sums() {
   return count;
 }
 
-// The whole stage: bytes, bytes through a table, sums.
+// The whole stage: bytes, bytes through a table, combined with a residual, sums.
 int64_t stage(tb::Random& random, uint32_t flags) {
-  bbs::Command c = {};
+  bbs::Command c = tb::random_matrix(random, {20, 1, 1}, 256);
   c.flags = flags;
-  c.rows = random.between(1, 20);
   c.tiles = random.between(1, 4);
-  c.tiles_per_block = c.rows_per_block = c.groups = c.groups_per_pass = 1;
-  c.zero_point = random.byte();
+  c.tiles_per_block = c.groups = c.groups_per_pass = 1;
+  c.rows_per_block = bbs::kRows;
+  c.last_columns = random.between(1, bbs::kCols);
   bbs::TableStream table_words("table_words");
   bbs::TotalStream totals("totals");
-  bbs::WordStream outputs("outputs");
+  bbs::WordStream residuals("residuals"), outputs("outputs");
   const std::vector<int8_t> table = tb::random_bytes(random, bbs::kTableEntries);
-  tb::Words words;
+  const tb::Tensor b = tb::random_tensor(random, c.tiles, c.rows);
+  tb::Words words, residual_words;
   tb::append_bytes(words, table);
-  if (flags & bbs::kFlagTable)
+  tb::append_bytes(residual_words, b.bytes);
+  if (tb::has(c, bbs::kFlagTable))
     for (const uint64_t word : words) table_words.write(word);
+  if (tb::has(c, bbs::kFlagResidual))
+    for (const uint64_t word : residual_words) residuals.write(word);
   std::vector<int8_t> expected;
-  for (uint32_t i = 0; i < c.rows * c.tiles; i++) {
+  for (uint32_t i = 0; i < c.rows / bbs::kRows * c.tiles; i++) {
     bbs::TotalWord total;
-    const float m = (float)random.between(1, 1000) / 100000;
-    total.multiplier = bbs::bits_of_float(m);
-    for (int32_t& sum : total.v) {
+    total.last_tile = i / (c.rows / bbs::kRows) + 1 == c.tiles;
+    for (uint32_t& m : total.multiplier)
+      m = bbs::bits_of_float((float)random.between(1, 1000) / 100000);
+    for (uint32_t place = 0; place < bbs::kWide; place++) {
+      int32_t& sum = total.v[place];
+      const bool counts = !total.last_tile || place % bbs::kCols < c.last_columns;
       sum = random.between(-30000, 30000);
-      if (flags & bbs::kFlagSumsOut) sum = (int32_t)(uint32_t)random.bits();
-      const int8_t y = tb::requantised(sum, m, c.zero_point);
-      const int8_t mapped = flags & bbs::kFlagTable ? table[y + 128] : y;
-      if (!(flags & bbs::kFlagSumsOut)) expected.push_back(mapped);
-      for (int b = 0; (flags & bbs::kFlagSumsOut) && b < 4; b++)
-        expected.push_back((int8_t)(uint8_t)((uint32_t)sum >> (8 * b)));
+      if (flags & bbs::kFlagSumsOut) {
+        sum = (int32_t)(uint32_t)random.bits();
+        for (int byte = 0; byte < 4; byte++)
+          expected.push_back((int8_t)(uint8_t)(counts ? (uint32_t)sum >> (8 * byte) : 0));
+        continue;
+      }
+      const float m = bbs::float_of_bits(total.multiplier[place / bbs::kCols]);
+      int8_t y = tb::requantised(sum, m, c.zero_point);
+      if (flags & bbs::kFlagTable) y = table[y + 128];
+      if (flags & bbs::kFlagResidual) y = tb::combined(c, y, b.bytes[expected.size()]);
+      expected.push_back(counts ? y : 0);
     }
     totals.write(total);
   }
-  bbs::requantise(c, bbs::derive_shape(c), table_words, totals, outputs);
+  bbs::requantise(c, bbs::derive_shape(c), table_words, totals, residuals, outputs);
   tb::Words expected_words;
   tb::append_bytes(expected_words, expected);
   for (size_t i = 0; i < expected_words.size(); i++)
     TB_EXPECT(outputs.read(), expected_words[i], "flags %u: output word %zu", flags, i);
   TB_EXPECT(tb::drained(table_words), true, "flags %u: table words left over", flags);
   TB_EXPECT(tb::drained(totals), true, "flags %u: totals left over", flags);
+  TB_EXPECT(tb::drained(residuals), true, "flags %u: residual words left over", flags);
   TB_EXPECT(tb::drained(outputs), true, "flags %u: output words too many", flags);
   return (int64_t)expected_words.size();
 }
@@ -122,10 +136,12 @@ int64_t stage(tb::Random& random, uint32_t flags) {
 }  // namespace
 
 int main() {
+  const uint32_t table = bbs::kFlagTable, residual = bbs::kFlagResidual;
   tb::Random random(9);
   int64_t count = rounding() + ties() + random_sums();
-  for (int i = 0; i < 2000 / tb::kShare; i++)
-    for (const uint32_t flags : {0u, (uint32_t)bbs::kFlagTable, (uint32_t)bbs::kFlagSumsOut})
+  for (int i = 0; i < tb::cases(1000); i++)
+    for (const uint32_t flags : {0u, table, residual, table | residual,
+                                 residual | bbs::kFlagProduct, (uint32_t)bbs::kFlagSumsOut})
       count += stage(random, flags);
   return tb::finish("requantise_tb", count, "values");
 }
