@@ -35,6 +35,7 @@ class Build:
     chain_words: int
     fabric_lanes: int
     index_bits: int
+    cell_words: int
 
     @property
     def parameters(self) -> dict[str, int]:
