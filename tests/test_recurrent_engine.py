@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,8 @@ from numpy.typing import NDArray
 
 from pynq_bbs import interface
 from pynq_bbs.builds import Build, load_build
-from pynq_bbs.device.emulator import load_engine
+from pynq_bbs.codegen import build_header
+from pynq_bbs.device.emulator import Engine, load_engine
 from pynq_bbs.interface import Command
 from pynq_bbs.model.recurrent import (
     GATES,
@@ -23,6 +27,8 @@ from pynq_bbs.model.recurrent import (
     quantise_lstm,
     run_recurrent,
 )
+from pynq_bbs.paths import hls_dir
+from pynq_bbs.toolchain import shared_library
 
 X_SCALE = np.float32(3 / 127)
 
@@ -281,16 +287,20 @@ class Run:
             command.flags |= interface.FLAG_STATE_OUT
         return [*commands, command]
 
-    def run(self) -> tuple[NDArray[np.int8], NDArray[np.int16]]:
+    def run(self, engine: Engine | None = None) -> tuple[NDArray[np.int8], NDArray[np.int16]]:
         """h of every step (T, N, H) and the last states (N, H), as the engine leaves them."""
         self.place_inputs()
         commands = [c for t in range(self.steps) for c in self.step_commands(t)]
         first = self.memory.put(np.array([c.encode() for c in commands], np.uint64))
         block = np.array(self.memory.words, np.uint64)
-        result = load_engine(self.build).run(block.ctypes.data, len(block), first, len(commands))
+        engine = engine or load_engine(self.build)
+        result = engine.run(block.ctypes.data, len(block), first, len(commands))
         status = interface.STATUS[result["status"]][0]
         assert status == "ok", f"{status}: {commands[result['completed']]}"
-        self.block = block
+        return self.outputs(block)
+
+    def outputs(self, block: NDArray[np.uint64]) -> tuple[NDArray[np.int8], NDArray[np.int16]]:
+        """What `run` gives, out of the memory block."""
         at, cols = self.at, self.build.cols
         size = (self.steps + 1) * self.tiles * at.features * cols
         features = block[self.features :].view(np.int8)[:size]
@@ -304,12 +314,59 @@ class Run:
         )
 
 
+def bounded_engine(build: Build, folder: Path) -> Engine:
+    """A thread for every process, and one place in every stream."""
+    shutil.copytree(hls_dir(), folder, dirs_exist_ok=True)
+    dataflow = folder / "dataflow.hpp"
+    text, places = re.subn(r"static_cast<size_t>\(kDepth\)", "1", dataflow.read_text())
+    assert places == 1, "dataflow.hpp compares with kDepth in another way than this test knows"
+    dataflow.write_text(text)
+    library = shared_library(
+        "bbs_engine_bounded",
+        [folder / "engine.cpp"],
+        headers={"build.hpp": build_header(build)},
+        include_dirs=[folder],
+        depends=sorted(folder.glob("*.hpp")),
+        flags=["-std=c++14", "-DBBS_THREADED", "-pthread"],
+    )
+    return Engine(str(library))
+
+
+def expect_integers(run: Run, engine: Engine | None, name: str) -> None:
+    h, state = run.run(engine)
+    y, _, after = run_recurrent(run.layer, run.x, run.h, run.state, run.lengths)
+    assert np.array_equal(h, y), f"hidden values of {name}"
+    assert np.array_equal(state, after), f"states of {name}"
+
+
 @pytest.mark.parametrize("kind", ["lstm", "gru_after", "gru_before"])
 @pytest.mark.parametrize("shape", BUILDS, ids=lambda s: "x".join(map(str, s)))
 def test_engine_gives_the_integers(shape: tuple[int, int, int], kind: str) -> None:
     for seed in range(25):
-        run = Run(build_of(*shape), kind, seed)
-        h, state = run.run()
-        y, _, after = run_recurrent(run.layer, run.x, run.h, run.state, run.lengths)
-        assert np.array_equal(h, y), f"hidden values of seed {seed}"
-        assert np.array_equal(state, after), f"states of seed {seed}"
+        expect_integers(Run(build_of(*shape), kind, seed), None, f"seed {seed}")
+
+
+@pytest.mark.parametrize("shape", BUILDS[:2], ids=lambda s: "x".join(map(str, s)))
+def test_no_stream_needs_its_depth(shape: tuple[int, int, int], tmp_path: Path) -> None:
+    """A process that would wait for ever gives up, and its values are missing."""
+    build = build_of(*shape)
+    engine = bounded_engine(build, tmp_path / "hls")
+    for kind in ("lstm", "gru_after", "gru_before"):
+        expect_integers(Run(build, kind, 1), engine, kind)
+
+
+def test_states_stay_between_runs() -> None:
+    """Every step a run of its own: it goes on from what the one before left."""
+    build = build_of(8, 1, 32)
+    run = next(r for r in (Run(build, "lstm", seed) for seed in range(9)) if r.steps > 1)
+    run.place_inputs()
+    commands = [c for t in range(run.steps) for c in run.step_commands(t)]
+    first = run.memory.put(np.array([c.encode() for c in commands], np.uint64))
+    block = np.array(run.memory.words, np.uint64)
+    engine = load_engine(build)
+    for i in range(len(commands)):
+        offset = first + i * interface.COMMAND_WORDS
+        assert engine.run(block.ctypes.data, len(block), offset, 1)["status"] == 0
+    h, state = run.outputs(block)
+    y, _, after = run_recurrent(run.layer, run.x, run.h, run.state, run.lengths)
+    assert np.array_equal(h, y) and np.array_equal(state, after)
