@@ -142,18 +142,30 @@ inline void sequence_block(const Command& c, const Shape& s, const Position& at,
 inline void sequence_store(const Command& c, const Position& at, bool final,
                            BurstStream& residual_bursts, BurstStream& store_bursts) {
 #pragma HLS INLINE
-  const uint32_t place = (uint32_t)times(at.tile, c.output_stride) + at.row * kRows;
+  const uint32_t row = output_features(c, at.row * kRows);
+  const uint32_t place = (uint32_t)times(at.tile, c.output_stride) + row;
   Burst burst;
   burst.offset = c.output + output_words(c, place);
-  burst.count = output_words(c, at.rows * kRows);
+  burst.count = output_words(c, output_features(c, at.rows * kRows));
   burst.times = at.tiles;
   burst.step = output_words(c, c.output_stride);
-  burst.final = final;
+  burst.final = final && !has(c, kFlagStateOut);
   store_bursts.write(burst);
+  burst.final = final;
   if (has(c, kFlagResidual)) {
     burst.offset = c.residual + tensor_words(place);
     residual_bursts.write(burst);
   }
+}
+
+// All states in one piece: loaded before anything else, or stored after it.
+inline Burst state_burst(const Command& c, uint32_t offset) {
+#pragma HLS INLINE
+  Burst burst = no_burst(true);
+  burst.offset = offset;
+  burst.count = c.state_words;
+  burst.times = 1;
+  return burst;
 }
 
 inline void sequence(const Command c, const Shape s, BurstStream& weight_bursts,
@@ -161,13 +173,14 @@ inline void sequence(const Command c, const Shape s, BurstStream& weight_bursts,
                      BurstStream& act_bursts, BurstStream& residual_bursts,
                      BurstStream& store_bursts, FillStream& tile_fills, FillStream& fills,
                      VisitStream& unpack_visits, VisitStream& multiply_visits,
-                     VisitStream& accumulate_visits) {
+                     VisitStream& accumulate_visits, VisitStream& cell_visits) {
 #pragma HLS INLINE off
 #pragma HLS ALLOCATION function instances=times limit=1
 #pragma HLS ALLOCATION function instances=plane_row_words limit=1
   sequence_table(c, row_bursts);
   sequence_image(c, s, act_bursts);
-  if (!has(c, kFlagResidual)) residual_bursts.write(no_burst(true));
+  if (!has(c, kFlagResidual))
+    residual_bursts.write(has(c, kFlagStateIn) ? state_burst(c, c.residual) : no_burst(true));
   FillPosition next = {0, 0, 0, 0};
   sequence_fill(c, s, next, act_bursts, tile_fills, fills);
   Position at;
@@ -206,12 +219,14 @@ tile_groups:
         unpack_visits.write(visit);
         multiply_visits.write(visit);
         accumulate_visits.write(visit);
+        if (is_cell(c) && last_pass) cell_visits.write(visit);
         if (last_pass) sequence_store(c, at, final, residual_bursts, store_bursts);
       }
       at.row += at.rows;
     }
     at.tile += at.tiles;
   }
+  if (has(c, kFlagStateOut)) store_bursts.write(state_burst(c, c.state));
 }
 
 }  // namespace bbs

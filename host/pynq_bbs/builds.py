@@ -38,6 +38,7 @@ class Build:
     chain_words: int
     fabric_lanes: int
     index_bits: int
+    cell_words: int
     #: "bram" or "uram"
     block_memory: str
     sum_memory: str
