@@ -209,8 +209,8 @@ taps:
                                              : window.v[i];
       // All within 16 bits (check_image). The sum with `right` is the same for all taps.
       const int16_t x = (int16_t)(tile.x[col] + right);
-      const int16_t y = (int16_t)(tile.y[col] + down);
-      const bool inside = x >= -i && x < (int16_t)c.width - i && y >= 0 && y < (int16_t)c.height;
+      const bool inside = x >= -i && x < (int16_t)c.width - i && tile.y[col] >= -down &&
+                          tile.y[col] < (int16_t)c.height - down;
       const act_t value = inside ? pixel : (act_t)c.pad_value;
       const bool covered = col >= walk.column && col < end;
       write.word[i].v[col] = covered ? value : write.word[i].v[col];
@@ -332,25 +332,27 @@ inline void gather_image(const Command& c, const Shape& s, const Fill& fill, boo
 #pragma HLS INLINE
   uint32_t tile_base = 0;
 tiles:
-  for (uint32_t t = 0; t < fill.tiles; t++) {
-    const TileColumns tile = tiles.read();
+  for (uint32_t t = 0; t <= fill.tiles; t++) {
+    // Whatever was fetched is taken in the end, so that nothing stands in the way of the next
+    // command. In the same loop, because each that takes pixels is a copy of the multiplexers.
+    const bool end = t == fill.tiles;
     const bool last_tile = t + 1 == fill.tiles;
-    if (t == 0 && !fill.again) keep_from(c, tile, g);
-    const uint32_t needed = tiles_needed(c, s, tile);
+    TileColumns tile;
+    uint32_t needed = last_fill ? s.image_tiles : 0;
+    if (!end) {
+      tile = tiles.read();
+      if (t == 0 && !fill.again) keep_from(c, tile, g);
+      needed = tiles_needed(c, s, tile);
+    }
   image_rest:
     while (g.arrival.tiles < needed) {
 #pragma HLS PIPELINE II=1
       take_pixels(c, port, chain, g.source, g.arrival, image);
     }
     const uint32_t wanted = g.limit < s.image_tiles ? g.limit : s.image_tiles;
-    gather_tile(c, fill, tile, tile_base, last_tile, wanted, g, port, chain, image, writes);
+    if (!end)
+      gather_tile(c, fill, tile, tile_base, last_tile, wanted, g, port, chain, image, writes);
     tile_base += fill.stride;
-  }
-  // Whatever was fetched is taken, so that nothing stands in the way of the next command.
-image_end:
-  while (last_fill && g.arrival.tiles < s.image_tiles) {
-#pragma HLS PIPELINE II=1
-    take_pixels(c, port, chain, g.source, g.arrival, image);
   }
 }
 
