@@ -6,7 +6,7 @@
 Memories and multipliers follow the declarations in `hls/`. The basis of each term is one of
 
 * declared: the bits, products or choices that the source declares, put into the part's primitives:
-  a sum takes a LUT a bit, a comparison or a choice between two half of one, a choice among four one;
+  a sum takes a LUT a bit, so does a choice among four; a comparison or a choice of two half a LUT;
 * yosys: LUTs that yosys counted for hand-written RTL of the same function at 8 lanes and 32
   columns, scaled, times `HLS_MARGIN`;
 * assumed: a round figure for what neither shows (bus adapters, state machines).
