@@ -58,6 +58,8 @@ FABRIC_COUNTING = (
     ("product", (16, 4), 4),  # scaled(): two sizes in the check, two coordinates in columns
     ("product", (4, 4), 5),  # scaled(): taps in the check, four distances in gather
 )
+#: Those that only images need; five sums of 45 bits make the product with a constant.
+IMAGE_FABRIC_COUNTING = (("pass_place", (16, 9), 1), ("words", (45, 5), 2))
 #: Quotients by a variable in `hls/check.hpp`.
 _DIVIDERS = 5
 #: `sequence`, five `fetch`, `unpack`, `columns`, `gather`, `multiply`, `accumulate`,
@@ -454,12 +456,13 @@ def _control_terms(build: Build, family: str) -> Iterator[Term]:
         "declared",
         dsp=sum(dsps),
     )
+    in_fabric = FABRIC_COUNTING + (IMAGE_FABRIC_COUNTING if build.image_words else ())
     yield Term(
         "narrow products",
         "in fabric, a LUT for each pair of bits: "
-        + ", ".join(f"{n} x {a} x {b}" for _, (a, b), n in FABRIC_COUNTING),
+        + ", ".join(f"{n} x {a} x {b}" for _, (a, b), n in in_fabric),
         "declared",
-        lut=sum(n * a * b for _, (a, b), n in FABRIC_COUNTING),
+        lut=sum(n * a * b for _, (a, b), n in in_fabric),
     )
     yield Term(
         "command check",
