@@ -95,8 +95,8 @@ void bbs_engine(const uint64_t* program, const uint64_t* weights, const uint64_t
                 uint32_t* chain_words, uint32_t* fabric_lanes, uint32_t* index_bits) {
 #include "ports.hpp"
   // Each of these belongs to one process of the region: `gather` and `multiply`.
-  // No reset (config_rtl -reset state): a memory that returns to its first contents is built twice,
-  // and what is left in these counts only after a command has filled them.
+  // No reset (config_rtl -reset state): logic would walk through every address, and what lies in
+  // these counts only after a command has filled them.
   BBS_LASTING bbs::ImageWord image[bbs::kImageDepth];
 #pragma HLS RESET variable=image off
 #pragma HLS ARRAY_PARTITION variable=image complete dim=2
