@@ -129,6 +129,19 @@ inline void sequence_store(const Command& c, const Position& at, bool final,
   }
 }
 
+// The sizes of a visit.
+inline Visit visit_at(const Command& c, const Position& at) {
+#pragma HLS INLINE
+  Visit visit;
+  visit.tiles = at.tiles;
+  visit.rows = at.rows;
+  visit.row_words = (uint32_t)times(at.groups, c.keep);
+  visit.stride = (uint32_t)times(at.groups, c.bank_size);
+  const uint32_t place = c.block_base + (uint32_t)times(at.row, visit.row_words);
+  visit.block = keeps_block(c) ? place : 0;
+  return visit;
+}
+
 inline void sequence(const Command c, const Shape s, BurstStream& weight_bursts,
                      BurstStream& index_bursts, BurstStream& row_bursts,
                      BurstStream& act_bursts, BurstStream& residual_bursts,
@@ -168,13 +181,7 @@ tile_groups:
           sequence_fill(c, at, block > 0 || at.pass > 0, s.passes > 1 ? final : last_group,
                         act_bursts, tile_fills, fills);
         sequence_block(c, s, at, final, weight_bursts, index_bursts, row_bursts);
-        Visit visit;
-        visit.tiles = at.tiles;
-        visit.rows = at.rows;
-        visit.row_words = (uint32_t)times(at.groups, c.keep);
-        visit.stride = (uint32_t)times(at.groups, c.bank_size);
-        const uint32_t block_place = c.block_base + (uint32_t)times(at.row, visit.row_words);
-        visit.block = keeps_block(c) ? block_place : 0;
+        Visit visit = visit_at(c, at);
         visit.first_pass = at.pass == 0;
         visit.last_pass = last_pass;
         visit.last_group = last_group;
