@@ -43,8 +43,11 @@ sums:
     const uint32_t bias = (uint32_t)parameters.v[i / kCols];
     const bool biased = !has(c, kFlagSumColumns) || i % kCols == 0;
     const int32_t start = visit.first_pass ? (int32_t)(biased ? bias : 0) : before.v[i];
-    const int32_t larger = start > sum.v[i] ? start : sum.v[i];
-    total.v[i] = maximum ? larger : (int32_t)((uint32_t)start + (uint32_t)sum.v[i]);
+    // The larger of two is their sum without the other one: no choice behind the adder.
+    const bool larger = start > sum.v[i];
+    const uint32_t first = maximum && !larger ? 0 : (uint32_t)start;
+    const uint32_t second = maximum && larger ? 0 : (uint32_t)sum.v[i];
+    total.v[i] = (int32_t)(first + second);
   }
 multipliers:
   for (int r = 0; r < kRows; r++) {

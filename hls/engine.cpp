@@ -133,10 +133,14 @@ void bbs_engine(const uint64_t* program, const uint64_t* weights, const uint64_t
                 uint32_t* cell_words) {
 #include "ports.hpp"
   // Each of these belongs to one process of the region: `gather`, `multiply` and `cell`.
+  // No reset (config_rtl -reset state): logic would walk through every address, and what lies in
+  // these counts only after a command has filled them.
   BBS_LASTING bbs::ImageWord image[bbs::kImageDepth];
+#pragma HLS RESET variable=image off
 #pragma HLS ARRAY_PARTITION variable=image complete dim=2
 #pragma HLS BIND_STORAGE variable=image type=ram_s2p impl=bram
   BBS_LASTING bbs::WeightWord block[bbs::kBlockWords];
+#pragma HLS RESET variable=block off
 #pragma HLS AGGREGATE variable=block compact=bit
   if (bbs::kBlockInUram) {
 #pragma HLS BIND_STORAGE variable=block type=ram_s2p impl=uram
@@ -144,6 +148,7 @@ void bbs_engine(const uint64_t* program, const uint64_t* weights, const uint64_t
 #pragma HLS BIND_STORAGE variable=block type=ram_s2p impl=bram
   }
   BBS_LASTING bbs::CellWord cells[bbs::kCellDepth];
+#pragma HLS RESET variable=cells off
 #pragma HLS AGGREGATE variable=cells compact=bit
 #pragma HLS BIND_STORAGE variable=cells type=ram_s2p impl=bram
   bbs::ChainStream chain("chain");

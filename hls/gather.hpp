@@ -217,8 +217,8 @@ taps:
                                              : window.v[i];
       // All within 16 bits (check_image). The sum with `right` is the same for all taps.
       const int16_t x = (int16_t)(tile.x[col] + right);
-      const int16_t y = (int16_t)(tile.y[col] + down);
-      const bool inside = x >= -i && x < (int16_t)c.width - i && y >= 0 && y < (int16_t)c.height;
+      const bool inside = x >= -i && x < (int16_t)c.width - i && tile.y[col] >= -down &&
+                          tile.y[col] < (int16_t)c.height - down;
       const act_t value = inside ? pixel : (act_t)c.pad_value;
       const bool covered = col >= walk.column && col < end;
       write.word[i].v[col] = covered ? value : write.word[i].v[col];
@@ -338,11 +338,14 @@ settle:
   uint32_t wait = c.load_pace;
   bool fresh = true;       // the next cycle begins a tile
 windows:
-  while (fill_count > 0 || rest > 0) {
+  while (fill_count > 0 || rest > 0 || arrival.tiles < s.image_tiles) {
 #pragma HLS PIPELINE II=1
     // A pixel is read `kReuseDistance` cycles after it was written, at the earliest.
 #pragma HLS DEPENDENCE variable=image inter RAW distance=4 true
-    if (fresh) {
+    // Whatever was fetched is taken in the end, so that nothing stands in the way of the next
+    // command. In the same loop, because each that takes pixels is a copy of the multiplexers.
+    const bool ends = fill_count == 0 && rest == 0;
+    if (fresh && !ends) {
       if (rest == 0) {
         fill = fills.read();
         fill_count--;
@@ -355,13 +358,12 @@ windows:
       start_walk(walk);
       fresh = false;
     }
-    const bool waits = settled(settling, arrival.tiles) < tile.needed[walk.kernel_y];
+    const uint32_t needed = ends ? s.image_tiles : tile.needed[walk.kernel_y];
+    const bool waits = ends || settled(settling, arrival.tiles) < needed;
     const bool due = --wait == 0;
     if (due) wait = c.load_pace;
-    const uint32_t wanted = waits                      ? tile.needed[walk.kernel_y]
-                            : !due                     ? 0
-                            : tile.limit < s.image_tiles ? tile.limit
-                                                       : s.image_tiles;
+    const uint32_t allowed = tile.limit < s.image_tiles ? tile.limit : s.image_tiles;
+    const uint32_t wanted = waits ? needed : due ? allowed : 0;
     if (arrival.tiles < wanted) take_pixels(c, port, chain, source, arrival, image);
     if (!waits) {
       Window window;
@@ -383,12 +385,6 @@ windows:
         }
       }
     }
-  }
-  // Whatever was fetched is taken, so that nothing stands in the way of the next command.
-image_end:
-  while (arrival.tiles < s.image_tiles) {
-#pragma HLS PIPELINE II=1
-    take_pixels(c, port, chain, source, arrival, image);
   }
 }
 

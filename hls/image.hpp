@@ -41,9 +41,9 @@ static_assert(kPlaces / 8 <= (1u << kReciprocalBits) / kBankEighths, "quotients 
 // constant.
 inline uint32_t image_word(uint32_t place) {
 #pragma HLS INLINE
-  const uint64_t product = (uint64_t)((place & (kPlaces - 1)) / 8) * kReciprocal;
-#pragma HLS BIND_OP variable=product op=mul impl=fabric
-  return (uint32_t)(product >> kReciprocalBits);
+  const uint64_t words = (uint64_t)((place & (kPlaces - 1)) / 8) * kReciprocal;
+#pragma HLS BIND_OP variable=words op=mul impl=fabric
+  return (uint32_t)(words >> kReciprocalBits);
 }
 
 // kBanks pixels from pixel `bank` of a word on: banks below `bank` give the next word's pixels.

@@ -81,8 +81,8 @@ columns:
   }
 }
 
-// sum[c] = the largest feature so far among those whose weight is not zero. The largest of the lanes
-// first, by halves: one after the other against the sum, they would all have to fit one cycle.
+// sum[c] = the largest feature so far among those whose weight is not zero. The largest of the
+// lanes first, by halves: one after the other against the sum would all have to fit one cycle.
 inline void maximise_row(const int8_t* __restrict weight, const index_t* __restrict index,
                          const VectorLane* __restrict vectors, uint32_t half, uint32_t base,
                          int32_t* __restrict sum) {

@@ -96,7 +96,8 @@ def build_header(build: Build) -> str:
         f'constexpr char kBuildName[] = "{build.name}";',
         *(f"constexpr int k{_camel(k)} = {v};" for k, v in build.parameters.items()),
         *(
-            f"constexpr bool k{_camel(k.removesuffix('_memory'))}InUram = {str(v == 'uram').lower()};"
+            f"constexpr bool k{_camel(k.removesuffix('_memory'))}InUram = "
+            f"{'true' if v == 'uram' else 'false'};"
             for k, v in build.memories.items()
         ),
         "",
