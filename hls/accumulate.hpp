@@ -43,8 +43,11 @@ sums:
     const uint32_t bias = (uint32_t)parameters.v[i / kCols];
     const bool biased = !has(c, kFlagSumColumns) || i % kCols == 0;
     const int32_t start = visit.first_pass ? (int32_t)(biased ? bias : 0) : before.v[i];
-    const int32_t larger = start > sum.v[i] ? start : sum.v[i];
-    total.v[i] = maximum ? larger : (int32_t)((uint32_t)start + (uint32_t)sum.v[i]);
+    // The larger of two is their sum without the other one: no choice behind the adder.
+    const bool larger = start > sum.v[i];
+    const uint32_t first = maximum && !larger ? 0 : (uint32_t)start;
+    const uint32_t second = maximum && larger ? 0 : (uint32_t)sum.v[i];
+    total.v[i] = (int32_t)(first + second);
   }
 multipliers:
   for (int r = 0; r < kRows; r++) {
@@ -73,64 +76,68 @@ table:
 #pragma HLS PIPELINE II=1
     table_words.write(row_words.read());
   }
-  bool final = false;
-visits:
-  while (!final) {
-    const Visit visit = visits.read();
-    // Parameters come a row a cycle, so a row group takes ROWS cycles.
-    const uint32_t row_cycles = visit.rows * kRows;
-    const uint32_t period = row_cycles < kReuseDistance ? kReuseDistance : row_cycles;
-    const uint32_t count = tile_cycles(visit.tiles, period);
-    uint32_t cycle = 0;
-    uint32_t row = 0;
-    uint32_t part = 0;       // row of the row group
-    uint32_t place = 0;      // of this row group and tile in `partial`
-    uint32_t tile = 1;       // counted from 1
-    RowWord parameters;
-  rows:
-    for (uint32_t i = 0; i < count; i++) {
+  Visit visit = {};
+  uint32_t period = 0;
+  uint32_t cycle = 0;   // of the tile
+  uint32_t row = 0;
+  uint32_t part = 0;    // row of the row group
+  uint32_t place = 0;   // of this row group and tile in `partial`
+  uint32_t tile = 0;    // counted from 1
+  RowWord parameters = {};
+  bool fresh = true;    // the next cycle begins a visit
+  bool over = false;
+rows:
+  while (!over) {
 #pragma HLS PIPELINE II=1
-      // A row comes round once a period.
+    // A row comes round once a period.
 #pragma HLS DEPENDENCE variable=rows inter RAW distance=4 true
-      // A place of `partial` that counts is read and written in one iteration of this loop only,
-      // and the loop drains before the next visit.
-#pragma HLS DEPENDENCE variable=partial inter false
-      if (row < visit.rows) {
-        // The first tile takes the row parameters from the stream and keeps them.
-        if (tile == 1)
-          parameters.v[part] = row_words.read();
-        else if (part == 0)
-          parameters = rows[row];
-        if (++part == kRows) {
-          part = 0;
-          if (tile == 1) rows[row] = parameters;
-          const SumWord sum = sums.read();
-          // With one pass there may be more places than the buffer has, and none is needed.
-          const SumWord before = partial[visit.first_pass ? 0 : place];
-          TotalWord total = add_pass(c, visit, parameters, sum, before);
-          SumWord after;
-        keep_sums:
-          for (int k = 0; k < kWide; k++) {
+    // A place is read a visit after it was written, which is a period at least.
+#pragma HLS DEPENDENCE variable=partial inter RAW distance=4 true
+    if (fresh) {
+      visit = visits.read();
+      // Parameters come a row a cycle, so a row group takes ROWS cycles.
+      const uint32_t row_cycles = visit.rows * kRows;
+      period = row_cycles < kReuseDistance ? kReuseDistance : row_cycles;
+      cycle = row = place = 0;
+      tile = 1;
+      fresh = false;
+    }
+    if (row < visit.rows) {
+      // The first tile takes the row parameters from the stream and keeps them.
+      if (tile == 1)
+        parameters.v[part] = row_words.read();
+      else if (part == 0)
+        parameters = rows[row];
+      if (++part == kRows) {
+        part = 0;
+        if (tile == 1) rows[row] = parameters;
+        const SumWord sum = sums.read();
+        // With one pass there may be more places than the buffer has, and none is needed.
+        const SumWord before = partial[visit.first_pass ? 0 : place];
+        TotalWord total = add_pass(c, visit, parameters, sum, before);
+        SumWord after;
+      keep_sums:
+        for (int k = 0; k < kWide; k++) {
 #pragma HLS UNROLL
-            after.v[k] = total.v[k];
-          }
-          if (has(c, kFlagSumColumns)) sum_columns(total);
-          total.last_tile = visit.last_group && tile == visit.tiles;
-          if (visit.last_pass)
-            totals.write(total);
-          else
-            partial[place] = after;
-          place++;
-          row++;
+          after.v[k] = total.v[k];
         }
-      }
-      if (++cycle == period) {
-        cycle = 0;
-        row = 0;
-        tile++;
+        if (has(c, kFlagSumColumns)) sum_columns(total);
+        total.last_tile = visit.last_group && tile == visit.tiles;
+        if (visit.last_pass)
+          totals.write(total);
+        else
+          partial[place] = after;
+        place++;
+        row++;
       }
     }
-    final = visit.final;
+    if (++cycle == period) {
+      cycle = 0;
+      row = 0;
+      fresh = tile == visit.tiles;
+      over = fresh && visit.final;
+      tile++;
+    }
   }
 }
 

@@ -55,6 +55,18 @@ inline bool keeps_block(const Command& c) {
   return has(c, kFlagKeepWeights) || has(c, kFlagResidentWeights);
 }
 
+// An LSTM or GRU step: a unit has kGates rows and one output.
+inline bool is_cell(const Command& c) {
+#pragma HLS INLINE
+  return has(c, kFlagLstm) || has(c, kFlagGru);
+}
+
+// Features of the output that `rows` rows give.
+inline uint32_t output_features(const Command& c, uint32_t rows) {
+#pragma HLS INLINE
+  return is_cell(c) ? rows / kGates : rows;
+}
+
 inline uint32_t weight_bits(const Command& c) {
 #pragma HLS INLINE
   return has(c, kFlagInt4) ? 4 : 8;
@@ -72,10 +84,10 @@ inline uint32_t tensor_words(uint32_t features) {
   return kPack == 1 ? features * kPortWords : features / kPack;
 }
 
-// Port words of the outputs of `rows` rows of one tile.
-inline uint32_t output_words(const Command& c, uint32_t rows) {
+// Port words of `features` features of one tile of the output.
+inline uint32_t output_words(const Command& c, uint32_t features) {
 #pragma HLS INLINE
-  return has(c, kFlagSumsOut) ? 4 * tensor_words(rows) : tensor_words(rows);
+  return has(c, kFlagSumsOut) ? 4 * tensor_words(features) : tensor_words(features);
 }
 
 // Port words that a plane of `bits` bits a lane takes for one row group of `words` CSB words; a
@@ -117,9 +129,21 @@ inline Shape derive_shape(const Command& c) {
   return s;
 }
 
+inline Status check_cell_flags(const Command& c) {
+#pragma HLS INLINE
+  const bool in = has(c, kFlagStateIn), out = has(c, kFlagStateOut), zero = has(c, kFlagStateZero);
+  if (!is_cell(c)) return in || out || zero ? kStatusBadOp : kStatusOk;
+  if (has(c, kFlagLstm) && has(c, kFlagGru)) return kStatusBadOp;
+  if (has(c, kFlagSumsOut) || has(c, kFlagResidual) || has(c, kFlagSumColumns)) return kStatusBadOp;
+  if (has(c, kFlagGru) && c.shift > 8) return kStatusBadOp;
+  if (in && zero) return kStatusBadOp;
+  // States go where outputs go, so the chain must not take them for activations.
+  return out && has(c, kFlagToChain) ? kStatusBadOp : kStatusOk;
+}
+
 inline Status check_flags(const Command& c) {
 #pragma HLS INLINE
-  const uint32_t known = 2 * (uint32_t)kFlagResidentWeights - 1;
+  const uint32_t known = 2 * (uint32_t)kFlagStateOut - 1;
   if (c.op != kOpMatrix || (c.flags & ~known)) return kStatusBadOp;
   const bool sums = has(c, kFlagSumsOut);
   if (sums && (has(c, kFlagTable) || has(c, kFlagToChain) || has(c, kFlagResidual)))
@@ -129,7 +153,8 @@ inline Status check_flags(const Command& c) {
   if (has(c, kFlagFromChain) && has(c, kFlagResidentInput)) return kStatusBadOp;
   if (has(c, kFlagResidentInput) && !has(c, kFlagImage)) return kStatusBadOp;
   if (has(c, kFlagKeepWeights) && has(c, kFlagResidentWeights)) return kStatusBadOp;
-  return has(c, kFlagToMemory) || has(c, kFlagToChain) ? kStatusOk : kStatusBadOp;
+  if (!has(c, kFlagToMemory) && !has(c, kFlagToChain)) return kStatusBadOp;
+  return check_cell_flags(c);
 }
 
 inline Status check_bank(const Command& c) {
@@ -154,8 +179,14 @@ inline Status check_shape(const Command& c) {
   if (c.rows_per_block % kRowStep != 0) return kStatusBadShape;
   if (c.groups_per_pass == 0 || c.groups_per_pass > c.groups) return kStatusBadShape;
   if (c.groups != divide_up(c.features, c.bank_size * kLanes)) return kStatusBadShape;
-  if (c.output_stride < c.rows) return kStatusBadShape;
-  return c.last_columns >= 1 && c.last_columns <= kCols ? kStatusOk : kStatusBadShape;
+  if (c.output_stride < output_features(c, c.rows)) return kStatusBadShape;
+  // The hidden values of a block must fill whole words.
+  const uint32_t cell_step = kGates * kPack;
+  if (is_cell(c) && (c.rows % cell_step != 0 || c.rows_per_block % cell_step != 0))
+    return kStatusBadShape;
+  // A step at which no column runs any more changes nothing.
+  if (c.last_columns == 0 && !is_cell(c)) return kStatusBadShape;
+  return c.last_columns <= kCols ? kStatusOk : kStatusBadShape;
 }
 
 // What the gathering of windows counts on; anything else about an image is masked there.
@@ -197,6 +228,17 @@ inline Status check_buffers(const Command& c, const Shape& s) {
   return kStatusOk;
 }
 
+// A port word of gates belongs to one word of states: both hold two columns of a unit.
+inline Status check_cell(const Command& c) {
+#pragma HLS INLINE
+  if (!is_cell(c)) return kStatusOk;
+  const bool moves = has(c, kFlagStateIn) || has(c, kFlagStateOut);
+  const uint64_t worked = (uint64_t)c.tiles * tensor_words(c.rows);
+  const uint64_t moved = moves ? 2 * (uint64_t)c.state_words : 0;
+  const uint64_t words = worked > moved ? worked : moved;
+  return c.cell_base + words > kCellWords ? kStatusCellOverflow : kStatusOk;
+}
+
 inline bool reaches(uint32_t offset, uint64_t words, uint32_t memory_words) {
 #pragma HLS INLINE
   return offset + words > memory_words;
@@ -215,13 +257,16 @@ inline Status check_memory(const Command& c, const Shape& s, uint32_t memory_wor
                              ? tensor_span(s.image_tiles, stride, tensor_words(c.channels))
                              : tensor_span(c.tiles, stride, tensor_words(c.features));
   const uint64_t outputs =
-      tensor_span(c.tiles, output_words(c, c.output_stride), output_words(c, c.rows));
+      tensor_span(c.tiles, output_words(c, c.output_stride),
+                  output_words(c, output_features(c, c.rows)));
   const bool loads = !has(c, kFlagFromChain) && !has(c, kFlagResidentInput);
   const bool weights = !has(c, kFlagResidentWeights);
   const bool outside =
       (loads && reaches(c.input, input, memory_words)) ||
       (has(c, kFlagToMemory) && reaches(c.output, outputs, memory_words)) ||
       (has(c, kFlagResidual) && reaches(c.residual, outputs, memory_words)) ||
+      (has(c, kFlagStateIn) && reaches(c.residual, c.state_words, memory_words)) ||
+      (has(c, kFlagStateOut) && reaches(c.state, c.state_words, memory_words)) ||
       (weights && reaches(c.weights, plane_words(c, s, weight_bits(c)), memory_words)) ||
       (weights && reaches(c.indices, plane_words(c, s, c.index_bits), memory_words)) ||
       reaches(c.parameters, c.rows, memory_words) ||
@@ -239,7 +284,7 @@ inline uint64_t chain_input(const Command& c, const Shape& s) {
 
 inline uint64_t chain_output(const Command& c) {
 #pragma HLS INLINE
-  return has(c, kFlagToChain) ? times(c.tiles, c.rows / kPack) : 0;
+  return has(c, kFlagToChain) ? times(c.tiles, output_features(c, c.rows) / kPack) : 0;
 }
 
 // The chain may never be waited for: its input is there, and its output has room beside that.
@@ -276,6 +321,8 @@ inline Status check_command(const Command& c, uint32_t memory_words, uint32_t ch
   status = check_image(c, s);
   if (status != kStatusOk) return status;
   status = check_buffers(c, s);
+  if (status != kStatusOk) return status;
+  status = check_cell(c);
   if (status != kStatusOk) return status;
   status = check_memory(c, s, memory_words);
   if (status != kStatusOk) return status;

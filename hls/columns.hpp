@@ -2,9 +2,12 @@
 // Which pixels the columns of a tile are: worked out a column a cycle, ahead of the gathering.
 #pragma once
 
+#include "image.hpp"
 #include "memory.hpp"
 
 namespace bbs {
+
+constexpr int kMostKernel = 15;  // rows of a window, four bits in a command
 
 // For every column of a tile, where its window begins in the image.
 struct TileColumns {
@@ -13,7 +16,10 @@ struct TileColumns {
   // Neighbouring columns from this one on that one read of the image memory serves.
   uint8_t run[kCols];
   uint8_t count;  // of columns that are pixels of the output
-  int16_t last_y;
+  // Column tiles of the image that must be there, by kernel row.
+  uint32_t needed[kMostKernel];
+  uint32_t ring_start;  // word of the image at the start of the ring, from kFirstWord on
+  uint32_t limit;       // tiles that may be there without overwriting what is still needed
 };
 
 using ColumnsStream = Stream<TileColumns, 2>;
@@ -44,54 +50,102 @@ inline uint32_t column_of_read(uint32_t stride, uint32_t col) {
   return stride == 1 ? col : stride == 2 ? col % kHalf : stride == 4 ? col % kQuarter : 0;
 }
 
+// Column tiles of the image that are there once all that a window row `y` needs is.
+inline uint32_t tiles_needed(const Command& c, const Shape& s, int32_t y) {
+#pragma HLS INLINE
+  const int32_t row = y < (int32_t)c.height - 1 ? y : (int32_t)c.height - 1;
+  if (row < 0) return 0;
+  // Both fit 16 bits, as all that is multiplied here: a DSP each, where 32 bits take three.
+  const uint32_t tiles = ((uint32_t)(uint16_t)(row + 1) * (uint16_t)c.width - 1) / kCols + 1;
+  return tiles < s.image_tiles ? tiles : s.image_tiles;
+}
+
+// First word that the windows of a tile may read whose first one begins in row `y`.
+inline uint32_t first_word(const Command& c, int32_t y) {
+#pragma HLS INLINE
+  const uint32_t row = y > 0 ? (uint32_t)y : 0;
+  return image_word((uint32_t)(uint16_t)row * (uint16_t)c.width);
+}
+
+// A column of the output.
+struct Pixel {
+  uint32_t x;
+  uint32_t y;
+  uint32_t number;
+};
+
+inline void place_column(const Command& c, uint32_t pixels, uint32_t col, Pixel& at,
+                         TileColumns& tile, int32_t& last_y) {
+#pragma HLS INLINE
+  const bool inside = at.number < pixels;
+  const uint32_t rest = c.out_width - at.x;
+  const uint32_t aligned = columns_per_read(c.stride_x) - column_of_read(c.stride_x, col);
+  const uint32_t near = rest < aligned ? rest : aligned;
+  const uint32_t most = kCols - col;
+  tile.run[col] = (uint8_t)(contiguous(c) || !inside || near > most ? most : near);
+  tile.x[col] = (int16_t)(scaled(at.x, c.stride_x) - c.pad_left);
+  const int16_t top = (int16_t)(scaled(at.y, c.stride_y) - c.pad_top);
+  // Beyond the last pixel no row is inside the image.
+  tile.y[col] = inside ? top : (int16_t)-32768;
+  if (inside) {
+    last_y = top;
+    tile.count = (uint8_t)(col + 1);
+  }
+  at.number++;
+  if (++at.x == c.out_width) {
+    at.x = 0;
+    at.y++;
+  }
+}
+
+// A step a cycle, for all tiles in one loop: COLS columns, then what the rows of the kernel need.
 inline void columns(const Command c, const Shape s, FillStream& fills, ColumnsStream& tiles) {
 #pragma HLS INLINE off
   const uint32_t pixels = (uint32_t)(uint16_t)c.out_height * (uint16_t)c.out_width;  // one DSP
-  const uint32_t block = columns_per_read(c.stride_x);
-  const bool whole = contiguous(c);
-  // Where the next tile begins, and where the current group of tiles did.
-  uint32_t x = 0, y = 0, pixel = 0;
-  uint32_t group_x = 0, group_y = 0, group_pixel = 0;
-fills:
-  for (uint32_t f = 0; f < (kImageWords > 0 && has(c, kFlagImage) ? s.fills : 0); f++) {
-    const Fill fill = fills.read();
-    if (fill.again) {
-      x = group_x;
-      y = group_y;
-      pixel = group_pixel;
-    } else {
-      group_x = x;
-      group_y = y;
-      group_pixel = pixel;
-    }
-  tiles:
-    for (uint32_t t = 0; t < fill.tiles; t++) {
-      TileColumns tile;
-      tile.count = 0;
-      tile.last_y = -1;
-    cols:
-      for (uint32_t col = 0; col < kCols; col++) {
+  const uint32_t steps = kCols + c.kernel_height + 1;
+  Pixel at = {0, 0, 0};
+  Pixel group = {0, 0, 0};  // where the current group of tiles begins
+  Fill fill = {0, 0, 0, 0, 0, false};
+  TileColumns tile = {};
+  tile.ring_start = kFirstWord;
+  int32_t last_y = 0;
+  uint32_t fill_count = kImageWords > 0 && has(c, kFlagImage) ? s.fills : 0;
+  uint32_t rest = 0;  // tiles of the fill
+  uint32_t step = 0;
+steps:
+  while (fill_count > 0 || rest > 0) {
 #pragma HLS PIPELINE II=1
-        const bool inside = pixel < pixels;
-        const uint32_t rest = c.out_width - x;
-        const uint32_t aligned = block - column_of_read(c.stride_x, col);
-        const uint32_t near = rest < aligned ? rest : aligned;
-        const uint32_t most = kCols - col;
-        tile.run[col] = (uint8_t)(whole || !inside || near > most ? most : near);
-        tile.x[col] = (int16_t)(scaled(x, c.stride_x) - c.pad_left);
-        const int16_t top = (int16_t)(scaled(y, c.stride_y) - c.pad_top);
-        // Beyond the last pixel no row is inside the image.
-        tile.y[col] = inside ? top : (int16_t)-32768;
-        if (inside) {
-          tile.last_y = top;
-          tile.count = (uint8_t)(col + 1);
-        }
-        pixel++;
-        if (++x == c.out_width) {
-          x = 0;
-          y++;
-        }
+    if (step == 0) {
+      if (rest == 0) {
+        fill = fills.read();
+        fill_count--;
+        rest = fill.tiles;
+        if (fill.again)
+          at = group;
+        else
+          group = at;
       }
+      tile.count = 0;
+      last_y = -32768;
+    }
+    if (step < kCols) {
+      place_column(c, pixels, step, at, tile, last_y);
+    } else {
+      const uint32_t row = step - kCols;
+      if (row < c.kernel_height)
+        tile.needed[row] = tiles_needed(c, s, last_y + (int32_t)scaled(row, c.dilation_y));
+      // What the first tile of a group needs first is kept until the group's last fill. A ring
+      // holds what a group needs, so that from one to the next it turns twice at most.
+      if (rest == fill.tiles && !fill.again) {
+        const uint32_t first = first_word(c, tile.y[0]);
+        if (kFirstWord + first >= tile.ring_start + c.image_words)
+          tile.ring_start += c.image_words;
+        tile.limit = (first + c.image_words) * kBanks / kCols;
+      }
+    }
+    if (++step == steps) {
+      step = 0;
+      rest--;
       tiles.write(tile);
     }
   }

@@ -30,6 +30,11 @@ enum Flag : uint32_t {
   kFlagSumColumns = 1u << 12,
   kFlagKeepWeights = 1u << 13,
   kFlagResidentWeights = 1u << 14,
+  kFlagLstm = 1u << 15,
+  kFlagGru = 1u << 16,
+  kFlagStateZero = 1u << 17,
+  kFlagStateIn = 1u << 18,
+  kFlagStateOut = 1u << 19,
 };
 
 enum Status : uint32_t {
@@ -44,6 +49,7 @@ enum Status : uint32_t {
   kStatusOutOfMemoryRange = 8,
   kStatusBadImage = 9,
   kStatusChainOverflow = 10,
+  kStatusCellOverflow = 11,
 };
 
 struct Command {
@@ -92,12 +98,15 @@ struct Command {
   int32_t a_zero;  // Zero point of the requantised byte, with `residual`.
   int32_t b_zero;  // Zero point of the residual.
   int32_t out_zero;  // Zero point of the combination.
-  uint32_t shift;  // The combination is divided by 2 to this.
+  uint32_t shift;  // The combination is divided by 2 to this, and so is the candidate of a GRU.
   int32_t a_scale;  // Weight of the requantised byte.
   int32_t low;  // Least value of the combination.
   int32_t b_scale;  // Weight of the residual.
   int32_t high;  // Largest value of the combination.
   uint32_t block_base;  // Where resident weights lie in the block buffer, in CSB words.
+  uint32_t cell_base;  // Where the states lie in the cell memory, in words of two.
+  uint32_t state;  // Word offset of the stored states, INT16, [column tile][unit][COLS].
+  uint32_t state_words;  // Port words of the states that are loaded or stored.
   uint32_t signature;  // The ASCII letters BBS2: tells a command from stray memory.
 };
 
@@ -155,6 +164,9 @@ inline Command decode_command(const uint64_t words[kCommandWords]) {
   c.b_scale = (int32_t)(((uint32_t)(words[12] >> 0) & 0xffffffu) << 8) >> 8;
   c.high = (int32_t)(((uint32_t)(words[12] >> 24) & 0xffu) << 24) >> 24;
   c.block_base = (uint32_t)(words[12] >> 32) & 0xffffu;
+  c.cell_base = (uint32_t)(words[12] >> 48) & 0xffffu;
+  c.state = (uint32_t)(words[13] >> 0);
+  c.state_words = (uint32_t)(words[13] >> 32) & 0xffffffu;
   c.signature = (uint32_t)(words[15] >> 32);
   return c;
 }

@@ -59,7 +59,9 @@ class Stream {
  private:
   // Storage outlives the command: fresh pages would cost more than the work on small layers.
   static constexpr size_t kMostSpareBytes = size_t(16) << 20;
-  static std::vector<std::vector<T>>& spares() {
+  // Hidden, because a linker would merge the storage of all engines of a process, and words of one
+  // name are of other sizes in other builds.
+  __attribute__((visibility("hidden"))) static std::vector<std::vector<T>>& spares() {
     static thread_local std::vector<std::vector<T>> storage;
     return storage;
   }

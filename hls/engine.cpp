@@ -2,6 +2,7 @@
 // The engine: fetches commands from memory, checks each, and runs it through the data path.
 #include "engine.hpp"
 
+#include "cell.hpp"
 #include "requantise.hpp"
 
 // What lasts from command to command and from run to run lies in the fabric once. In g++ every
@@ -49,7 +50,8 @@ command_words:
 void run_command(const Command c, const Shape s, const Next next, const word_t* program,
                  const word_t* weights, const word_t* indices, const word_t* activations,
                  const word_t* residuals, word_t* results, ImageWord image[kImageDepth],
-                 WeightWord block[kBlockWords], ChainStream& chain, Job& job) {
+                 WeightWord block[kBlockWords], CellWord cells[kCellDepth],
+                 ChainStream& chain, Job& job) {
 #pragma HLS INLINE off
 #pragma HLS DATAFLOW
   BurstStream weight_bursts("weight_bursts");
@@ -83,10 +85,13 @@ void run_command(const Command c, const Shape s, const Next next, const word_t* 
   TableStream table_words("table_words");
   TotalStream totals("totals");
   CommandStream next_words("next_words");
+  VisitStream cell_visits("cell_visits");
+  WordStream states("states");
+  WordStream requantised("requantised");
   BBS_REGION;
   BBS_PROCESS(sequence(c, s, weight_bursts, index_bursts, row_bursts, act_bursts,
                        residual_bursts, store_bursts, tile_fills, fills, unpack_visits,
-                       multiply_visits, accumulate_visits));
+                       multiply_visits, accumulate_visits, cell_visits));
   BBS_PROCESS(fetch(weights, weight_bursts, weight_words));
   BBS_PROCESS(fetch(indices, index_bursts, index_words));
   BBS_PROCESS(fetch_program(program, row_bursts, next.exists, next.offset, row_words,
@@ -98,7 +103,8 @@ void run_command(const Command c, const Shape s, const Next next, const word_t* 
   BBS_PROCESS(gather(c, s, fills, tile_columns, feature_words, chain, image, vector_writes));
   BBS_PROCESS(multiply(c, s, vector_writes, multiply_visits, csb_words, block, sums));
   BBS_PROCESS(accumulate(c, accumulate_visits, row_words, sums, table_words, totals));
-  BBS_PROCESS(requantise(c, s, table_words, totals, residual_words, outputs));
+  BBS_PROCESS(requantise(c, s, table_words, totals, residual_words, states, requantised));
+  BBS_PROCESS(cell(c, s, cell_visits, states, requantised, cells, outputs));
   BBS_PROCESS(deliver(c, results, store_bursts, outputs, chain));
   BBS_PROCESS(prepare(next, next_words, job));
 }
@@ -123,19 +129,28 @@ void bbs_engine(const uint64_t* program, const uint64_t* weights, const uint64_t
                 uint32_t* rows, uint32_t* cols, uint32_t* requant_units, uint32_t* taps,
                 uint32_t* vector_words, uint32_t* block_words, uint32_t* queue_words,
                 uint32_t* block_rows, uint32_t* sum_words, uint32_t* image_words,
-                uint32_t* chain_words, uint32_t* fabric_lanes, uint32_t* index_bits) {
+                uint32_t* chain_words, uint32_t* fabric_lanes, uint32_t* index_bits,
+                uint32_t* cell_words) {
 #include "ports.hpp"
-  // Each of these belongs to one process of the region: `gather` and `multiply`.
+  // Each of these belongs to one process of the region: `gather`, `multiply` and `cell`.
+  // No reset (config_rtl -reset state): logic would walk through every address, and what lies in
+  // these counts only after a command has filled them.
   BBS_LASTING bbs::ImageWord image[bbs::kImageDepth];
+#pragma HLS RESET variable=image off
 #pragma HLS ARRAY_PARTITION variable=image complete dim=2
 #pragma HLS BIND_STORAGE variable=image type=ram_s2p impl=bram
   BBS_LASTING bbs::WeightWord block[bbs::kBlockWords];
+#pragma HLS RESET variable=block off
 #pragma HLS AGGREGATE variable=block compact=bit
   if (bbs::kBlockInUram) {
 #pragma HLS BIND_STORAGE variable=block type=ram_s2p impl=uram
   } else {
 #pragma HLS BIND_STORAGE variable=block type=ram_s2p impl=bram
   }
+  BBS_LASTING bbs::CellWord cells[bbs::kCellDepth];
+#pragma HLS RESET variable=cells off
+#pragma HLS AGGREGATE variable=cells compact=bit
+#pragma HLS BIND_STORAGE variable=cells type=ram_s2p impl=bram
   bbs::ChainStream chain("chain");
   uint32_t chain_level = 0;
 
@@ -154,6 +169,7 @@ void bbs_engine(const uint64_t* program, const uint64_t* weights, const uint64_t
   *chain_words = bbs::kChainWords;
   *fabric_lanes = bbs::kFabricLanes;
   *index_bits = bbs::kIndexBits;
+  *cell_words = bbs::kCellWords;
 
   uint32_t done = 0;
   bbs::Job job;
@@ -180,7 +196,7 @@ commands:
     const bbs::Next next = {(uint32_t)offset, more && inside, memory_words, chain_level};
     const bbs::Job now = job;
     bbs::run_command(now.command, now.shape, next, program, weights, indices, activations,
-                     residuals, results, image, block, chain, job);
+                     residuals, results, image, block, cells, chain, job);
     if (more && !inside) job.status = bbs::kStatusOutOfMemoryRange;
     if (!more) job.status = bbs::kStatusOk;
   }

@@ -11,4 +11,5 @@ extern "C" void bbs_engine(
     uint32_t* completed, uint32_t* version, uint32_t* lanes, uint32_t* rows, uint32_t* cols,
     uint32_t* requant_units, uint32_t* taps, uint32_t* vector_words, uint32_t* block_words,
     uint32_t* queue_words, uint32_t* block_rows, uint32_t* sum_words, uint32_t* image_words,
-    uint32_t* chain_words, uint32_t* fabric_lanes, uint32_t* index_bits);
+    uint32_t* chain_words, uint32_t* fabric_lanes, uint32_t* index_bits,
+    uint32_t* cell_words);

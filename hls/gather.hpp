@@ -111,9 +111,7 @@ feature_words:
   }
 }
 
-// How far the image has come into its memory. Words of the image memory are counted from
-// kFirstWord on, so that windows that begin before the image have a number too.
-constexpr uint32_t kFirstWord = 1u << 14;
+// How far the image has come into its memory.
 struct Arrival {
   uint32_t tiles;    // that are there
   uint32_t channel;  // of the tile that comes
@@ -141,24 +139,6 @@ inline void take_pixels(const Command& c, WordStream& port, ChainStream& chain, 
       }
     }
   }
-}
-
-// Column tiles of the image that are there once all that `tile` needs is.
-inline uint32_t tiles_needed(const Command& c, const Shape& s, const TileColumns& tile) {
-#pragma HLS INLINE
-  const int32_t low = tile.last_y + (int32_t)scaled(c.kernel_height - 1, c.dilation_y);
-  const int32_t row = low < (int32_t)c.height - 1 ? low : (int32_t)c.height - 1;
-  if (row < 0) return 0;
-  // Both fit 16 bits, as all that is multiplied here: a DSP each, where 32 bits take three.
-  const uint32_t tiles = ((uint32_t)(uint16_t)(row + 1) * (uint16_t)c.width - 1) / kCols + 1;
-  return tiles < s.image_tiles ? tiles : s.image_tiles;
-}
-
-// First word that the windows of `tile` may read.
-inline uint32_t first_word(const Command& c, const TileColumns& tile) {
-#pragma HLS INLINE
-  const uint32_t row = tile.y[0] > 0 ? (uint32_t)tile.y[0] : 0;
-  return image_word((uint32_t)(uint16_t)row * (uint16_t)c.width);
 }
 
 // Where a walk over the features of a tile stands.
@@ -237,8 +217,8 @@ taps:
                                              : window.v[i];
       // All within 16 bits (check_image). The sum with `right` is the same for all taps.
       const int16_t x = (int16_t)(tile.x[col] + right);
-      const int16_t y = (int16_t)(tile.y[col] + down);
-      const bool inside = x >= -i && x < (int16_t)c.width - i && y >= 0 && y < (int16_t)c.height;
+      const bool inside = x >= -i && x < (int16_t)c.width - i && tile.y[col] >= -down &&
+                          tile.y[col] < (int16_t)c.height - down;
       const act_t value = inside ? pixel : (act_t)c.pad_value;
       const bool covered = col >= walk.column && col < end;
       write.word[i].v[col] = covered ? value : write.word[i].v[col];
@@ -273,112 +253,138 @@ inline void read_taps(const Command& c, const TileColumns& tile, const Walk& wal
               image_place(base, word + 1, c.image_words), bank, window);
 }
 
-// What a gathering carries from tile to tile.
-struct Gathering {
-  Source source;
-  Arrival arrival;
-  uint32_t ring_start;  // word of the image at the start of the ring, from kFirstWord on
-  uint32_t limit;       // tiles that may be there without overwriting what is needed
-};
-
-// Before the first fill of a tile group: what it needs first is kept until its last fill.
-inline void keep_from(const Command& c, const TileColumns& tile, Gathering& g) {
+// The next word of the vector buffer's writes that `walk` makes.
+inline void address_taps(const Command& c, const Fill& fill, const Walk& walk, uint32_t tile_base,
+                         uint32_t pass_place, VectorWrite& write) {
 #pragma HLS INLINE
-  const uint32_t first = first_word(c, tile);
-ring:
-  while (kFirstWord + first >= g.ring_start + c.image_words) {
-#pragma HLS PIPELINE II=1
-    g.ring_start += c.image_words;
+  const uint32_t taps = taps_at(c, walk);
+  write.lane = (uint8_t)walk.lane;
+  write.taps = 0;
+tap_places:
+  for (uint32_t i = 0; i < kTaps; i++) {
+#pragma HLS UNROLL
+    const bool next = walk.lane + i >= kLanes;
+    const uint32_t group = walk.group + next - fill.first_group;
+    const uint32_t bank = walk.place - pass_place + (next ? c.bank_size : 0);
+    write.place[i] = (uint16_t)(tile_base + bank + walk.channel);
+    // Taps of other passes are left out; negative groups are large ones, unsigned.
+    if (i < taps && group < fill.groups) write.taps |= (uint8_t)(1u << i);
   }
-  g.limit = (first + c.image_words) * kBanks / kCols;
 }
 
-// All features of one pass for one tile, and beside that every `load_pace` cycles a word of what
-// later tiles need.
-inline void gather_tile(const Command& c, const Fill& fill, const TileColumns& tile,
-                        uint32_t tile_base, bool last_tile, uint32_t wanted, Gathering& g,
-                        WordStream& port, ChainStream& chain, ImageWord* image,
-                        VectorWriteStream& writes) {
+inline void clear_taps(const Command& c, VectorWrite& write) {
 #pragma HLS INLINE
+taps:
+  for (int i = 0; i < kTaps; i++) {
+#pragma HLS UNROLL
+  columns:
+    for (int col = 0; col < kCols; col++) {
+#pragma HLS UNROLL
+      write.word[i].v[col] = (act_t)c.pad_value;
+    }
+  }
+}
+
+// Pixels count as there when they can be read: so many cycles after they were written.
+struct Settling {
+  uint32_t tiles[kReuseDistance];
+};
+
+inline uint32_t settled(Settling& settling, uint32_t arrived) {
+#pragma HLS INLINE
+  const uint32_t there = settling.tiles[kReuseDistance - 1];
+shift:
+  for (int i = kReuseDistance - 1; i > 0; i--) {
+#pragma HLS UNROLL
+    settling.tiles[i] = settling.tiles[i - 1];
+  }
+  settling.tiles[0] = arrived;
+  return there;
+}
+
+inline Arrival no_arrival(const Command& c, const Shape& s) {
+#pragma HLS INLINE
+  Arrival arrival;
+  arrival.tiles = has(c, kFlagResidentInput) ? s.image_tiles : 0;
+  arrival.channel = arrival.base = arrival.word = arrival.bank = 0;
+  return arrival;
+}
+
+// All windows of a command in one loop, so that no pipeline has to empty between tiles. A cycle
+// reads a window, or waits for its pixels; beside that it takes a word of the image, always when
+// it waits and else every `load_pace` cycles, as long as it overwrites nothing that is needed.
+inline void gather_image(const Command& c, const Shape& s, FillStream& fills,
+                         ColumnsStream& tiles, WordStream& port, ChainStream& chain,
+                         ImageWord* image, VectorWriteStream& writes) {
+#pragma HLS INLINE
+  Source source;
+  source.part = 0;
+  Arrival arrival = no_arrival(c, s);
+  Settling settling;
+settle:
+  for (int i = 0; i < kReuseDistance; i++) {
+#pragma HLS UNROLL
+    settling.tiles[i] = arrival.tiles;
+  }
+  Fill fill = {0, 0, 0, 0, 0, false};
+  TileColumns tile = {};
   Walk walk;
   start_walk(walk);
-  VectorWrite write;
-  // Where the groups of this pass begin, were all groups there: 16 bits times 9.
-  const uint32_t pass_place = (fill.first_group & 0xffff) * (c.bank_size & 0x1ff);
-#pragma HLS BIND_OP variable=pass_place op=mul impl=fabric
+  VectorWrite write = {};
+  uint32_t fill_count = s.fills;
+  uint32_t rest = 0;       // tiles of the fill, this one included
+  uint32_t tile_base = 0;  // in the vector buffer
+  uint32_t pass_place = 0;
   uint32_t wait = c.load_pace;
+  bool fresh = true;       // the next cycle begins a tile
 windows:
-  while (!walk.done) {
+  while (fill_count > 0 || rest > 0 || arrival.tiles < s.image_tiles) {
 #pragma HLS PIPELINE II=1
-    // What is read is there, what is written is not needed yet.
-#pragma HLS DEPENDENCE variable=image inter false
-    if (--wait == 0) {
-      wait = c.load_pace;
-      if (g.arrival.tiles < wanted) take_pixels(c, port, chain, g.source, g.arrival, image);
+    // A pixel is read `kReuseDistance` cycles after it was written, at the earliest.
+#pragma HLS DEPENDENCE variable=image inter RAW distance=4 true
+    // Whatever was fetched is taken in the end, so that nothing stands in the way of the next
+    // command. In the same loop, because each that takes pixels is a copy of the multiplexers.
+    const bool ends = fill_count == 0 && rest == 0;
+    if (fresh && !ends) {
+      if (rest == 0) {
+        fill = fills.read();
+        fill_count--;
+        rest = fill.tiles;
+        tile_base = 0;
+        // Where the groups of this pass begin, were all groups there: 16 bits times 9.
+        pass_place = (fill.first_group & 0xffff) * (c.bank_size & 0x1ff);
+      }
+      tile = tiles.read();
+      start_walk(walk);
+      fresh = false;
     }
-    Window window;
-    read_taps(c, tile, walk, g.ring_start, image, window);
-    const uint32_t end = walk.column + tile.run[walk.column];
-    if (walk.column == 0) {
-    clear_taps:
-      for (int i = 0; i < kTaps; i++) {
-#pragma HLS UNROLL
-      clear_columns:
-        for (int col = 0; col < kCols; col++) {
-#pragma HLS UNROLL
-          write.word[i].v[col] = (act_t)c.pad_value;
+    const uint32_t needed = ends ? s.image_tiles : tile.needed[walk.kernel_y];
+    const bool waits = ends || settled(settling, arrival.tiles) < needed;
+    const bool due = --wait == 0;
+    if (due) wait = c.load_pace;
+    const uint32_t allowed = tile.limit < s.image_tiles ? tile.limit : s.image_tiles;
+    const uint32_t wanted = waits ? needed : due ? allowed : 0;
+    if (arrival.tiles < wanted) take_pixels(c, port, chain, source, arrival, image);
+    if (!waits) {
+      Window window;
+      read_taps(c, tile, walk, tile.ring_start, image, window);
+      const uint32_t end = walk.column + tile.run[walk.column];
+      if (walk.column == 0) clear_taps(c, write);
+      pick_taps(c, tile, walk, window, end, write);
+      if (end < tile.count) {
+        walk.column = end;
+      } else {
+        address_taps(c, fill, walk, tile_base, pass_place, write);
+        next_channel(c, taps_at(c, walk), walk);
+        write.last = walk.done && rest == 1;
+        writes.write(write);
+        if (walk.done) {
+          fresh = true;
+          rest--;
+          tile_base += fill.stride;
         }
       }
     }
-    pick_taps(c, tile, walk, window, end, write);
-    if (end < tile.count) {
-      walk.column = end;
-    } else {
-      const uint32_t taps = taps_at(c, walk);
-      write.lane = (uint8_t)walk.lane;
-      write.taps = 0;
-    tap_places:
-      for (uint32_t i = 0; i < kTaps; i++) {
-#pragma HLS UNROLL
-        const bool next = walk.lane + i >= kLanes;
-        const uint32_t group = walk.group + next - fill.first_group;
-        const uint32_t bank = walk.place - pass_place + (next ? c.bank_size : 0);
-        write.place[i] = (uint16_t)(tile_base + bank + walk.channel);
-        // Taps of other passes are left out; negative groups are large ones, unsigned.
-        if (i < taps && group < fill.groups) write.taps |= (uint8_t)(1u << i);
-      }
-      next_channel(c, taps, walk);
-      write.last = walk.done && last_tile;
-      writes.write(write);
-    }
-  }
-}
-
-inline void gather_image(const Command& c, const Shape& s, const Fill& fill, bool last_fill,
-                         Gathering& g, ColumnsStream& tiles, WordStream& port,
-                         ChainStream& chain, ImageWord* image, VectorWriteStream& writes) {
-#pragma HLS INLINE
-  uint32_t tile_base = 0;
-tiles:
-  for (uint32_t t = 0; t < fill.tiles; t++) {
-    const TileColumns tile = tiles.read();
-    const bool last_tile = t + 1 == fill.tiles;
-    if (t == 0 && !fill.again) keep_from(c, tile, g);
-    const uint32_t needed = tiles_needed(c, s, tile);
-  image_rest:
-    while (g.arrival.tiles < needed) {
-#pragma HLS PIPELINE II=1
-      take_pixels(c, port, chain, g.source, g.arrival, image);
-    }
-    const uint32_t wanted = g.limit < s.image_tiles ? g.limit : s.image_tiles;
-    gather_tile(c, fill, tile, tile_base, last_tile, wanted, g, port, chain, image, writes);
-    tile_base += fill.stride;
-  }
-  // Whatever was fetched is taken, so that nothing stands in the way of the next command.
-image_end:
-  while (last_fill && g.arrival.tiles < s.image_tiles) {
-#pragma HLS PIPELINE II=1
-    take_pixels(c, port, chain, g.source, g.arrival, image);
   }
 }
 
@@ -386,20 +392,17 @@ inline void gather(const Command c, const Shape s, FillStream& fills, ColumnsStr
                    WordStream& port, ChainStream& chain, ImageWord image[kImageDepth],
                    VectorWriteStream& writes) {
 #pragma HLS INLINE off
-  Gathering g;
-  g.source.part = 0;
-  g.arrival.tiles = has(c, kFlagResidentInput) ? s.image_tiles : 0;
-  g.arrival.channel = g.arrival.base = g.arrival.word = g.arrival.bank = 0;
-  g.ring_start = kFirstWord;
-  g.limit = 0;
-fills:
-  for (uint32_t f = 0; f < s.fills; f++) {
-    const Fill fill = fills.read();
-    // Without an image memory, such a command never gets here, and none of that is built.
-    if (kImageWords > 0 && has(c, kFlagImage))
-      gather_image(c, s, fill, f + 1 == s.fills, g, tiles, port, chain, image, writes);
-    else
-      gather_features(c, fill, port, chain, g.source, writes);
+  // Without an image memory, such a command never gets here, and none of that is built.
+  if (kImageWords > 0 && has(c, kFlagImage)) {
+    gather_image(c, s, fills, tiles, port, chain, image, writes);
+  } else {
+    Source source;
+    source.part = 0;
+  fills:
+    for (uint32_t f = 0; f < s.fills; f++) {
+      const Fill fill = fills.read();
+      gather_features(c, fill, port, chain, source, writes);
+    }
   }
 }
 

@@ -9,6 +9,9 @@ namespace bbs {
 
 constexpr int kImageDepth = kImageWords > 0 ? kImageWords : 1;
 typedef int8_t ImageWord[kBanks];
+// Words of an image are counted from here on, so that windows that begin before the image have a
+// number too.
+constexpr uint32_t kFirstWord = 1u << 14;
 
 // Bits of the place of a pixel in its word.
 constexpr uint32_t kTurns = kBanks <= 16 ? 4 : kBanks <= 32 ? 5 : kBanks <= 64 ? 6 : 7;
@@ -38,9 +41,9 @@ static_assert(kPlaces / 8 <= (1u << kReciprocalBits) / kBankEighths, "quotients 
 // constant.
 inline uint32_t image_word(uint32_t place) {
 #pragma HLS INLINE
-  const uint64_t product = (uint64_t)((place & (kPlaces - 1)) / 8) * kReciprocal;
-#pragma HLS BIND_OP variable=product op=mul impl=fabric
-  return (uint32_t)(product >> kReciprocalBits);
+  const uint64_t words = (uint64_t)((place & (kPlaces - 1)) / 8) * kReciprocal;
+#pragma HLS BIND_OP variable=words op=mul impl=fabric
+  return (uint32_t)(words >> kReciprocalBits);
 }
 
 // kBanks pixels from pixel `bank` of a word on: banks below `bank` give the next word's pixels.

@@ -81,8 +81,8 @@ columns:
   }
 }
 
-// sum[c] = the largest feature so far among those whose weight is not zero. The largest of the lanes
-// first, by halves: one after the other against the sum, they would all have to fit one cycle.
+// sum[c] = the largest feature so far among those whose weight is not zero. The largest of the
+// lanes first, by halves: one after the other against the sum would all have to fit one cycle.
 inline void maximise_row(const int8_t* __restrict weight, const index_t* __restrict index,
                          const VectorLane* __restrict vectors, uint32_t half, uint32_t base,
                          int32_t* __restrict sum) {
@@ -147,10 +147,12 @@ clear:
   }
 }
 
-// The half that is being filled while the other is worked on.
+// The half of the vector buffer that is being filled while the other is worked on.
 struct Filling {
-  uint32_t half;  // where it begins
-  uint32_t wait;  // cycles until the next word is taken
+  uint32_t half;   // where it begins
+  uint32_t wait;   // cycles until the next word is taken
+  uint32_t count;  // fillings that are still to come, this one included
+  uint32_t age;    // cycles since it is complete, as far as that matters
   bool done;
 };
 
@@ -162,66 +164,69 @@ inline void take_write(VectorWriteStream& writes, Filling& filling,
   filling.done = write.last;
 }
 
-// One weight block meets every tile of the group. The first tile takes the words from the stream
-// and leaves them in `block` for the tiles that follow: one fetch from memory, T uses. Beside
-// that, every `pace` cycles a word goes to the other half of the vector buffer. Were it a word
-// whenever there is one, the order of events would depend on timing, and nobody could replay it.
-inline void multiply_visit(const Command& c, const Visit& visit, uint32_t half,
-                           VectorWriteStream& writes, Filling& filling, WeightStream& words,
-                           WeightWord* __restrict block, VectorLane (*__restrict vectors)[kLanes],
-                           SumStream& sums) {
+// Where the work on a visit stands: one weight block meets every tile of the group.
+struct Work {
+  Visit visit;
+  uint32_t block_words;
+  uint32_t period;     // cycles of a tile
+  uint32_t tile;
+  uint32_t tile_base;  // of the tile, in the vector buffer
+  uint32_t base;       // of the group of banks
+  uint32_t kept;
+  uint32_t row_word;
+  uint32_t slot;
+};
+
+inline void start_visit(const Visit& visit, Work& work) {
+#pragma HLS INLINE
+  work.visit = visit;
+  work.block_words = block_words_of(visit);
+  work.period = work.block_words < kReuseDistance ? kReuseDistance : work.block_words;
+  work.tile = 0;
+  work.tile_base = work.base = 0;
+  work.kept = work.row_word = work.slot = 0;
+}
+
+// One CSB word of one tile. The first tile takes the words from the stream and leaves them in
+// `block` for the tiles that follow: one fetch from memory, T uses.
+inline void multiply_step(const Command& c, Work& work, uint32_t half, WeightStream& words,
+                          WeightWord* __restrict block,
+                          const VectorLane (*__restrict vectors)[kLanes], SumWord& sum,
+                          SumStream& sums) {
 #pragma HLS INLINE
   const bool maximum = has(c, kFlagMaximum);
-  const bool resident = has(c, kFlagResidentWeights);
-  // A lone tile leaves nothing behind, so its block may be longer than the buffer.
-  const bool leaves = visit.tiles > 1 || has(c, kFlagKeepWeights);
-  const uint32_t block_words = block_words_of(visit);
-  const uint32_t period = block_words < kReuseDistance ? kReuseDistance : block_words;
-  const uint32_t count = tile_cycles(visit.tiles, period);
-  uint32_t tile_base = 0;
-  uint32_t base = 0;
-  uint32_t kept = 0;
-  uint32_t row_word = 0;
-  uint32_t slot = 0;
-  bool fresh = !resident;  // words come from the stream
-  SumWord sum;
-csb_words:
-  for (uint32_t i = 0; i < count; i++) {
-#pragma HLS PIPELINE II=1
-    // A slot comes round once a period.
-#pragma HLS DEPENDENCE variable=block inter RAW distance=4 true
-    // Reads are of one half, writes of the other.
-#pragma HLS DEPENDENCE variable=vectors inter false
-    if (!filling.done && --filling.wait == 0) {
-      filling.wait = c.pace;
-      take_write(writes, filling, vectors);
+  if (work.slot < work.block_words) {
+    const bool fresh = work.tile == 0 && !has(c, kFlagResidentWeights);
+    // A lone tile leaves nothing behind, so its block may be longer than the buffer.
+    const bool leaves = work.visit.tiles > 1 || has(c, kFlagKeepWeights);
+    WeightWord& place = block[work.visit.block + (leaves || !fresh ? work.slot : 0)];
+    const WeightWord word = fresh ? words.read() : place;
+    if (fresh && leaves) place = word;
+    if (work.row_word == 0) clear_sums(maximum, sum);
+    multiply_word(word, maximum, vectors, half, work.base, sum);
+    if (++work.kept == c.keep) {  // on to the next group of banks
+      work.kept = 0;
+      work.base += bank_space(c);
     }
-    if (slot < block_words) {
-      const WeightWord word = fresh ? words.read() : block[visit.block + slot];
-      if (fresh && leaves) block[visit.block + slot] = word;
-      if (row_word == 0) clear_sums(maximum, sum);
-      multiply_word(word, maximum, vectors, half, base, sum);
-      if (++kept == c.keep) {  // on to the next group of banks
-        kept = 0;
-        base += bank_space(c);
-      }
-      if (++row_word == visit.row_words) {
-        row_word = 0;
-        base = tile_base;
-        sums.write(sum);
-      }
+    if (++work.row_word == work.visit.row_words) {
+      work.row_word = 0;
+      work.base = work.tile_base;
+      sums.write(sum);
     }
-    if (++slot == period) {
-      slot = 0;
-      fresh = false;
-      tile_base += visit.stride;
-      base = tile_base;
-    }
+  }
+  if (++work.slot == work.period) {
+    work.slot = 0;
+    work.tile++;
+    work.tile_base += work.visit.stride;
+    work.base = work.tile_base;
   }
 }
 
-// Works on one half of the vector buffer while the other is filled. A process of its own would
-// need a memory of its own for each half.
+// Works on one half of the vector buffer while the other is filled; a process of its own would
+// need a memory of its own for each half. All of a command is one loop, so that no pipeline has to
+// empty between visits. While it works, every `pace` cycles a word goes to the other half. Were it
+// a word whenever there is one, the order of events would depend on timing, and nobody could
+// replay it.
 inline void multiply(const Command c, const Shape s, VectorWriteStream& writes,
                      VisitStream& visits, WeightStream& words, WeightWord block[kBlockWords],
                      SumStream& sums) {
@@ -238,29 +243,43 @@ inline void multiply(const Command c, const Shape s, VectorWriteStream& writes,
   } else {
 #pragma HLS BIND_STORAGE variable=vectors type=ram_s2p impl=lutram
   }
-  Filling filling;
-  filling.half = 0;
-  filling.wait = 1;
-  filling.done = false;
-fills:
-  for (uint32_t f = 0; f < s.fills; f++) {
-  fill_rest:
-    while (!filling.done) {
+  Filling filling = {0, 1, s.fills, 0, false};
+  Work work = {};
+  SumWord sum = {};
+  uint32_t half = 0;
+  bool working = false;
+  bool fresh = true;  // the next cycle of work begins a visit
+  bool over = false;
+csb_words:
+  while (!over) {
 #pragma HLS PIPELINE II=1
-      // Written words are read when this loop has ended.
-#pragma HLS DEPENDENCE variable=vectors inter false
+    // A slot comes round once a period, and a period after it was written at the earliest.
+#pragma HLS DEPENDENCE variable=block inter RAW distance=4 true
+    // Reads are of one half, writes of the other, and halves change so long after the last write.
+#pragma HLS DEPENDENCE variable=vectors inter RAW distance=4 true
+    if (filling.done && filling.age < kReuseDistance) filling.age++;
+    if (working) {
+      if (fresh) start_visit(visits.read(), work);
+      fresh = false;
+      if (!filling.done && --filling.wait == 0) {
+        filling.wait = c.pace;
+        take_write(writes, filling, vectors);
+      }
+      multiply_step(c, work, half, words, block, vectors, sum, sums);
+      if (work.tile == work.visit.tiles) {
+        fresh = true;
+        working = !work.visit.fill_end;
+        over = work.visit.final;
+      }
+    } else if (!filling.done) {
       take_write(writes, filling, vectors);
-    }
-    const uint32_t half = filling.half;
-    filling.half = half ^ kVectorWords;
-    filling.wait = 1;
-    filling.done = f + 1 == s.fills;
-    bool fill_end = false;
-  visits:
-    while (!fill_end) {
-      const Visit visit = visits.read();
-      multiply_visit(c, visit, half, writes, filling, words, block, vectors, sums);
-      fill_end = visit.fill_end;
+    } else if (filling.age == kReuseDistance) {  // the halves change their parts
+      half = filling.half;
+      filling.half = half ^ kVectorWords;
+      filling.wait = 1;
+      filling.age = 0;
+      filling.done = --filling.count == 0;
+      working = true;
     }
   }
 }

@@ -35,3 +35,4 @@
 #pragma HLS INTERFACE s_axilite port=chain_words bundle=control offset=0x160
 #pragma HLS INTERFACE s_axilite port=fabric_lanes bundle=control offset=0x170
 #pragma HLS INTERFACE s_axilite port=index_bits bundle=control offset=0x180
+#pragma HLS INTERFACE s_axilite port=cell_words bundle=control offset=0x190

@@ -53,8 +53,10 @@ inline int32_t requantise_one(int32_t sum, float multiplier, int32_t zero_point)
   return capped < -128 ? -128 : capped;
 }
 
-// Bytes `part` * kRequantUnits and on of a row group: one for each unit.
+// Bytes `part` * kRequantUnits and on of a row group: one for each unit. `gate` is that of the
+// group's first row, where rows are gates.
 inline word_t requantise_bytes(const Command& c, const TotalWord& total, uint32_t part,
+                               uint32_t gate,
                                const int8_t table[kRequantUnits][kTableEntries],
                                word_t residual) {
 #pragma HLS INLINE
@@ -66,7 +68,9 @@ units:
     const uint32_t i = part * kRequantUnits + u;
     const float multiplier = float_of_bits(total.multiplier[i / kCols]);
     const int32_t q = requantise_one(total.v[i], multiplier, c.zero_point);
-    const int32_t a = use_table ? table[u][q + 128] : q;
+    // Both parts of a GRU's candidate are no gates yet.
+    const bool plain = has(c, kFlagGru) && ((gate + i / kCols) & 2);
+    const int32_t a = use_table && !plain ? table[u][q + 128] : q;
     const int32_t b = (int8_t)(uint8_t)(residual >> (8 * u));
     const int32_t y = has(c, kFlagResidual) ? combine_one(c, a, b) : a;
     // Columns that are not there come out as 0, whatever lay in theirs before.
@@ -87,7 +91,8 @@ inline word_t sum_pair(const Command& c, const TotalWord& total, uint32_t part) 
 }
 
 inline void requantise(const Command c, const Shape s, TableStream& table_words,
-                       TotalStream& totals, WordStream& residuals, WordStream& outputs) {
+                       TotalStream& totals, WordStream& residuals, WordStream& states,
+                       WordStream& outputs) {
 #pragma HLS INLINE off
   // A copy for each unit: a lookup a cycle each.
   int8_t table[kRequantUnits][kTableEntries];
@@ -104,11 +109,17 @@ table_bytes:
       table[u][i] = (int8_t)(uint8_t)(entries >> (8 * (i % kPortBytes)));
     }
   }
+state_words:
+  for (uint32_t i = 0; i < (has(c, kFlagStateIn) ? c.state_words : 0); i++) {
+#pragma HLS PIPELINE II=1
+    states.write(residuals.read());
+  }
   const bool sums_out = has(c, kFlagSumsOut);
   const uint32_t parts = sums_out ? kWide / 2 : kWide / kRequantUnits;
   // Checked: fits the memory.
   const uint32_t count = sums_out ? s.totals * (kWide / 2) : s.totals * (kWide / kRequantUnits);
   uint32_t part = 0;
+  uint32_t gate = 0;
   uint32_t filled = 0;  // bytes of the port word
   word_t residual = 0;
   word_t word = 0;
@@ -125,14 +136,17 @@ output_words:
         if (has(c, kFlagResidual)) residual = residuals.read();
       }
       const word_t rest = residual >> (8 * filled);
-      word |= requantise_bytes(c, total, part, table, rest) << (8 * filled);
+      word |= requantise_bytes(c, total, part, gate, table, rest) << (8 * filled);
       filled += kRequantUnits;
       if (filled == kPortBytes) {
         filled = 0;
         outputs.write(word);
       }
     }
-    if (++part == parts) part = 0;
+    if (++part == parts) {
+      part = 0;
+      gate = (gate + kRows) % kGates;
+    }
   }
 }
 

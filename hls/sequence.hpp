@@ -39,6 +39,16 @@ inline Burst no_burst(bool final) {
   return burst;
 }
 
+// Runs that lie side by side are one: each has a latency of its own.
+inline Burst joined(const Burst& burst) {
+#pragma HLS INLINE
+  if (burst.count != burst.step) return burst;
+  Burst whole = burst;
+  whole.count = (uint32_t)times(burst.times, burst.count);
+  whole.times = 1;
+  return whole;
+}
+
 // Which filling of the vector buffer comes next.
 struct FillPosition {
   uint32_t index;  // of all fillings
@@ -75,7 +85,7 @@ inline void sequence_fill(const Command& c, const Shape& s, FillPosition& at,
     burst.times = fill.tiles;
     burst.step = tensor_words(c.input_stride);
     burst.final = at.index == s.fills;
-    act_bursts.write(burst);
+    act_bursts.write(joined(burst));
   }
   at.pass = last_pass ? 0 : at.pass + 1;
   // With one pass the features stay while all blocks go by.
@@ -108,7 +118,7 @@ inline void sequence_image(const Command& c, const Shape& s, BurstStream& act_bu
     burst.times = s.image_tiles;
     burst.step = tensor_words(c.input_stride);
   }
-  act_bursts.write(burst);
+  act_bursts.write(joined(burst));
 }
 
 // The rows of a block in one plane. A pass is a plane of its own, [row group][group][keep]; all
@@ -142,18 +152,43 @@ inline void sequence_block(const Command& c, const Shape& s, const Position& at,
 inline void sequence_store(const Command& c, const Position& at, bool final,
                            BurstStream& residual_bursts, BurstStream& store_bursts) {
 #pragma HLS INLINE
-  const uint32_t place = (uint32_t)times(at.tile, c.output_stride) + at.row * kRows;
+  const uint32_t row = output_features(c, at.row * kRows);
+  const uint32_t place = (uint32_t)times(at.tile, c.output_stride) + row;
   Burst burst;
   burst.offset = c.output + output_words(c, place);
-  burst.count = output_words(c, at.rows * kRows);
+  burst.count = output_words(c, output_features(c, at.rows * kRows));
   burst.times = at.tiles;
   burst.step = output_words(c, c.output_stride);
+  burst.final = final && !has(c, kFlagStateOut);
+  store_bursts.write(joined(burst));
   burst.final = final;
-  store_bursts.write(burst);
   if (has(c, kFlagResidual)) {
     burst.offset = c.residual + tensor_words(place);
-    residual_bursts.write(burst);
+    residual_bursts.write(joined(burst));
   }
+}
+
+// All states in one piece: loaded before anything else, or stored after it.
+inline Burst state_burst(const Command& c, uint32_t offset) {
+#pragma HLS INLINE
+  Burst burst = no_burst(true);
+  burst.offset = offset;
+  burst.count = c.state_words;
+  burst.times = 1;
+  return burst;
+}
+
+// The sizes of a visit.
+inline Visit visit_at(const Command& c, const Position& at) {
+#pragma HLS INLINE
+  Visit visit;
+  visit.tiles = at.tiles;
+  visit.rows = at.rows;
+  visit.row_words = (uint32_t)times(at.groups, c.keep);
+  visit.stride = (uint32_t)times(at.groups, bank_space(c));
+  const uint32_t place = c.block_base + (uint32_t)times(at.row, visit.row_words);
+  visit.block = keeps_block(c) ? place : 0;
+  return visit;
 }
 
 inline void sequence(const Command c, const Shape s, BurstStream& weight_bursts,
@@ -161,13 +196,14 @@ inline void sequence(const Command c, const Shape s, BurstStream& weight_bursts,
                      BurstStream& act_bursts, BurstStream& residual_bursts,
                      BurstStream& store_bursts, FillStream& tile_fills, FillStream& fills,
                      VisitStream& unpack_visits, VisitStream& multiply_visits,
-                     VisitStream& accumulate_visits) {
+                     VisitStream& accumulate_visits, VisitStream& cell_visits) {
 #pragma HLS INLINE off
 #pragma HLS ALLOCATION function instances=times limit=1
 #pragma HLS ALLOCATION function instances=plane_row_words limit=1
   sequence_table(c, row_bursts);
   sequence_image(c, s, act_bursts);
-  if (!has(c, kFlagResidual)) residual_bursts.write(no_burst(true));
+  if (!has(c, kFlagResidual))
+    residual_bursts.write(has(c, kFlagStateIn) ? state_burst(c, c.residual) : no_burst(true));
   FillPosition next = {0, 0, 0, 0};
   sequence_fill(c, s, next, act_bursts, tile_fills, fills);
   Position at;
@@ -191,13 +227,7 @@ tile_groups:
         if ((s.passes > 1 || block == 0) && next.index < s.fills)
           sequence_fill(c, s, next, act_bursts, tile_fills, fills);
         sequence_block(c, s, at, final, weight_bursts, index_bursts, row_bursts);
-        Visit visit;
-        visit.tiles = at.tiles;
-        visit.rows = at.rows;
-        visit.row_words = (uint32_t)times(at.groups, c.keep);
-        visit.stride = (uint32_t)times(at.groups, bank_space(c));
-        const uint32_t block_place = c.block_base + (uint32_t)times(at.row, visit.row_words);
-        visit.block = keeps_block(c) ? block_place : 0;
+        Visit visit = visit_at(c, at);
         visit.first_pass = at.pass == 0;
         visit.last_pass = last_pass;
         visit.last_group = last_group;
@@ -206,12 +236,14 @@ tile_groups:
         unpack_visits.write(visit);
         multiply_visits.write(visit);
         accumulate_visits.write(visit);
+        if (is_cell(c) && last_pass) cell_visits.write(visit);
         if (last_pass) sequence_store(c, at, final, residual_bursts, store_bursts);
       }
       at.row += at.rows;
     }
     at.tile += at.tiles;
   }
+  if (has(c, kFlagStateOut)) store_bursts.write(state_burst(c, c.state));
 }
 
 }  // namespace bbs

@@ -65,6 +65,11 @@ struct SumWord {
   int32_t v[kWide];
 };
 
+// The states of two columns of a unit, or with one column of two units.
+struct CellWord {
+  int16_t v[2];
+};
+
 // A finished row group on its way to requantisation, with the multipliers of its rows.
 struct TotalWord {
   int32_t v[kWide];
@@ -125,6 +130,9 @@ constexpr int kRowStep = kRows > kPack ? kRows : kPack;
 constexpr int kReuseDistance = 4;
 constexpr int kTableEntries = 256;
 constexpr int kTableWords = kTableEntries / kPortBytes;
+// Rows that an LSTM or GRU has for each unit.
+constexpr int kGates = 4;
+constexpr int kCellDepth = kCellWords > 0 ? kCellWords : 1;
 // Pixels of a word of the image memory. The eight beyond COLS let one read give a window's row of
 // taps for all columns.
 constexpr int kBanks = kCols + 8;

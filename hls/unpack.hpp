@@ -41,6 +41,7 @@ inline int8_t sign_extended(word_t value, uint32_t bits) {
   return (int8_t)((int8_t)(uint8_t)(value << shift) >> shift);
 }
 
+// All visits of a command in one loop, so that the pipeline does not empty between them.
 inline void unpack(const Command c, VisitStream& visits, WordStream& weights,
                    WordStream& indices, WeightStream& words) {
 #pragma HLS INLINE off
@@ -48,20 +49,24 @@ inline void unpack(const Command c, VisitStream& visits, WordStream& weights,
   const uint32_t bits = weight_bits(c);
   const bool dense = has(c, kFlagDense);
   const bool resident = has(c, kFlagResidentWeights);
+  Visit visit = {};
+  uint32_t rest = 0;  // CSB words of the visit
+  uint32_t row_word = 0;
+  uint32_t keep = 0;
+  uint32_t part = 0;
+  Gearbox weight_gear = {0, 0};
+  Gearbox index_gear = {0, 0};
+  WeightWord word = {};
   bool final = false;
-visits:
-  while (!final) {
-    const Visit visit = visits.read();
-    const uint32_t slices = resident ? 0 : block_words_of(visit) * kLaneWords;
-    uint32_t row_word = 0;
-    uint32_t keep = 0;
-    uint32_t part = 0;
-    Gearbox weight_gear = {0, 0};
-    Gearbox index_gear = {0, 0};
-    WeightWord word;
-  slices:
-    for (uint32_t i = 0; i < slices; i++) {
+slices:
+  while (!final || rest > 0) {
 #pragma HLS PIPELINE II=1
+    if (rest == 0) {
+      visit = visits.read();
+      final = visit.final;
+      rest = resident ? 0 : block_words_of(visit);
+    }
+    if (rest > 0) {
       const word_t eight_weights = next_slice(weight_gear, kPortBytes * bits, weights);
       const word_t eight_indices =
           dense ? 0 : next_slice(index_gear, kPortBytes * c.index_bits, indices);
@@ -75,6 +80,7 @@ visits:
       }
       if (++part == kLaneWords) {
         part = 0;
+        rest--;
         words.write(word);
         if (++keep == c.keep) keep = 0;
         if (++row_word == visit.row_words) {  // the next row group starts on a whole port word
@@ -84,7 +90,6 @@ visits:
         }
       }
     }
-    final = visit.final;
   }
 }
 

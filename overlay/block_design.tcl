@@ -52,8 +52,9 @@ set clock_mhz   [parameter BBS_CLOCK_MHZ]
 set out         [parameter BBS_OUT]
 
 # HP port of each of the engine's ports. Weights are most of the traffic and get one alone; the
-# two read least share one.
-set port_of {program 0 indices 0 weights 1 activations 2 results 3}
+# two read least share one. Results only write, so residuals share theirs and lose nothing: an AXI
+# port reads and writes at the same time.
+set port_of {program 0 indices 0 weights 1 activations 2 results 3 residuals 3}
 
 # What the two families call the same things; %d is the number of an HP port.
 if {$system eq "processing_system7"} {
@@ -62,6 +63,8 @@ if {$system eq "processing_system7"} {
     set reset FCLK_RESET0_N
     set control M_AXI_GP0
     set control_clock M_AXI_GP0_ACLK
+    # Widths are equal here: AXI4 to AXI3 is all there is to do, at half the LUTs of SmartConnect.
+    set bus axi_interconnect
     set port "S_AXI_HP%d"
     set port_clock "S_AXI_HP%d_ACLK"
     set settings [list CONFIG.PCW_FPGA0_PERIPHERAL_FREQMHZ $clock_mhz CONFIG.PCW_USE_M_AXI_GP0 1]
@@ -74,6 +77,7 @@ if {$system eq "processing_system7"} {
     set reset pl_resetn0
     set control M_AXI_HPM0_FPD
     set control_clock maxihpm0_fpd_aclk
+    set bus smartconnect
     set port "S_AXI_HP%d_FPD"
     set port_clock "saxihp%d_fpd_aclk"
     # Presets open other master ports, and an open port wants a clock. HP0 is GP2 in settings.
@@ -112,21 +116,31 @@ cell pynq-bbs:bbs:bbs_engine:* $engine
 join_pins $ps/$clock $engine/ap_clk
 join_pins reset_0/peripheral_aresetn $engine/ap_rst_n
 
-# A SmartConnect for each bus of the processing system: it bridges widths and, to a 7-series,
-# AXI4 to AXI3.
-proc interconnect {smartconnect inputs clock} {
-    cell xilinx.com:ip:smartconnect:* $smartconnect
-    set_property -dict [list CONFIG.NUM_SI $inputs CONFIG.NUM_MI 1] [get_bd_cells $smartconnect]
-    join_pins $clock $smartconnect/aclk
-    join_pins reset_0/interconnect_aresetn $smartconnect/aresetn
+# An interconnect for each bus of the processing system: it bridges widths and, to a 7-series,
+# AXI4 to AXI3. SmartConnect has one clock, the AXI interconnect one for each side.
+proc interconnect {bus name inputs clock} {
+    cell xilinx.com:ip:$bus:* $name
+    set_property -dict [list CONFIG.NUM_SI $inputs CONFIG.NUM_MI 1] [get_bd_cells $name]
+    if {$bus eq "smartconnect"} {
+        join_pins $clock $name/aclk
+        join_pins reset_0/interconnect_aresetn $name/aresetn
+        return
+    }
+    join_pins $clock $name/ACLK $name/M00_ACLK
+    join_pins reset_0/interconnect_aresetn $name/ARESETN
+    join_pins reset_0/peripheral_aresetn $name/M00_ARESETN
+    for {set i 0} {$i < $inputs} {incr i} {
+        join_pins $clock $name/S0${i}_ACLK
+        join_pins reset_0/peripheral_aresetn $name/S0${i}_ARESETN
+    }
 }
-interconnect control_bus 1 $ps/$clock
+interconnect $bus control_bus 1 $ps/$clock
 join_buses $ps/$control control_bus/S00_AXI
 join_buses control_bus/M00_AXI $engine/s_axi_control
 foreach n {0 1 2 3} {
     set masters {}
     foreach {master target} $port_of { if {$target == $n} { lappend masters $master } }
-    interconnect memory_bus_$n [llength $masters] $ps/$clock
+    interconnect $bus memory_bus_$n [llength $masters] $ps/$clock
     for {set i 0} {$i < [llength $masters]} {incr i} {
         join_buses $engine/m_axi_[lindex $masters $i] memory_bus_$n/S0${i}_AXI
     }

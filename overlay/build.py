@@ -70,8 +70,11 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The design's name. New with every build and interface: PYNQ caches by file name."""
-        return f"bbs_{self.build.name}_v{VERSION}"
+        """The design's name. New with every build and interface: PYNQ caches by file name.
+
+        It names modules too, so it has no dash.
+        """
+        return re.sub(r"\W", "_", f"bbs_{self.build.name}_v{VERSION}")
 
     @property
     def period_ns(self) -> str:

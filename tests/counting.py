@@ -4,7 +4,7 @@
 The sources stay as they are. A copy is made in which every `#pragma HLS PIPELINE` is followed by
 a call that counts, and `counting.hpp` takes the place of `dataflow.hpp`. A loop is called
 `file:function:label`, and `file:function:label(port)` where several processes of the region are
-calls of the same function.
+calls of the same function, or of one that calls it.
 """
 
 from __future__ import annotations
@@ -129,13 +129,10 @@ class CountingEngine(Engine):
         for number, loop in enumerate(self._sources.loops):
             for process, (function, argument) in enumerate(self._sources.processes):
                 trips = int(self._library.bbs_counting_trips(process, number))
-                if functions[loop.function] > 1:
-                    if function == loop.function:
-                        found[f"{loop}({argument})"] += trips
-                    else:
-                        assert trips == 0
-                else:
+                if functions[loop.function] <= 1:
                     found[str(loop)] += trips
+                elif function == loop.function or trips:
+                    found[f"{loop}({argument})"] += trips
         return dict(found)
 
     def replay(self, command: int, bytes_per_cycle: float, fill: int) -> int:

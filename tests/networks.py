@@ -80,8 +80,8 @@ def _cut(c: Command, build: Build, memory: Memory) -> Command:
     else:
         c.index_bits = next(bits for bits in (4, 6, 8) if c.bank_size <= 1 << bits)
     c.groups = -(-c.features // (c.bank_size * build.lanes))
-    c.groups_per_pass = min(c.groups, build.vector_words // c.bank_size)
-    fitting = build.vector_words // (c.groups_per_pass * c.bank_size)
+    c.groups_per_pass = min(c.groups, build.vector_words // build.bank_space(c.bank_size))
+    fitting = build.vector_words // (c.groups_per_pass * build.bank_space(c.bank_size))
     found = []
     for tiles in range(1, min(fitting, c.tiles, _MOST_TILES) + 1):
         rows = min(c.rows // build.rows, build.block_rows)
@@ -89,7 +89,9 @@ def _cut(c: Command, build: Build, memory: Memory) -> Command:
             rows = min(rows, build.block_words // (c.groups_per_pass * c.keep))
         if c.groups > c.groups_per_pass:
             rows = min(rows, build.sum_words // tiles)
-        step = max(PORT_BYTES // build.cols, build.rows)
+        step = build.row_step
+        if c.flags & FLAG_TO_CHAIN and tiles > 1 and rows * build.rows < c.rows:
+            continue  # outputs would come in another order
         if rows_per_block := rows * build.rows // step * step:
             cut = replace(c, tiles_per_block=tiles, rows_per_block=rows_per_block)
             found.append(paced(cut, build))
@@ -110,7 +112,7 @@ def paced(c: Command, build: Build) -> Command:
         c.load_pace = min(max(reads * c.tiles // words, 1), _MOST_LOAD_PACE)
     else:
         reads = min(c.features, c.groups_per_pass * build.lanes * c.bank_size)
-        reads //= max(PORT_BYTES // build.cols, 1)
+        reads //= build.pack
     c.pace = max(min(work // reads, (1 << 16) - 1), 1)
     return c
 

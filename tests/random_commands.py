@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from pynq_bbs.builds import PORT_BYTES, Build
+from pynq_bbs.builds import Build
 from pynq_bbs.interface import (
     FLAG_DENSE,
     FLAG_FROM_CHAIN,
@@ -38,29 +38,24 @@ _AFTER = (0, FLAG_TABLE, FLAG_RESIDUAL, FLAG_RESIDUAL | FLAG_PRODUCT | FLAG_TABL
 _MORE = (0, 0, FLAG_MAXIMUM, FLAG_SUM_COLUMNS, FLAG_INT4)
 
 
-def pack(build: Build) -> int:
-    """Features of an activation word."""
-    return max(PORT_BYTES // build.cols, 1)
-
-
 def chain_words(c: Command, build: Build) -> int:
     """Words that the command takes from the chain."""
     if not c.flags & FLAG_FROM_CHAIN:
         return 0
     if c.flags & FLAG_IMAGE:
         return -(-c.height * c.width // build.cols) * c.channels
-    return c.tiles * c.features // pack(build)
+    return c.tiles * c.features // build.pack
 
 
 def chain_filler(words: int, build: Build) -> Command:
     """A command that leaves at least so many words in the chain, and not many more."""
-    step = max(build.rows, pack(build))
-    rows = -(-words * pack(build) // step) * step
+    step = build.row_step
+    rows = -(-words * build.pack // step) * step
     most = build.block_rows // step * step
     return Command(
-        op=OP_MATRIX, flags=FLAG_TO_CHAIN | FLAG_DENSE, features=pack(build), rows=rows, tiles=1,
-        tiles_per_block=1, bank_size=pack(build), keep=pack(build), groups=1, groups_per_pass=1,
-        rows_per_block=min(rows, most), pace=1, input_stride=pack(build), last_columns=1,
+        op=OP_MATRIX, flags=FLAG_TO_CHAIN | FLAG_DENSE, features=build.pack, rows=rows, tiles=1,
+        tiles_per_block=1, bank_size=build.pack, keep=build.pack, groups=1, groups_per_pass=1,
+        rows_per_block=min(rows, most), pace=1, input_stride=build.pack, last_columns=1,
         output_stride=rows,
     )  # fmt: skip
 
@@ -105,9 +100,10 @@ def _images(draw: st.DrawFn, build: Build) -> Command:
 @st.composite
 def _features(draw: st.DrawFn, build: Build) -> Command:
     """Plain features."""
-    step = pack(build)
-    sizes = st.one_of(st.sampled_from([2, 4, 16, 64, 256]), st.integers(1, 256))
-    bank_size = -(-draw(sizes) // step) * step
+    step = build.pack
+    sizes = [n for n in range(1, 257) if build.takes_bank(n)]
+    usual = [n for n in (1, 2, 4, 16, 64, 256) if n in sizes]
+    bank_size = draw(st.one_of(st.sampled_from(usual), st.sampled_from(sizes)))
     features = step * draw(st.integers(1, 7 * bank_size * build.lanes // step))
     return Command(
         flags=draw(st.sampled_from([0, 0, FLAG_FROM_CHAIN])),
@@ -123,13 +119,13 @@ def commands(draw: st.DrawFn, build: Build) -> Command:
     """Any command that the engine takes; one that reads the chain wants `chain_filler` before."""
     kinds = [_features(build), _images(build)] if build.image_words else [_features(build)]
     c = draw(st.one_of(*kinds))
-    step = max(build.rows, pack(build))
+    step = build.row_step
     dense = draw(st.booleans())
     keep = c.bank_size if dense else draw(st.integers(1, c.bank_size))
     widths = [bits for bits in (4, 6, 8) if c.bank_size <= 1 << bits]
     groups = -(-c.features // (c.bank_size * build.lanes))
     rows = step * draw(st.integers(1, 70 // step))
-    fitting = build.vector_words // c.bank_size
+    fitting = build.vector_words // build.bank_space(c.bank_size)
     per_pass = draw(st.one_of(st.just(min(groups, fitting)), st.integers(1, min(groups, fitting))))
     tiles_per_block = draw(st.integers(1, min(20, fitting // per_pass)))
     most_rows = min(rows, build.block_rows) * build.rows
@@ -160,7 +156,10 @@ def _fitting(c: Command, build: Build) -> Command:
         c, taken = replace(c, flags=c.flags & ~FLAG_FROM_CHAIN), 0
     if c.flags & FLAG_FROM_CHAIN and not c.flags & FLAG_IMAGE and c.groups > c.groups_per_pass:
         c, taken = replace(c, flags=c.flags & ~FLAG_FROM_CHAIN), 0
-    left = c.tiles * (c.rows // pack(build))
-    if c.flags & FLAG_TO_CHAIN and taken + build.rows + left > build.chain_words:
+    left = c.tiles * (c.rows // build.pack)
+    # Outputs come block by block, and only so are they in the order of a tensor.
+    ordered = c.rows <= c.rows_per_block or c.tiles_per_block == 1
+    room = taken + build.rows + left <= build.chain_words
+    if c.flags & FLAG_TO_CHAIN and not (ordered and room):
         c = replace(c, flags=c.flags & ~FLAG_TO_CHAIN | FLAG_TO_MEMORY)
     return c

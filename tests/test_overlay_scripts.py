@@ -24,7 +24,7 @@ import pytest
 
 from pynq_bbs.boards import Board, load_board, load_boards
 from pynq_bbs.device.driver import VLNV
-from pynq_bbs.interface import PORTS
+from pynq_bbs.interface import PORTS, VERSION
 
 ROOT = Path(__file__).resolve().parents[1]
 HLS_SCRIPT = ROOT / "hls" / "vitis" / "run_hls.tcl"
@@ -336,7 +336,8 @@ def test_block_design(name: str, build: ModuleType, tmp_path: Path) -> None:
     assert cells[ps] == f"xilinx.com:ip:{board.processing_system}:1.2"
     assert not any("/" in cell for cell in cells), "PYNQ wants the PS at the top level"
     assert 'apply_board_preset "1"' in recording.option("apply_bd_automation", "-config")
-    assert (tmp_path / "bbs_8x32_v1.bit").is_file() and (tmp_path / "bbs_8x32_v1.hwh").is_file()
+    design = f"bbs_{board.build.replace('-', '_')}_v{VERSION}"
+    assert (tmp_path / f"{design}.bit").is_file() and (tmp_path / f"{design}.hwh").is_file()
     _check_settings(recording.settings(ps), board)
     _check_wiring(recording, ps, board)
 
@@ -368,19 +369,36 @@ def _check_wiring(recording: Recording, ps: str, board: Board) -> None:
     assert "weights" in alone
     ends = [end for pair in buses for end in pair]
     assert len(ends) == len(set(ends)), "a bus pin is connected twice"
-    for cell, inputs in {"control_bus": 1, "memory_bus_0": 2, "memory_bus_1": 1}.items():
+    # Results only write, so that the reads of residuals are all there is in the other direction.
+    assert reached["residuals"] == reached["results"]
+    cells = {"control_bus": 1, "memory_bus_0": 2, "memory_bus_1": 1}
+    cells |= {"memory_bus_2": 1, "memory_bus_3": 2}
+    for cell, inputs in cells.items():
         assert recording.settings(cell)["CONFIG.NUM_SI"] == str(inputs)
         assert sum(to.startswith(f"{cell}/S0") for _, to in buses) == inputs
     nets = [call[1:] for call in recording.all("connect_bd_net")]
+    wanted = {"bbs_engine_0/ap_clk", "reset_0/slowest_sync_clk"}
+    wanted |= {pin for cell, inputs in cells.items() for pin in _clocks(board, cell, inputs)}
     clocked = {to for start, to in nets if start in (f"{ps}/FCLK_CLK0", f"{ps}/pl_clk0")}
-    wanted = {"bbs_engine_0/ap_clk", "reset_0/slowest_sync_clk", "control_bus/aclk"}
-    wanted |= {f"memory_bus_{n}/aclk" for n in range(4)}
-    assert (
-        wanted <= clocked and len(clocked) == len(wanted) + 5
-    )  # and the five bus clocks of the PS
+    # and the five bus clocks of the PS
+    assert wanted <= clocked and len(clocked) == len(wanted) + 5
+    reset = {to for start, to in nets if start.startswith("reset_0/")}
+    assert {_reset_of(pin) for pin in wanted if "bus" in pin} <= reset
     address = recording.all("assign_bd_address")[0]
     assert int(address[address.index("-offset") + 1], 16) == board.control_base
     assert address[-1] == "bbs_engine_0/s_axi_control/Reg"
+
+
+def _clocks(board: Board, cell: str, inputs: int) -> list[str]:
+    """The clock pins of a bus: SmartConnect has one, the AXI interconnect one for each side."""
+    if board.family != "zynq-7000":
+        return [f"{cell}/aclk"]
+    sides = ["", "M00_", *(f"S0{i}_" for i in range(inputs))]
+    return [f"{cell}/{side}ACLK" for side in sides]
+
+
+def _reset_of(clock: str) -> str:
+    return clock.replace("ACLK", "ARESETN").replace("aclk", "aresetn")
 
 
 @needs_tcl
@@ -481,7 +499,7 @@ def test_build_from_sources_to_manifest(
     assert manifest["tools"] == {"hls": "2023.1", "vivado": "2023.2"}
     used = {"luts": 24310, "registers": 31002, "dsps": 152, "bram36": 71.5, "uram": 0}
     assert manifest["utilisation"] == used
-    assert set(manifest["files"]) == {"bbs_8x32_v1.bit", "bbs_8x32_v1.hwh"}
+    assert set(manifest["files"]) == {f"bbs_8x32_v{VERSION}.{kind}" for kind in ("bit", "hwh")}
     for name, entry in manifest["files"].items():
         assert entry["sha256"] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
 

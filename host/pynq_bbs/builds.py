@@ -38,9 +38,10 @@ class Build:
     chain_words: int
     fabric_lanes: int
     index_bits: int
-    #: "bram" or "uram"
-    block_memory: str
-    sum_memory: str
+    cell_words: int
+    #: "bram" or "uram"; no register tells, because nothing depends on it but the part
+    block_memory: str = "bram"
+    sum_memory: str = "bram"
 
     @property
     def memories(self) -> dict[str, str]:
@@ -133,13 +134,19 @@ def _relations(build: Build) -> Iterator[tuple[bool, str]]:
     yield rows * lanes % PORT_BYTES == 0, "rows x lanes is a multiple of 8"
     yield lanes % 2 == 0, "lanes is even"
     yield cols % PORT_BYTES == 0 or cols in (1, 2, 4), "cols is 1, 2, 4 or a multiple of 8"
-    yield rows & (rows - 1) == 0 or cols >= PORT_BYTES, "rows is a power of two where cols is below 8"
-    yield 2 <= wide <= 512, "rows x cols is 2 to 512"
+    yield (
+        rows & (rows - 1) == 0 or cols >= PORT_BYTES,
+        "rows is a power of two where cols is below 8",
+    )
+    yield cols <= 120, "cols is at most 120"
+    yield wide >= 2, "rows x cols is at least 2"
     units = min(wide, PORT_BYTES)
     yield build.requant_units == units, f"requant_units is {units}"
     power = build.vector_words >= 256 and build.vector_words & (build.vector_words - 1) == 0
     yield power, "vector_words is a power of two, 256 at least"
     yield build.block_words >= build.vector_words, "block_words is at least vector_words"
+    yield build.block_words < 1 << 16, "block_words is below 65536"
+    yield build.block_rows * rows < 1 << 16, "block_rows x rows is below 65536"
     yield build.queue_words >= 1, "queue_words is at least 1"
     yield build.sum_words >= 1 and build.block_rows >= 1, "sum_words and block_rows are at least 1"
     yield 1 <= build.taps <= min(lanes, 8), "taps is 1 to 8, lanes at most"

@@ -29,6 +29,11 @@ FLAG_MAXIMUM = 2048
 FLAG_SUM_COLUMNS = 4096
 FLAG_KEEP_WEIGHTS = 8192
 FLAG_RESIDENT_WEIGHTS = 16384
+FLAG_LSTM = 32768
+FLAG_GRU = 65536
+FLAG_STATE_ZERO = 131072
+FLAG_STATE_IN = 262144
+FLAG_STATE_OUT = 524288
 
 #: status code -> (name, meaning)
 STATUS: dict[int, tuple[str, str]] = {
@@ -43,6 +48,7 @@ STATUS: dict[int, tuple[str, str]] = {
     8: ("out_of_memory_range", "The command reaches outside the memory given in memory_words."),
     9: ("bad_image", "The image contradicts itself, does not fit the image memory, or this build has none."),
     10: ("chain_overflow", "The chain does not hold the input, or has no room for the output beside it."),
+    11: ("cell_overflow", "The states do not fit the cell memory, or this build has none."),
 }
 
 #: register name -> (byte offset, bits)
@@ -73,13 +79,14 @@ REGISTERS: dict[str, tuple[int, int]] = {
     "chain_words": (0x160, 32),
     "fabric_lanes": (0x170, 32),
     "index_bits": (0x180, 32),
+    "cell_words": (0x190, 32),
 }
 
 #: registers that take the address of the memory block, one for each port
 PORTS = ("program", "weights", "indices", "activations", "residuals", "results")
 
 #: registers that report a build parameter
-BUILD_REGISTERS = ("lanes", "rows", "cols", "requant_units", "taps", "vector_words", "block_words", "queue_words", "block_rows", "sum_words", "image_words", "chain_words", "fabric_lanes", "index_bits")
+BUILD_REGISTERS = ("lanes", "rows", "cols", "requant_units", "taps", "vector_words", "block_words", "queue_words", "block_rows", "sum_words", "image_words", "chain_words", "fabric_lanes", "index_bits", "cell_words")
 
 
 # name, 64-bit word, shift, bits, signed
@@ -135,6 +142,9 @@ _LAYOUT: tuple[tuple[str, int, int, int, bool], ...] = (
     ("b_scale", 12, 0, 24, True),
     ("high", 12, 24, 8, True),
     ("block_base", 12, 32, 16, False),
+    ("cell_base", 12, 48, 16, False),
+    ("state", 13, 0, 32, False),
+    ("state_words", 13, 32, 24, False),
     ("signature", 15, 32, 32, False),
 )
 
@@ -194,6 +204,9 @@ class Command:
     b_scale: int = 0
     high: int = 0
     block_base: int = 0
+    cell_base: int = 0
+    state: int = 0
+    state_words: int = 0
     signature: int = SIGNATURE
 
     def encode(self) -> list[int]:

@@ -6,7 +6,7 @@
 Memories and multipliers follow the declarations in `hls/`. The basis of each term is one of
 
 * declared: the bits, products or choices that the source declares, put into the part's primitives:
-  an adder or a comparison takes a LUT for one bit or for two, a choice among four a LUT a bit;
+  a sum takes a LUT a bit, so does a choice among four; a comparison or a choice of two half a LUT;
 * yosys: LUTs that yosys counted for hand-written RTL of the same function at 8 lanes and 32
   columns, scaled, times `HLS_MARGIN`;
 * assumed: a round figure for what neither shows (bus adapters, state machines).
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from .boards import Board, load_board
 from .builds import PORT_BYTES, Build, load_build
 from .errors import BbsError, BuildError
-from .interface import PORTS, REGISTERS
+from .interface import BUILD_REGISTERS, PORTS, REGISTERS
 from .report import table
 
 #: What HLS is taken to need over hand-written RTL. An assumption: no ratio has been measured.
@@ -47,16 +47,19 @@ COUNTING = (
     ("sequence", 1, (32, 32), 64),
     ("unpack", 1, (24, 16), 32),
     ("multiply", 1, (24, 16), 32),
+    ("multiply", 1, (16, 8), 32),
+    ("accumulate", 1, (16, 8), 32),
 )
 #: Those that only images need.
 IMAGE_COUNTING = (("columns", 1, (16, 16), 32), ("gather", 3, (16, 16), 32))
 #: Products that `BIND_OP impl=fabric` keeps out of DSPs: (variable, bits of the operands, copies).
 FABRIC_COUNTING = (
     ("plane_bits", (40, 4), 2),  # check_command and sequence
-    ("cycles", (32, 8), 2),  # multiply and accumulate
-    ("groups", (24, 24), 1),
-    ("product", (16, 4), 11),  # scaled(): two in the check, nine in columns and gather
+    ("product", (16, 4), 4),  # scaled(): two sizes in the check, two coordinates in columns
+    ("product", (4, 4), 5),  # scaled(): taps in the check, four distances in gather
 )
+#: Those that only images need; five sums of 45 bits make the product with a constant.
+IMAGE_FABRIC_COUNTING = (("pass_place", (16, 9), 1), ("words", (45, 5), 2))
 #: Quotients by a variable in `hls/check.hpp`.
 _DIVIDERS = 5
 #: `sequence`, five `fetch`, `unpack`, `columns`, `gather`, `multiply`, `accumulate`,
@@ -75,15 +78,16 @@ _LUTRAM_DEPTH = 32
 #: Lanes of the vector buffer as deep as this are block RAM (`hls/multiply.hpp`).
 _VECTOR_BRAM_DEPTH = 256
 #: Loops into which `take_pixels` is inlined.
-_TAKE_PIXELS_LOOPS = 3
+_TAKE_PIXELS_LOOPS = 2
 
 # Assumed LUTs.
 _FIFO_CONTROL = 30
 _DIVIDER = 256
 _PROCESS_CONTROL = 250
 _M_AXI = 800
-_BUS_OUTPUT = 1000
-_BUS_INPUT = 500
+#: (each output, each input) of an AXI interconnect: AXI4 to AXI3 of the same width on a 7-series,
+#: SmartConnect with its width converters on UltraScale+.
+_BUS = {"zynq-7000": (400, 250), "zynq-ultrascale+": (1000, 500)}
 
 
 @dataclass(frozen=True)
@@ -252,7 +256,7 @@ def estimate(build: Build, device_family: str) -> Resources:
         *_image_terms(build),
         *_control_terms(build, device_family),
         *(_stream_term(group) for group in streams(build)),
-        *_bus_terms(),
+        *_bus_terms(device_family),
     )
     return Resources(build.name, device_family, terms)
 
@@ -353,12 +357,14 @@ def _arithmetic_terms(build: Build) -> Iterator[Term]:
         "yosys",
         lut=_YOSYS_FABRIC_PRODUCT_LUTS * in_luts,
     )
-    # Of two bytes the larger: 4 LUTs compare, 8 choose, and the weights' zeros fit into those.
+    # Of two bytes the larger: 4 LUTs compare, 4 choose. Where weights are zero, a byte more. Then
+    # once more with the sum, and 16 LUTs choose between that and the products.
     yield Term(
         "maximum",
-        f"{wide} x ({build.lanes - 1} x 12 LUTs, then 16 against the sum and 32 to choose)",
+        f"{wide} x ({build.lanes} x 8 LUTs for the larger of two bytes and 4 for those that count, "
+        "and a choice of 32 bits)",
         "declared",
-        lut=wide * (12 * (build.lanes - 1) + 48),
+        lut=wide * (12 * build.lanes + 16),
     )
     yield Term(
         "unpack",
@@ -368,10 +374,10 @@ def _arithmetic_terms(build: Build) -> Iterator[Term]:
     )
     yield Term(
         "accumulate",
-        f"{wide} x 32 bits: a sum, bias or partial sum chosen in the same LUT, half a comparison, "
-        f"a choice; {build.rows} x {build.cols - 1} sums of columns",
+        f"{wide} x 32 bits: bias or partial sum, a comparison, a sum; "
+        f"{build.rows} x {build.cols - 1} sums of columns",
         "declared",
-        lut=wide * (32 + 16 + 32) + 32 * build.rows * (build.cols - 1),
+        lut=wide * (16 + 16 + 32) + 32 * build.rows * (build.cols - 1),
     )
 
 
@@ -385,15 +391,15 @@ def _output_terms(build: Build) -> Iterator[Term]:
         dsp=_FLOAT_DSPS * units,
         lut=round(HLS_MARGIN * _YOSYS_DRAIN_LUTS * units / _YOSYS_UNITS),
     )
-    # 64 bits shifted by up to 63 places: three choices of 1 in 4 for each bit. The bit that is
-    # odd: 1 in 64. Two sums of 64 bits, three clamps and the sums of zero points.
+    # 48 bits shifted by up to 47 places: three choices of 1 in 4 for each bit. The bit that is
+    # odd: 1 in 48. Two sums, three clamps of 18 bits and the sums of zero points.
     yield Term(
         "combine units",
-        f"{units} x {_COMBINE_DSPS} multipliers; LUT: 3 x 64 for the shift, 16 for the odd bit, "
-        "2 x 64 for sums, 96 for clamps and zero points",
+        f"{units} x {_COMBINE_DSPS} multipliers; LUT: 3 x 48 for the shift, 12 for the odd bit, "
+        "43 + 48 for sums, 80 for clamps and zero points",
         "declared",
         dsp=_COMBINE_DSPS * units,
-        lut=units * (3 * 64 + 16 + 2 * 64 + 96),
+        lut=units * (3 * 48 + 12 + 43 + 48 + 80),
     )
     # wide/units : 1 for the units' sums, wide/2 : 1 for a word of two sums: both 8 LUTs a sum.
     wide = build.rows * build.cols
@@ -427,10 +433,10 @@ def _image_terms(build: Build) -> Iterator[Term]:
     # A pixel by stride, 4:1; then that, the padding or what was there before.
     yield Term(
         "taps",
-        f"{taps} x {cols} x 8 bits, 2 LUTs each; {taps + 1} x {cols} coordinates of 16 bits, a "
-        "sum and half a comparison; 40 bits chosen from the columns",
+        f"{taps} x {cols} x 8 bits, 2 LUTs each; of {cols} columns a sum of 16 bits and "
+        f"{taps + 2} comparisons; 40 bits chosen from the columns",
         "declared",
-        lut=taps * cols * 8 * 2 + (taps + 1) * cols * (16 + 8) + 40 * mux_luts(cols),
+        lut=taps * cols * 8 * 2 + cols * (16 + (taps + 2) * 8) + 40 * mux_luts(cols),
     )
     yield Term(
         "pixels in",
@@ -450,12 +456,13 @@ def _control_terms(build: Build, family: str) -> Iterator[Term]:
         "declared",
         dsp=sum(dsps),
     )
+    in_fabric = FABRIC_COUNTING + (IMAGE_FABRIC_COUNTING if build.image_words else ())
     yield Term(
         "narrow products",
         "in fabric, a LUT for each pair of bits: "
-        + ", ".join(f"{n} x {a} x {b}" for _, (a, b), n in FABRIC_COUNTING),
+        + ", ".join(f"{n} x {a} x {b}" for _, (a, b), n in in_fabric),
         "declared",
-        lut=sum(n * a * b for _, (a, b), n in FABRIC_COUNTING),
+        lut=sum(n * a * b for _, (a, b), n in in_fabric),
     )
     yield Term(
         "command check",
@@ -492,7 +499,7 @@ def _stream_term(group: StreamGroup) -> Term:
     )
 
 
-def _bus_terms() -> Iterator[Term]:
+def _bus_terms(family: str) -> Iterator[Term]:
     words = _BURST_WORDS * _BURSTS_IN_FLIGHT
     yield Term(
         "memory ports",
@@ -502,16 +509,18 @@ def _bus_terms() -> Iterator[Term]:
         bram36=len(PORTS) * block_rams(8 * PORT_BYTES, words),
         lut=len(PORTS) * _M_AXI,
     )
-    bits = sum(width for _, width in REGISTERS.values())
-    yield Term("registers", f"{bits} bits, a LUT each for the way out", "assumed", lut=bits)
+    bits = sum(width for name, (_, width) in REGISTERS.items() if name not in BUILD_REGISTERS)
+    reason = f"{bits} bits, a LUT each for the way out; those of the build are constants"
+    yield Term("registers", reason, "assumed", lut=bits)
     # Four memory ports and the control port of the processing system, one bus each; the six
     # m_axi and the processing system's master come in (overlay/block_design.tcl).
     outputs, inputs = 4 + 1, len(PORTS) + 1
+    each_output, each_input = _BUS[family]
     yield Term(
         "buses",
-        f"SmartConnect, {outputs} x {_BUS_OUTPUT} and {inputs} inputs x {_BUS_INPUT} LUTs",
+        f"{outputs} outputs x {each_output} and {inputs} inputs x {each_input} LUTs",
         "assumed",
-        lut=outputs * _BUS_OUTPUT + inputs * _BUS_INPUT,
+        lut=outputs * each_output + inputs * each_input,
     )
 
 

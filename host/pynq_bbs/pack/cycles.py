@@ -35,7 +35,7 @@ import numpy as np
 from ..builds import PORT_BYTES, Build
 from ..interface import COMMAND_WORDS, FLAG_RESIDUAL, FLAG_TABLE, FLAG_TO_MEMORY, Command
 from .fillings import Fillings, Layer
-from .timing import PIPELINE_CYCLES, PORT_DEPTH, Timing
+from .timing import PIPELINE_CYCLES, Timing
 
 #: Cycles to fetch, decode and check a command and to start the region.
 COMMAND_CYCLES = 100
@@ -103,14 +103,16 @@ def trip_counts(command: Command, build: Build) -> dict[str, int]:
     """How often every pipelined loop of `hls/` iterates for a command that the engine accepts.
 
     Names are `file:function:label`, with the port behind where a function is several processes.
-    Left out is `drain`, which empties the chain behind the last command of a run.
+    Left out is what depends on the command's place in a run: where its own words come from
+    (`first_command_words`, or `fetch_program` beside the command before), and `drain`, which
+    empties the chain behind the last command.
     """
     c, layer = command, Layer(command, build)
     table = _TABLE_WORDS if c.flags & FLAG_TABLE else 0
     outputs, to_memory = layer.sum("outputs"), bool(c.flags & FLAG_TO_MEMORY)
     words = layer.input_words()
     trips = {
-        "engine.cpp:bbs_engine:command_words": COMMAND_WORDS,
+        "engine.cpp:prepare:command_words": COMMAND_WORDS,
         _WEIGHTS: layer.sum("weights"),
         _INDICES: layer.sum("indices"),
         _PARAMETERS: table + layer.sum("parameters"),
@@ -211,8 +213,7 @@ def _lead(layer: Layer, t: Timing) -> float:
     build, f = layer.build, layer.full
     weights, indices = layer.sum("weights"), layer.sum("indices")
     planes = weights + indices
-    queue = build.queue_words * build.rows * build.lanes // PORT_BYTES + PORT_DEPTH
-    queued = planes * min(1.0, queue / max(layer.sum("unpack"), 1))
+    queued = planes * min(1.0, t.queue / max(layer.sum("unpack"), 1))
     ports = planes / max(weights, indices, 1)
     if layer.image:
         b = t.windows(f, slice(0, 1), np.array([queued]), np.array([ports]))
@@ -232,17 +233,14 @@ def _lead(layer: Layer, t: Timing) -> float:
 
 
 def _first_block(f: Fillings, t: Timing, fetched: float) -> float:
-    """Cycles that the first weight block costs more than one that comes beside another one.
-
-    Its first tile takes as long as its weights, of which `fetched` words are there.
-    """
+    """Cycles that the first weight block costs more than one that comes beside another one:
+    of it only `fetched` words are there, and its first tile takes as long as the others."""
     visits = int(f.visits[0])
     words = int(f.weights[0] + f.indices[0]) / visits
-    come = max(int(f.weights[0]), int(f.unpack[0])) / visits
-    come = max(come, words / t.rate) * max(0.0, 1 - fetched / words)
-    multiply = int(f.multiply[0]) / visits
-    tile = multiply / f.tiles
-    return max(come, tile) + multiply - tile - max(come, multiply)
+    come, hidden = (float(x[0]) / visits for x in t.come(f))
+    come *= max(0.0, 1 - fetched / words)
+    tile = int(f.multiply[0]) / visits / f.tiles
+    return max(come, tile) - max(come - hidden, tile)
 
 
 def _table(layer: Layer) -> float:

@@ -114,7 +114,7 @@ class Layer:
     @property
     def pack(self) -> int:
         """Features of an activation word."""
-        return max(PORT_BYTES // self.build.cols, 1)
+        return self.build.pack
 
     def writes(self, f: Fillings) -> Counts:
         """To the vector buffer, for each filling."""

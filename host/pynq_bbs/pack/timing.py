@@ -55,6 +55,9 @@ class Timing:
     def __init__(self, layer: Layer, rate: float) -> None:
         self.layer, self.rate = layer, rate
         self._moves = bool(layer.c.flags & FLAG_TO_MEMORY) + bool(layer.c.flags & FLAG_RESIDUAL)
+        build = layer.build
+        #: slices of weights that wait before the block buffer
+        self.queue = build.queue_words * build.rows * build.lanes // PORT_BYTES + PORT_DEPTH
         #: Share of the weights of the last group that come only while it is worked on. What comes
         #: before the multipliers begin fills the queue; from then on weights come that fill it up
         #: again, until the last group finds its own there.
@@ -142,11 +145,9 @@ class Timing:
 
     def work(self, f: Fillings) -> Cycles:
         """Of each filling, if nothing were brought beside it."""
-        left = self.left if f is self.layer.last else 1.0
-        weights = np.maximum(f.weights, f.unpack)
         stages = (
             f.multiply + f.visits * ENTERED,
-            np.where(weights > 0, weights * left + f.visits * ENTERED, 0),
+            self._blocks(f) + f.visits * ENTERED,
             f.accumulate + f.visits * ENTERED,
             f.parameters + f.visits * ENTERED,
             f.requantise,
@@ -155,6 +156,24 @@ class Timing:
         )
         cycles: Cycles = np.maximum.reduce(stages)
         return cycles
+
+    def come(self, f: Fillings) -> tuple[Cycles, Cycles]:
+        """Until the weights of each filling have come, and how much of that is before its blocks:
+        while the other tiles of the block before go by, as far as the queue takes them."""
+        # Row parameters come with them, and outputs of the tile that they meet first go.
+        words = f.weights + f.indices + f.parameters + f.outputs * self._moves / f.tiles
+        come = np.maximum(np.maximum(f.weights, f.unpack), words / self.rate)
+        queued = np.minimum(1, self.queue * f.visits / np.maximum(f.unpack, 1))
+        return come, np.minimum(f.multiply / f.tiles * (f.tiles - 1), come * queued)
+
+    def _blocks(self, f: Fillings) -> Cycles:
+        """Of the weight blocks of each filling: a block's words that were not in the queue come
+        while its first tile goes by, so that takes longer."""
+        come, before = self.come(f)
+        tile = f.multiply / f.tiles
+        left = self.left if f is self.layer.last else 1.0
+        cycles: Cycles = tile * (f.tiles - 1) + np.maximum((come - before) * left, tile)
+        return np.where(f.unpack > 0, cycles, 0)
 
     def cycles(self, f: Fillings, at: slice, b: Bring, *, first: bool = False) -> float:
         """Of the work on the fillings `at` of `f`, while each time one of `b` is brought.
