@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from layers import random_layer
+from layers import alone, random_layer
 from pynq_bbs.builds import PORT_BYTES, Build, load_build
 from pynq_bbs.cpu.device import CpuDevice
 from pynq_bbs.device.engine import EngineProgram
@@ -33,7 +33,7 @@ from pynq_bbs.pack.image import pack
 from pynq_bbs.pack.plan import Plan, make_plan, tensor_words
 from pynq_bbs.pack.program import Program
 from pynq_bbs.report import PARTS
-from test_windows import pool, random_window_layer
+from test_windows import oracle_window, pool, random_window_layer
 
 MEMORY = Memory(142.857e6, 1.5e9)
 BUILD = load_build("8x32")
@@ -233,3 +233,75 @@ def test_what_stays_on_chip_changes_nothing(
         assert not every or plan.stored == set(program.tensors)
         for name, values in run_engine(program, session, x, every=every).items():
             np.testing.assert_array_equal(values, expected[name], err_msg=f"{name}, {every=}")
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "rows"), [(4, 2, 2), (6, 2, 6), (6, 3, 9), (70, 70, 70), (5, 5, 15)]
+)
+def test_groups_that_do_not_fill_row_groups(
+    session: Session, channels: int, groups: int, rows: int
+) -> None:
+    """A part writes whole row groups, and must not write beyond its tile."""
+    graph = Graph(np.random.default_rng(1), (channels, 7, 13))
+    graph.convolution("x", rows, 3, 1, groups)
+    program = pack(model_of(graph, ["t0"]), {}, session.build)
+    x = graph.rng.integers(-128, 128, (2, channels, 7, 13)).astype(np.int8)
+    y = run_engine(program, session, x.reshape(2, -1), every=False)["t0"]
+    np.testing.assert_array_equal(y, oracle_window(graph.layers[0], x).reshape(2, -1))
+
+
+def test_an_average_over_tiles_with_a_gap_between(session: Session) -> None:
+    """Where features fill row groups, the tiles of an odd number do not follow at once."""
+    graph = Graph(np.random.default_rng(2), (11, 7, 13))
+    graph.add(pool(Window(11, 7, 13, (7, 13)), maximum=False, zero_point=5), "x")
+    program = pack(model_of(graph, ["t0"]), {}, session.build)
+    x = graph.rng.integers(-128, 128, (2, 11, 7, 13)).astype(np.int8)
+    y = run_engine(program, session, x.reshape(2, -1), every=False)["t0"]
+    np.testing.assert_array_equal(y, oracle_window(graph.layers[0], x).reshape(2, -1))
+
+
+@pytest.mark.parametrize("rows", [(80, 80, 80), (120, 8, 120), (40, 80, 48), (128, 128, 1)])
+def test_the_chain_never_holds_more_than_it_can(rows: tuple[int, int, int]) -> None:
+    """Eight tiles of so many features: both what a layer takes and what it leaves count."""
+    graph = Graph(np.random.default_rng(3), (2, 16, 16))
+    name = "x"
+    for count in rows:
+        name = graph.convolution(name, count, 3, 1, 1)
+    program = pack(model_of(graph, [name]), {}, BUILD)
+    plan = make_plan(program, 1, MEMORY)
+    check_plan(program, plan)
+    chained = [bool(c.flags & FLAG_TO_CHAIN) for c in plan.commands]
+    words = [8 * count for count in rows]
+    taken = 0
+    for own, next_one, to_chain in zip(words, [*words[1:], 0], chained, strict=True):
+        possible = taken + own <= BUILD.chain_words and next_one > 0
+        assert to_chain == possible
+        taken = own if to_chain else 0
+
+
+@pytest.mark.parametrize("samples", [1, 40])
+def test_tensors_lie_one_after_the_other(samples: int) -> None:
+    """Samples as columns lie in the tensors, samples with pixels have tensors of their own."""
+    graph = Graph(np.random.default_rng(4), (3, 5, 9))
+    graph.convolution("x", 6, 3, 2, 1)
+    with_pixels = pack(model_of(graph, ["t0"]), {}, BUILD)
+    plan = make_plan(with_pixels, samples, MEMORY)
+    check_places(with_pixels, plan)
+    assert plan.runs == samples
+    tile = BUILD.cols // PORT_BYTES
+    assert plan.sample_words == (2 * 3 + 6) * tile  # 45 pixels to 15
+    commands = plan.words().reshape(samples, -1, COMMAND_WORDS)
+    for sample, (words,) in enumerate(commands):
+        command = Command.decode(words.tolist())
+        moved = sample * plan.sample_words
+        assert command.input == plan.places["x"].offset + moved
+        assert command.output == plan.places["t0"].offset + moved
+
+    layer = random_layer(np.random.default_rng(5), 10, 64, 8, 2)
+    flat = pack(alone(layer), {"layer": (8, 2)}, BUILD)
+    plan = make_plan(flat, samples, MEMORY)
+    check_places(flat, plan)
+    assert plan.runs == 1
+    assert plan.memory_words - plan.first_command == (
+        COMMAND_WORDS + (64 + 10) * tile * -(-samples // BUILD.cols)
+    )
