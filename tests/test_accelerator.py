@@ -136,9 +136,7 @@ def sums_of(error: VerificationError) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def test_damaged_weights_show_both_sums(
-    program: Program, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damaged_weights_show_both_sums(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     damage(monkeypatch, program.layers[0].weights, 0x40)
     with (
         Accelerator(program, "standin", verify=True) as accelerator,
