@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ..builds import Build
 from ..errors import ProgramError
 from ..model.graph import Combination
 from ..pack.csb import unpack_csb
@@ -70,7 +71,7 @@ class CpuDevice:
         images = x.reshape(samples, source.features, source.height, source.width)
         sums: NDArray[np.int32] | None
         if layer.sum_columns:
-            sums = column_sums(op, images, self._program.build.cols)
+            sums = column_sums(op, images, self._program.build)
             pixels = 1
         else:
             columns = self._columns(layer, images)
@@ -111,14 +112,14 @@ def maxima(op: LinearOp, columns: NDArray[np.int8]) -> NDArray[np.int32]:
     return largest
 
 
-def column_sums(op: LinearOp, images: NDArray[np.int8], cols: int) -> NDArray[np.int32]:
+def column_sums(op: LinearOp, images: NDArray[np.int8], build: Build) -> NDArray[np.int32]:
     """(N, M): weights times the sums over the columns of each tile, bias added once."""
     samples, channels = images.shape[:2]
     pixels = images.reshape(samples, channels, -1)
-    tiles = -(-pixels.shape[2] // cols)
-    padded = np.zeros((samples, channels, tiles * cols), np.int64)
-    padded[:, :, : pixels.shape[2]] = pixels
-    by_tile = padded.reshape(samples, channels, tiles, cols).sum(axis=3)
+    tiles, space = -(-pixels.shape[2] // build.cols), build.padded(channels)
+    padded = np.zeros((samples, space, tiles * build.cols), np.int64)
+    padded[:, :channels, : pixels.shape[2]] = pixels
+    by_tile = padded.reshape(samples, space, tiles, build.cols).sum(axis=3)
     features = by_tile.transpose(0, 2, 1).reshape(samples, -1)
     chosen = features[:, op.columns] if op.columns is not None else features[:, None, :]
     sums = (chosen * op.values.astype(np.int64)).sum(axis=2) + op.bias

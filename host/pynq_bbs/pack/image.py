@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -188,9 +189,10 @@ def _pack_column_sums(
     and its columns are added up; those beyond the last pixel are zero.
     """
     tiles = tile_count(window.height * window.width, build.cols)
-    size = next(s for s in range(min(window.channels, 256), 0, -1) if window.channels % s == 0)
-    channels = np.arange(window.channels)
-    matrix = np.zeros((window.channels, tiles, window.channels), np.int8)
+    channels, space = np.arange(window.channels), build.padded(window.channels)
+    # As wide as may be, but within one tile: a bank then holds one weight of a row.
+    size = next(s for s in range(min(space, _widest(build)), 0, -1) if space % s == 0)
+    matrix = np.zeros((window.channels, tiles, space), np.int8)
     matrix[channels, :, channels] = layer.weights.reshape(window.channels, -1)[:, :1]
     return _packed(
         layer,
@@ -209,23 +211,25 @@ def _pack_groups(
     together: banks hold one tap of many channels, and each row keeps its own.
     """
     per_group = window.channels // layer.groups
+    rows_per_group = len(layer.weights) // layer.groups
+    # Groups whose rows fill row groups: a part writes whole ones, so it must begin with one.
+    step = build.row_step // math.gcd(build.row_step, rows_per_group)
     if per_group == 1:
         bank_groups = -(-window.kernel[0] * window.kernel[1] // build.lanes)
-        together = max(1, min(256, window.channels, build.vector_words // bank_groups))
-    else:
+        together = min(_widest(build), window.channels, build.vector_words // bank_groups)
+        together = max(together // step, 1) * step
+    elif step == 1:
         together = 1
-    rows_per_group = len(layer.weights) // layer.groups
+    else:
+        matrix = tap_matrix(_spread(layer.weights, layer.groups), 1)
+        return [_packed(layer, matrix, (1, 1), build, image, window=window)]
     parts = []
     for first in range(0, layer.groups, together):
         groups = min(together, layer.groups - first)
         rows = slice(first * rows_per_group, (first + groups) * rows_per_group)
         weights = layer.weights[rows]
         if per_group == 1:
-            spread = np.zeros((len(weights), groups, *window.kernel), np.int8)
-            spread[np.arange(len(weights)), np.arange(len(weights)) // rows_per_group] = weights[
-                :, 0
-            ]
-            weights, bank = spread, (groups, 1)
+            weights, bank = _spread(weights, groups), (groups, 1)
         parts.append(
             _packed(
                 layer,
@@ -239,6 +243,19 @@ def _pack_groups(
             )
         )
     return parts
+
+
+def _spread(weights: NDArray[np.int8], groups: int) -> NDArray[np.int8]:
+    """Weights (M, C / groups, ...) as (M, C, ...), zero where a row sees nothing."""
+    rows, per_group, *kernel = weights.shape
+    spread = np.zeros((rows, groups, per_group, *kernel), np.int8)
+    spread[np.arange(rows), np.arange(rows) * groups // rows] = weights
+    return spread.reshape(rows, groups * per_group, *kernel)
+
+
+def _widest(build: Build) -> int:
+    """The largest bank that `build` takes."""
+    return 1 << build.index_bits
 
 
 def _packed(
@@ -268,6 +285,11 @@ def _packed(
         layer.weight_bits,
         build.rows,
     )
+    if not build.takes_bank(size):
+        words = f" that are multiples or parts of {build.pack}" if build.pack > 1 else ""
+        raise InputError(
+            f"bank size {size}: build {build.name} takes sizes up to {_widest(build)}{words}"
+        )
     weights, indices = pack_csb(padded, shape)
     parameters = np.zeros(len(padded), np.uint64)
     own = slice(first_row, first_row + rows)
