@@ -60,6 +60,7 @@ class CpuDevice:
         source = self._program.tensors[layer.input]
         samples = len(x)
         images = x.reshape(samples, source.features, source.height, source.width)
+        sums: NDArray[np.int32] | None
         if layer.sum_columns:
             sums = column_sums(op, images, self._program.build.cols)
             pixels = 1
@@ -73,6 +74,7 @@ class CpuDevice:
                 if not (want_sums or layer.sums_out):
                     assert y is not None  # linear gives what the layer's multiplier asks for
                     return y.reshape(samples, pixels, -1).transpose(0, 2, 1)
+        assert sums is not None  # linear gives them where they are wanted, or all there is
         if not (want_sums or layer.sums_out):
             return requantised(op, sums).reshape(samples, pixels, -1).transpose(0, 2, 1)
         return sums.reshape(samples, pixels, -1).transpose(0, 2, 1)
@@ -97,7 +99,8 @@ def maxima(op: LinearOp, columns: NDArray[np.int8]) -> NDArray[np.int32]:
         if op.columns is not None:
             features = op.columns[row][features]
         result[:, row] = columns[:, features].max(axis=1, initial=-128)
-    return np.maximum(result, op.bias)
+    largest: NDArray[np.int32] = np.maximum(result, op.bias)
+    return largest
 
 
 def column_sums(op: LinearOp, images: NDArray[np.int8], cols: int) -> NDArray[np.int32]:
@@ -111,7 +114,8 @@ def column_sums(op: LinearOp, images: NDArray[np.int8], cols: int) -> NDArray[np
     features = by_tile.transpose(0, 2, 1).reshape(samples, -1)
     chosen = features[:, op.columns] if op.columns is not None else features[:, None, :]
     sums = (chosen * op.values.astype(np.int64)).sum(axis=2) + op.bias
-    return sums.astype(np.int32)
+    as_int32: NDArray[np.int32] = sums.astype(np.int32)
+    return as_int32
 
 
 def requantised(op: LinearOp, sums: NDArray[np.int32]) -> NDArray[np.int8]:
@@ -121,14 +125,11 @@ def requantised(op: LinearOp, sums: NDArray[np.int32]) -> NDArray[np.int8]:
         steps = np.rint(sums.astype(np.float32) * op.multiplier)
     # Past 512 any zero point saturates.
     q = np.clip(np.clip(steps, -512, 512).astype(np.int32) + op.zero_point, -128, 127)
-    if op.table is None:
-        return q.astype(np.int8)
-    return op.table[q + 128]
+    y: NDArray[np.int8] = q.astype(np.int8) if op.table is None else op.table[q + 128]
+    return y
 
 
-def combined(
-    c: Combination, a: NDArray[np.generic], b: NDArray[np.generic]
-) -> NDArray[np.int8]:
+def combined(c: Combination, a: NDArray[np.generic], b: NDArray[np.generic]) -> NDArray[np.int8]:
     """The combination of two INT8 arrays of one shape."""
     from_a, from_b = a.astype(np.int64) - c.a_zero, b.astype(np.int64) - c.b_zero
     acc = c.a_scale * from_a * from_b if c.product else c.a_scale * from_a + c.b_scale * from_b
@@ -136,7 +137,8 @@ def combined(
     rest = acc - (down << c.shift)  # 0 to 2^shift - 1
     half = (1 << c.shift) / 2
     up = (rest > half) | ((rest == half) & (down % 2 == 1)) if c.shift else np.zeros_like(rest)
-    return np.clip(down + up + c.zero_point, c.low, c.high).astype(np.int8)
+    y: NDArray[np.int8] = np.clip(down + up + c.zero_point, c.low, c.high).astype(np.int8)
+    return y
 
 
 def linear_op(layer: PackedLayer, program: Program) -> LinearOp:

@@ -85,7 +85,7 @@ def _pack_layer(
 ) -> list[PackedLayer]:
     """One packed layer, or one for each part of the channels that the engine works on at once."""
     window = layer.window
-    if window is None or window.is_pixel and layer.groups == 1 and not layer.maximum:
+    if window is None or (window.is_pixel and layer.groups == 1 and not layer.maximum):
         weights = layer.weights.reshape(len(layer.weights), -1)
         bank = bank or dense_bank(weights.shape[1], build)
         return [_packed(layer, weights, bank, build, image)]
@@ -258,6 +258,7 @@ def _packed(
         maximum=layer.maximum,
         sum_columns=sum_columns,
         combination=layer.combination,
+        weights_per_row=layer.weights[0].size,
     )
 
 

@@ -99,9 +99,7 @@ def make_plan(
         for index, layer in enumerate(program.layers)
     ]
     size = at - start
-    return Plan(
-        samples, runs, places, stored, size, first_command, commands, start + runs * size
-    )
+    return Plan(samples, runs, places, stored, size, first_command, commands, start + runs * size)
 
 
 def block_bases(program: Program) -> list[int] | None:
