@@ -6,6 +6,8 @@ It reads the same packed image as the engine, so a fault of packing shows as wel
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,7 +27,10 @@ class CpuDevice:
         """`threads` is the most to use, 0 for as many as this process may run on."""
         self._program = program
         self._threads = threads
-        self._ops = [linear_op(layer, program) for layer in program.layers]
+        self._ops = [
+            product_op(layer, program) if layer.weight_tensor else linear_op(layer, program)
+            for layer in program.layers
+        ]
 
     def run(self, tensors: dict[str, NDArray[np.int8]]) -> dict[str, NDArray[np.generic]]:
         """Every tensor of the program, (N, values of a sample), from its INT8 input tensors."""
@@ -39,6 +44,9 @@ class CpuDevice:
             whole = known[layer.output].reshape(samples, target.features, target.pixels)
             rows = slice(layer.first_row, layer.first_row + layer.rows)
             x = known[layer.input].astype(np.int8, copy=False)
+            if layer.weight_tensor:
+                weights = np.ascontiguousarray(known[layer.weight_tensor].T)
+                self._ops[index] = replace(self._ops[index], values=weights)
             y = self._layer(index, x)[:, : target.features - layer.first_row]
             if layer.combination is not None:
                 other = known[layer.combination.tensor].reshape(whole.shape)[:, rows]
@@ -163,6 +171,25 @@ def linear_op(layer: PackedLayer, program: Program) -> LinearOp:
         )
     weights, indices, parameters, table = (image[at : at + words] for at, words in extents)
     values, columns = unpack_csb(weights, indices, shape)
+    return _op(layer, values, columns, parameters, table)
+
+
+def product_op(layer: PackedLayer, program: Program) -> LinearOp:
+    """A product of two tensors, before its weights are known."""
+    image = program.image
+    parameters = image[layer.parameters : layer.parameters + layer.rows]
+    table = image[max(layer.table, 0) :][: 32 if layer.table >= 0 else 0]
+    values = np.zeros((layer.rows, layer.features), np.int8)
+    return _op(layer, values, None, parameters, table)
+
+
+def _op(
+    layer: PackedLayer,
+    values: NDArray[np.int8],
+    columns: NDArray[np.int32] | None,
+    parameters: NDArray[np.uint64],
+    table: NDArray[np.uint64],
+) -> LinearOp:
     return LinearOp(
         values=values,
         columns=columns,

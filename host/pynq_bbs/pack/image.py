@@ -122,6 +122,8 @@ def _pack_layer(
 ) -> list[PackedLayer]:
     """One packed layer, or one for each part of the channels that the engine works on at once."""
     window = layer.window
+    if layer.weight_tensor:
+        return [_pack_product(layer, build, image)]
     if window is None or (window.is_pixel and layer.groups == 1 and not layer.maximum):
         weights = layer.weights.reshape(len(layer.weights), -1)
         bank = bank or dense_bank(weights.shape[1], build)
@@ -135,6 +137,42 @@ def _pack_layer(
         matrix = tap_matrix(layer.weights, size)
         return [_packed(layer, matrix, (size, keep), build, image, window=window)]
     return _pack_groups(layer, window, bank or (1, 1), build, image)
+
+
+def _pack_product(layer: QuantLayer, build: Build, image: _Image) -> PackedLayer:
+    """The product of two tensors. As it lies, a tensor is a weight plane of many passes: each of
+    its tiles has COLS weights of every row."""
+    rows, features = layer.weights.shape
+    if build.rows != 1 or features % build.cols or build.cols % build.lanes:
+        raise InputError(
+            f"a product over {features} columns on build {build.name}: it takes a build with one "
+            "row at a time and a multiple of its columns; pad the columns with zeros"
+        )
+    if layer.input_zero_point:
+        raise InputError(
+            f"zero point {layer.input_zero_point} of {layer.input!r}: a product of two tensors "
+            "takes zero points of 0, because no bias can make up for others"
+        )
+    table = -1 if layer.table is None else image.add(layer.table.view(np.uint64))
+    return PackedLayer(
+        name=layer.name,
+        input=layer.input,
+        output=layer.output,
+        rows=rows,
+        features=features,
+        bank_size=1,
+        keep=1,
+        weight_bits=8,
+        groups_per_pass=build.cols // build.lanes,
+        zero_point=layer.zero_point,
+        sums_out=layer.multiplier is None,
+        weights=0,
+        indices=0,
+        parameters=image.add(row_parameters(layer)),
+        table=table,
+        combination=layer.combination,
+        weight_tensor=layer.weight_tensor,
+    )
 
 
 def dense_bank(features: int, build: Build) -> tuple[int, int]:
@@ -336,6 +374,8 @@ def folded_bias(layer: QuantLayer) -> NDArray[np.int32]:
     if layer.maximum:  # starts from the least input there is
         return np.full(len(layer.weights), _LEAST, np.int32)
     weights = layer.weights.reshape(len(layer.weights), -1).astype(np.int64)
+    if layer.weight_tensor:
+        weights = np.full_like(weights, _LEAST)
     bias = layer.bias.astype(np.int64) - layer.input_zero_point * weights.sum(axis=1)
     # The largest magnitude any partial sum can reach, whatever the order of adding.
     bound = np.abs(weights).sum(axis=1) * 128 + np.abs(bias)

@@ -80,6 +80,7 @@ class PackedLayer:
     maximum: bool = False
     sum_columns: bool = False
     combination: Combination | None = None
+    weight_tensor: str = ""  # the weights are this tensor as it lies, and `weights` means nothing
     weights_per_row: int = 0  # 0: one for every feature
 
     def csb(self, build: Build) -> CsbShape:
