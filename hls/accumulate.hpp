@@ -36,18 +36,27 @@ inline TotalWord add_pass(const Command& c, const Visit& visit, const RowWord& p
                           const SumWord& sum, const SumWord& before) {
 #pragma HLS INLINE
   const bool maximum = has(c, kFlagMaximum);
+  const bool one_bias = has(c, kFlagSumColumns);
   TotalWord total;
 sums:
   for (int i = 0; i < kWide; i++) {
 #pragma HLS UNROLL
-    const uint32_t bias = (uint32_t)parameters.v[i / kCols];
-    const bool biased = !has(c, kFlagSumColumns) || i % kCols == 0;
-    const int32_t start = visit.first_pass ? (int32_t)(biased ? bias : 0) : before.v[i];
-    // The larger of two is their sum without the other one: no choice behind the adder.
-    const bool larger = start > sum.v[i];
-    const uint32_t first = maximum && !larger ? 0 : (uint32_t)start;
-    const uint32_t second = maximum && larger ? 0 : (uint32_t)sum.v[i];
-    total.v[i] = (int32_t)(first + second);
+    const int32_t bias = (int32_t)(uint32_t)parameters.v[i / kCols];
+    const int32_t begin = one_bias && i % kCols != 0 ? 0 : bias;
+    total.v[i] = visit.first_pass ? begin : before.v[i];
+  }
+  if (maximum) {
+  larger:
+    for (int i = 0; i < kWide; i++) {
+#pragma HLS UNROLL
+      if (sum.v[i] > total.v[i]) total.v[i] = sum.v[i];
+    }
+  } else {
+  additions:
+    for (int i = 0; i < kWide; i++) {
+#pragma HLS UNROLL
+      total.v[i] = (int32_t)((uint32_t)total.v[i] + (uint32_t)sum.v[i]);
+    }
   }
 multipliers:
   for (int r = 0; r < kRows; r++) {
@@ -113,20 +122,19 @@ rows:
         if (tile == 1) rows[row] = parameters;
         const SumWord sum = sums.read();
         // With one pass there may be more places than the buffer has, and none is needed.
-        const SumWord before = partial[visit.first_pass ? 0 : place];
+        const SumWord& before = partial[visit.first_pass ? 0 : place];
         TotalWord total = add_pass(c, visit, parameters, sum, before);
-        SumWord after;
-      keep_sums:
-        for (int k = 0; k < kWide; k++) {
-#pragma HLS UNROLL
-          after.v[k] = total.v[k];
-        }
-        if (has(c, kFlagSumColumns)) sum_columns(total);
-        total.last_tile = visit.last_group && tile == visit.tiles;
-        if (visit.last_pass)
+        if (visit.last_pass) {
+          if (has(c, kFlagSumColumns)) sum_columns(total);
+          total.last_tile = visit.last_group && tile == visit.tiles;
           totals.write(total);
-        else
-          partial[place] = after;
+        } else {
+        keep_sums:
+          for (int k = 0; k < kWide; k++) {
+#pragma HLS UNROLL
+            partial[place].v[k] = total.v[k];
+          }
+        }
         place++;
         row++;
       }
