@@ -199,30 +199,83 @@ inline void next_channel(const Command& c, uint32_t taps, Walk& walk) {
   walk.done = ++walk.kernel_y == c.kernel_height;
 }
 
+// Pixel of a window that is tap `tap` of each column, whatever lies there.
+inline void pick_pixels(uint32_t stride, const Window& window, int tap, int8_t pixels[kCols]) {
+#pragma HLS INLINE
+  const int8_t* first = window.v + tap;
+  if (stride == 1) {
+  ones:
+    for (uint32_t col = 0; col < kCols; col++) {
+#pragma HLS UNROLL
+      pixels[col] = first[col];
+    }
+  } else {
+  others:
+    for (uint32_t col = 0; col < kCols; col++) {
+#pragma HLS UNROLL
+      pixels[col] = stride == 2   ? first[col % kHalf * 2]
+                    : stride == 4 ? first[col % kQuarter * 4]
+                                  : first[0];
+    }
+  }
+}
+
+// What decides which pixels count, the same for all columns of a tap.
+struct Bounds {
+  int16_t right;   // from where the window begins
+  int16_t down;
+  int16_t least_x;
+  int16_t end_x;
+  int16_t height;
+  int16_t begin;   // columns that this read serves
+  int16_t end;
+  act_t pad;
+};
+
+// Pixels into the columns of a word, padding where they lie beside the image. A function of its
+// own because g++ works on all columns at once only where it knows that nothing overlaps.
+#ifndef __SYNTHESIS__
+__attribute__((noinline))
+#endif
+inline void place_pixels(const int16_t* __restrict window_x, const int16_t* __restrict window_y,
+                         const int8_t* __restrict pixels, const Bounds bounds,
+                         act_t* __restrict word) {
+#pragma HLS INLINE
+columns:
+  for (int16_t col = 0; col < kCols; col++) {
+#pragma HLS UNROLL
+    // All within 16 bits (check_image). The sum with `right` is the same for all taps.
+    const int16_t x = (int16_t)(window_x[col] + bounds.right);
+    const int16_t y = (int16_t)(window_y[col] + bounds.down);
+    const act_t pixel = pixels[col];
+    const act_t before = word[col];
+    const bool inside = (x >= bounds.least_x) & (x < bounds.end_x) & (y >= 0) & (y < bounds.height);
+    const bool covered = (col >= bounds.begin) & (col < bounds.end);
+    const act_t value = inside ? pixel : bounds.pad;
+    word[col] = covered ? value : before;
+  }
+}
+
 // The pixels of one read, as far as they are taps of its columns.
 inline void pick_taps(const Command& c, const TileColumns& tile, const Walk& walk,
                       const Window& window, uint32_t end, VectorWrite& write) {
 #pragma HLS INLINE
-  const int32_t down = (int32_t)scaled(walk.kernel_y, c.dilation_y);
+  Bounds bounds;
+  bounds.right = (int16_t)scaled(walk.kernel_x, c.dilation_x);
+  bounds.down = (int16_t)scaled(walk.kernel_y, c.dilation_y);
+  bounds.height = (int16_t)c.height;
+  bounds.begin = (int16_t)walk.column;
+  bounds.end = (int16_t)end;
+  bounds.pad = (act_t)c.pad_value;
 taps:
-  for (int i = 0; i < kTaps; i++) {
+  for (int16_t i = 0; i < kTaps; i++) {
 #pragma HLS UNROLL
-    const int32_t right = (int32_t)scaled(walk.kernel_x, c.dilation_x);
-  columns:
-    for (uint32_t col = 0; col < kCols; col++) {
-#pragma HLS UNROLL
-      const int8_t pixel = c.stride_x == 1   ? window.v[col + i]
-                           : c.stride_x == 2 ? window.v[col % kHalf * 2 + i]
-                           : c.stride_x == 4 ? window.v[col % kQuarter * 4 + i]
-                                             : window.v[i];
-      // All within 16 bits (check_image). The sum with `right` is the same for all taps.
-      const int16_t x = (int16_t)(tile.x[col] + right);
-      const bool inside = x >= -i && x < (int16_t)c.width - i && tile.y[col] >= -down &&
-                          tile.y[col] < (int16_t)c.height - down;
-      const act_t value = inside ? pixel : (act_t)c.pad_value;
-      const bool covered = col >= walk.column && col < end;
-      write.word[i].v[col] = covered ? value : write.word[i].v[col];
-    }
+    int8_t pixels[kCols];
+#pragma HLS ARRAY_PARTITION variable=pixels complete
+    pick_pixels(c.stride_x, window, i, pixels);
+    bounds.least_x = (int16_t)-i;
+    bounds.end_x = (int16_t)(c.width - i);
+    place_pixels(tile.x, tile.y, pixels, bounds, write.word[i].v);
   }
 }
 
