@@ -84,6 +84,7 @@ def _check_tensors(layer: QuantLayer, tensors: dict[str, Tensor]) -> None:
     """Whether the tensors that a layer reads are there, and as large as it takes them to be."""
     combination, window = layer.combination, layer.window
     read = [layer.input, *([combination.tensor] if combination else [])]
+    read += [layer.weight_tensor] if layer.weight_tensor else []
     missing = [name for name in read if name not in tensors]
     if missing:
         raise InputError(f"it reads {missing[0]!r}, which no input and no layer before it gives")
