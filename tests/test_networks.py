@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from models import NETWORKS, Network
 from numpy.typing import NDArray
 
-from models import NETWORKS, Network
 from pynq_bbs.builds import Build, load_build
 from pynq_bbs.codegen import build_header
 from pynq_bbs.cpu.device import CpuDevice
