@@ -223,13 +223,24 @@ def check_constructs(source: Source) -> Problems:
         if cursor.kind in _FORBIDDEN:
             yield file, line, f"{_FORBIDDEN[cursor.kind]} cannot be synthesised"
         if cursor.kind == CursorKind.VAR_DECL and cursor.storage_class == StorageClass.STATIC:
-            yield file, line, f"static variable {cursor.spelling!r} outlives a command"
+            if not _is_lasting_memory(cursor):
+                yield file, line, f"static variable {cursor.spelling!r} outlives a command"
     for path in source.paths:
         active = source.active(path)
         extent = source.unit.get_extent(str(path), ((1, 1), (10**6, 1)))
         for token in source.unit.get_tokens(extent=extent):
             if token.spelling in _FORBIDDEN_WORDS and token.location.line in active:
                 yield path.name, token.location.line, f"{token.spelling} has no place in hardware"
+
+
+def _is_lasting_memory(variable: Cursor) -> bool:
+    """A memory of the top function: what is meant to outlive a command is handed to a region.
+
+    Memories alone: a static scalar would be state that nobody sees in a signature.
+    """
+    inside = variable.semantic_parent
+    array = variable.type.get_canonical().kind == TypeKind.CONSTANTARRAY
+    return array and inside is not None and inside.spelling == "bbs_engine"
 
 
 def check_recursion(source: Source) -> Problems:
@@ -384,6 +395,40 @@ def check_channels(source: Source) -> Problems:
                     yield file, channel.location.line, text
 
 
+def check_lasting(source: Source) -> Problems:
+    """What a region is handed and outlives it has one owner.
+
+    A memory belongs to one process: two would be a race, or a copy. A stream that comes from
+    outside may be read and written in one region (feedback from command to command), by one
+    process each, in any order, since nobody waits for what the same command writes.
+    """
+    for region in _regions(source):
+        if region.loop is not None:
+            continue
+        _, processes, _ = _statements(region)
+        for name, cursor in region.function.parameters.items():
+            users = [
+                (call.name, place)
+                for call in processes
+                for place, argument in enumerate(call.arguments)
+                if _plain_name(argument) == name
+            ]
+            told = ", ".join(user for user, _ in users) or "none"
+            where = region.function.file, cursor.location.line
+            if "stream<" in cursor.type.get_canonical().spelling:
+                uses = sorted(d for user in users for d in directions(source, *user))
+                if uses != ["read", "write"]:
+                    text = f"stream {name} wants one reader and one writer: {told}"
+                    yield *where, text
+            elif _is_memory(cursor.type) and len(users) != 1:
+                yield *where, f"memory {name} wants one process: {told}"
+
+
+def _is_memory(declared: Type) -> bool:
+    """An array parameter; a pointer to words is a port (`check_ports`)."""
+    return declared.get_canonical().kind in (TypeKind.CONSTANTARRAY, TypeKind.INCOMPLETEARRAY)
+
+
 def check_ports(source: Source) -> Problems:
     """Each memory port is used by one process of a region, so that it bursts."""
     for region in _regions(source):
@@ -410,6 +455,7 @@ RULES: dict[str, Callable[[Source], Problems]] = {
     "recursion": check_recursion,
     "dataflow": check_dataflow,
     "channel": check_channels,
+    "lasting": check_lasting,
     "port": check_ports,
 }
 

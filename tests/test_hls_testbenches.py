@@ -7,11 +7,13 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 import pytest
 
@@ -22,15 +24,30 @@ from pynq_bbs.toolchain import find_compiler
 
 HLS = hls_dir()
 ALL_BENCHES = sorted(path.stem for path in (HLS / "tb").glob("*_tb.cpp"))
+#: builds that no board has: row groups, narrow and odd tiles, products in LUTs, tight buffers
+TEST_BUILDS = sorted(str(path) for path in (Path(__file__).parent / "builds").glob("*.json"))
 #: needs two builds of its own: test_buffer_before_it_is_filled_never_counts
 BENCHES = [bench for bench in ALL_BENCHES if bench != "poison_tb"]
 #: these run the region with a thread for each process
 THREADED = [b for b in BENCHES if "#ifndef BBS_THREADED" in (HLS / "tb" / f"{b}.cpp").read_text()]
 
+#: these run the whole engine
+WITH_ENGINE = {
+    bench
+    for bench in ALL_BENCHES
+    if re.search(r"(memory_block|programs)\.hpp", (HLS / "tb" / f"{bench}.cpp").read_text())
+}
+
+#: what a test build would only repeat
+INDEPENDENT = {"combine_tb", "blocked_tb", "mul_pair_tb"}
+#: nothing to look at without an image memory
+OF_IMAGES = {"columns_tb", "image_tb"}
+
 # Pragmas and labels are for HLS.
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-label")
 PLAIN = ("-std=c++14", "-O2")
 QUICK = ("-std=c++17", "-O1", "-DBBS_TB_QUICK")
+SHARE = ("-std=c++14", "-O1", "-DBBS_TB_CASES=4")  # of the cases, for test builds
 SANITIZERS = {
     "address,undefined": (
         "-fsanitize=address,undefined",
@@ -53,30 +70,25 @@ class Job:
     shallow: bool = False  # one place in every stream, whatever its depth
 
 
-def compile_job(job: Job, out: Path) -> Path:
-    """The executable of `job`; the compiler's words are an AssertionError."""
-    folder = Path(tempfile.mkdtemp(dir=out))
-    (folder / "build.hpp").write_text(build_header(load_build(job.build)))
-    hls = shallow_copy(folder) if job.shallow else HLS
-    sources = [HLS / "tb" / f"{job.bench}.cpp"]
-    if "memory_block.hpp" in sources[0].read_text():
-        sources.append(hls / "engine.cpp")
+def compile_to(output: Path, job: Job, hls: Path, build: Path, *inputs: Path | str) -> Path:
+    """What the compiler makes of `inputs`; its words are an AssertionError."""
     threads = ("-DBBS_THREADED", "-pthread") if job.bench in THREADED else ()
-    command = [*find_compiler(), *WARNINGS, *job.flags, *threads, f"-I{hls}", f"-I{folder}"]
-    program = folder / job.bench
+    command = [*find_compiler(), *WARNINGS, *job.flags, *threads, f"-I{hls}", f"-I{build}"]
     result = subprocess.run(
-        [*command, *map(str, sources), "-o", str(program)], capture_output=True, text=True
+        [*command, *map(str, inputs), "-o", str(output)], capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    return program
+    return output
 
 
 def shallow_copy(folder: Path) -> Path:
-    """The engine's sources with one place in every stream of a threaded run."""
+    """The engine's sources with one place in every stream of a threaded run but the chain, which
+    holds a tensor from one command to the next."""
     for source in (*HLS.glob("*.hpp"), HLS / "engine.cpp"):
         shutil.copy(source, folder)
     dataflow = folder / "dataflow.hpp"
-    text, places = re.subn(r"static_cast<size_t>\(kDepth\)", "1", dataflow.read_text())
+    one_place = '(std::string(name_) == "chain" ? static_cast<size_t>(kDepth) : 1)'
+    text, places = re.subn(r"static_cast<size_t>\(kDepth\)", one_place, dataflow.read_text())
     assert places == 1, "dataflow.hpp compares with kDepth in another way than this test knows"
     dataflow.write_text(text)
     return folder
@@ -89,11 +101,32 @@ class Workshop:
         self._out = out
         self._pool = ThreadPoolExecutor(2)
         self._jobs: dict[Job, Future[Path]] = {}
+        self._engines: dict[Job, Path] = {}
+        self._making_an_engine = defaultdict[Job, Lock](Lock)
 
     def order(self, job: Job) -> Future[Path]:
         if job not in self._jobs:
-            self._jobs[job] = self._pool.submit(compile_job, job, self._out)
+            self._jobs[job] = self._pool.submit(self._compile, job)
         return self._jobs[job]
+
+    def _compile(self, job: Job) -> Path:
+        folder = Path(tempfile.mkdtemp(dir=self._out))
+        (folder / "build.hpp").write_text(build_header(load_build(job.build)))
+        hls = shallow_copy(folder) if job.shallow else HLS
+        inputs = [HLS / "tb" / f"{job.bench}.cpp"]
+        if job.bench in WITH_ENGINE:
+            inputs.append(self._engine(job, hls, folder))
+        return compile_to(folder / job.bench, job, hls, folder, *inputs)
+
+    def _engine(self, job: Job, hls: Path, folder: Path) -> Path:
+        """The engine as an object, one for all benches of a build and its flags."""
+        kind = replace(job, bench="threaded_tb" if job.bench in THREADED else "engine_tb")
+        with self._making_an_engine[kind]:
+            if kind not in self._engines:
+                object_file = folder / "engine.o"
+                compile_to(object_file, job, hls, folder, "-c", hls / "engine.cpp")
+                self._engines[kind] = object_file
+            return self._engines[kind]
 
     def run(self, job: Job) -> str:
         """What the testbench printed; its failure is an AssertionError that shows it."""
@@ -151,7 +184,7 @@ def skip_unless(flags: Sequence[str]) -> None:
 
 
 def name_of(value: object) -> str | None:
-    return f"{value.bench}-{value.build}" if isinstance(value, Job) else None
+    return f"{value.bench}-{Path(value.build).stem}" if isinstance(value, Job) else None
 
 
 def jobs(benches: Sequence[str], sanitizer: str | None = None) -> list[Job]:
@@ -162,12 +195,29 @@ def jobs(benches: Sequence[str], sanitizer: str | None = None) -> list[Job]:
     ]
 
 
-@pytest.mark.parametrize("job", jobs(BENCHES), ids=name_of)
+def jobs_of_test_builds() -> list[Job]:
+    """Every bench that a test build has a say in."""
+    wanted = []
+    for build in TEST_BUILDS:
+        skipped = INDEPENDENT if load_build(build).image_words else INDEPENDENT | OF_IMAGES
+        wanted += [Job(build, bench, SHARE) for bench in BENCHES if bench not in skipped]
+    return wanted
+
+
+@pytest.mark.parametrize("job", [*jobs(BENCHES), *jobs_of_test_builds()], ids=name_of)
 def test_passes(workshop: Workshop, job: Job) -> None:
     assert "all as wanted" in workshop.run(job)
 
 
-@pytest.mark.parametrize("job", jobs(BENCHES, "address,undefined"), ids=name_of)
+@pytest.mark.parametrize(
+    "job",
+    [
+        *jobs(BENCHES, "address,undefined"),
+        # of test builds what may leave its bounds: row groups with and without an image memory
+        *(sanitized(b, "fuzz_tb", "address,undefined") for b in (TEST_BUILDS[0], TEST_BUILDS[2])),
+    ],
+    ids=name_of,
+)
 def test_passes_sanitized(workshop: Workshop, job: Job) -> None:
     skip_unless(job.flags)
     assert "all as wanted" in workshop.run(job)
@@ -188,14 +238,15 @@ def high_water(printed: str) -> dict[str, tuple[int, int]]:
 @pytest.mark.parametrize("build", build_names())
 def test_every_stream_is_bounded_and_used(workshop: Workshop, build: str) -> None:
     """The threaded run meets every stream of the region, and none beyond its depth."""
-    declared = re.findall(r'^  \w+Stream \w+\("(\w+)"\);$', (HLS / "engine.cpp").read_text(), re.M)
+    source = (HLS / "engine.cpp").read_text()
+    declared = re.findall(r'^  [\w:]+Stream \w+\("(\w+)"\);$', source, re.M)
     marks = high_water(workshop.run(plain(build, "threaded_tb")))
     assert len(declared) > 10 and sorted(marks) == sorted(declared)
     for name, (fullest, depth) in marks.items():
         assert 0 < fullest <= depth, f"{name}: {fullest} of {depth}"
 
 
-@pytest.mark.parametrize("build", build_names())
+@pytest.mark.parametrize("build", [*build_names(), TEST_BUILDS[0]], ids=lambda b: Path(b).stem)
 def test_buffer_before_it_is_filled_never_counts(workshop: Workshop, build: str) -> None:
     """Lanes without a bank read what nobody wrote; their weights are zero, so it is all one."""
     skip_unless((*PLAIN, "-ftrivial-auto-var-init=pattern"))
@@ -237,4 +288,5 @@ def test_no_stream_needs_its_depth(workshop: Workshop, job: Job) -> None:
     A stream that is too shallow where branches rejoin would block here.
     """
     marks = high_water(workshop.run(job))
-    assert marks and all(fullest == 1 for fullest, _ in marks.values())
+    chain, _ = marks.pop("chain")
+    assert chain > 1 and marks and all(fullest == 1 for fullest, _ in marks.values())

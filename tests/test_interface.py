@@ -21,14 +21,22 @@ FIELDS = load_interface()["command"]
 
 #: Every field has a value of its own; bytes as they lie in memory.
 GOLDEN = Command(
-    op=1, flags=2, layer=0x1234, input=0x11111111, output=0x22222222, weights=0x33333333,
-    indices=0x44444444, parameters=0x55555555, table=0x66666666, features=0x777777,
-    rows=0x888888, tiles=0x999999, tiles_per_block=0xAA, bank_size=64, keep=8, index_bits=6,
-    zero_point=-3, groups=0xBBBB, groups_per_pass=0xCCCC, rows_per_block=0xDDDD,
+    op=1, layer=0x1234, flags=0x55AA7E02, input=0x11111111, output=0x22222222, weights=0x33333333,
+    indices=0x44444444, parameters=0x55555555, table=0x66666666, residual=0x88889999,
+    features=0x777777, rows=0x888888, tiles=0x999999, tiles_per_block=0xAA, bank_size=64, keep=8,
+    index_bits=6, zero_point=-3, groups=0xBBBB, groups_per_pass=0xCCCC, rows_per_block=0xDDDD,
+    pace=0xEEEE, input_stride=0x121212, last_columns=0x20, output_stride=0x343434, pad_value=-5,
+    height=0x5656, width=0x7878, out_height=0x9A9A, out_width=0xBCBC, kernel_height=3,
+    kernel_width=5, stride_y=2, stride_x=4, dilation_y=7, dilation_x=9, pad_top=11, pad_left=13,
+    channels=0xDEDE, load_pace=0xF1F1, image_base=0x0A0A, image_words=0x0B0B, a_zero=-7, b_zero=17,
+    out_zero=-19, shift=37, a_scale=-0x123456, low=-101, b_scale=0x654321, high=99,
+    block_base=0x0C0C,
 )  # fmt: skip
 GOLDEN_BYTES = (
-    "010234121111111122222222333333334444444455555555666666667777770088888800"
-    "999999aa401018fdbbbbccccdddd0000000000000000000042425331"
+    "01341200027eaa5511111111222222223333333344444444555555556666666699998888"
+    "7777770088888800999999aa401018fdbbbbccccddddeeee12121220343434fb56567878"
+    "9a9abcbc534297dbdedef1f10a0a0b0bf911ed25aacbed9b214365630c0c000000000000"
+    "0000000000000000000000000000000042425332"
 )
 
 
