@@ -126,7 +126,7 @@ inline void cell_visit(const Command& c, const Visit& visit, uint32_t base, uint
   UnitGates gates;
 #pragma HLS ARRAY_PARTITION variable=gates complete dim=0
   const uint32_t tile_words = tensor_words(visit.rows * kRows);
-  const uint32_t count = visit.tiles * tile_words;
+  const uint32_t count = (uint32_t)times(visit.tiles, tile_words);
   uint32_t slot = 0;    // word of the unit
   uint32_t half = 0;    // that is being filled
   uint32_t word = 0;    // of the tile
@@ -194,24 +194,29 @@ stored:
 inline void cell(const Command c, const Shape s, VisitStream& visits, WordStream& states,
                  WordStream& words, CellWord cells[kCellDepth], WordStream& outputs) {
 #pragma HLS INLINE off
+#pragma HLS ALLOCATION function instances=times limit=1
   const bool works = kCellWords > 0 && is_cell(c);
+  const bool sums_out = has(c, kFlagSumsOut);
+  // Checked: fits the memory.
+  const uint32_t words_out = sums_out ? s.totals * kWide / 2 : s.totals * kWide / kPortBytes;
 passed:
-  for (uint32_t i = 0; i < (works ? 0 : c.tiles * output_words(c, c.rows)); i++) {
+  for (uint32_t i = 0; i < (works ? 0 : words_out); i++) {
 #pragma HLS PIPELINE II=1
     outputs.write(words.read());
   }
   if (works && has(c, kFlagStateIn)) load_states(c, states, cells);
   const uint32_t tile_words = tensor_words(c.rows);
+  const uint32_t visit_count = (uint32_t)times(s.tile_groups, s.blocks);
   uint32_t base = c.cell_base;  // of the first tile of the group
   uint32_t row = 0;             // words of the blocks before
 visits:
-  for (uint32_t v = 0; v < (works ? s.tile_groups * s.blocks : 0); v++) {
+  for (uint32_t v = 0; v < (works ? visit_count : 0); v++) {
     const Visit visit = visits.read();
     cell_visit(c, visit, base + row, tile_words, words, cells, outputs);
     row += tensor_words(visit.rows * kRows);
     if (row == tile_words) {
       row = 0;
-      base += visit.tiles * tile_words;
+      base += (uint32_t)times(visit.tiles, tile_words);
     }
   }
   if (works && has(c, kFlagStateOut)) store_states(c, cells, outputs);

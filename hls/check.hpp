@@ -233,7 +233,7 @@ inline Status check_cell(const Command& c) {
 #pragma HLS INLINE
   if (!is_cell(c)) return kStatusOk;
   const bool moves = has(c, kFlagStateIn) || has(c, kFlagStateOut);
-  const uint64_t worked = (uint64_t)c.tiles * tensor_words(c.rows);
+  const uint64_t worked = times(c.tiles, tensor_words(c.rows));
   const uint64_t moved = moves ? 2 * (uint64_t)c.state_words : 0;
   const uint64_t words = worked > moved ? worked : moved;
   return c.cell_base + words > kCellWords ? kStatusCellOverflow : kStatusOk;

@@ -62,7 +62,7 @@ struct Command {
   uint32_t indices;  // Word offset of the index plane, same order, index_bits each, every row group starting on a word.
   uint32_t parameters;  // Word offset of the row parameters: bias (INT32, low half) and multiplier (float32, high half).
   uint32_t table;  // Word offset of the table, 256 INT8 entries, entry q + 128 for requantised value q.
-  uint32_t residual;  // Word offset of the tensor that the output is combined with, same layout and stride as the output.
+  uint32_t residual;  // Word offset of the tensor that the output is combined with, same layout and stride as the output; or of the states that are loaded.
   uint32_t features;  // K, input features; of an image the padded taps, kernel_height x channel blocks x kernel_width x bank_size.
   uint32_t rows;  // M, output features, a multiple of ROWS.
   uint32_t tiles;  // Column tiles of the output, N / COLS rounded up.

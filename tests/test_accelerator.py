@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +25,7 @@ from pynq_bbs.errors import (
     VerificationError,
 )
 from pynq_bbs.model.graph import QuantInput, QuantModel, QuantOutput
+from pynq_bbs.pack.plan import Plan
 
 DEVICES = ["cpu", "standin", "emulated-pynq"]
 
@@ -116,17 +118,68 @@ def test_a_wrong_integer_is_named(program: Program, monkeypatch: pytest.MonkeyPa
         accelerator.run(batch(40))  # and the next run works
 
 
-def test_damaged_weights_on_the_device_show_both_sums(program: Program) -> None:
-    """The device's copy of the weights is changed behind the driver's back."""
-    layer = program.layers[0]
-    with Accelerator(program, "standin", verify=True) as accelerator:
+def damage(monkeypatch: pytest.MonkeyPatch, word: int, bits: int) -> None:
+    """From now on a word of every image is wrong once it is in device memory."""
+    true_load = EngineProgram._load
+
+    def load(self: EngineProgram, plan: Plan) -> None:
+        true_load(self, plan)
+        np.asarray(self._block)[word] = self._program.image[word] ^ np.uint64(bits)
+
+    monkeypatch.setattr(EngineProgram, "_load", load)
+
+
+def sums_of(error: VerificationError) -> tuple[int, int]:
+    """The device's and the cpu device's sum that a message names."""
+    found = re.search(r"\(sums (-?\d+) and (-?\d+)\)", str(error))
+    assert found is not None
+    return int(found[1]), int(found[2])
+
+
+def test_damaged_weights_show_both_sums(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damage(monkeypatch, program.layers[0].weights, 0x40)
+    with (
+        Accelerator(program, "standin", verify=True) as accelerator,
+        pytest.raises(VerificationError, match=r"layer 'first', row 0, column \d+:") as caught,
+    ):
         accelerator.run(batch(2))
-        block = accelerator._engine._block  # type: ignore[union-attr]
-        np.asarray(block)[layer.weights] ^= np.uint64(0x40)
-        block.flush()
-        with pytest.raises(VerificationError, match=r"layer 'first', row 0, column \d+") as error:
-            accelerator.run(batch(2))
-        assert "sums" in str(error.value)
+    device, cpu = sums_of(caught.value)
+    assert device != cpu
+
+
+def test_a_damaged_table_shows_equal_sums(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for word in range(32):
+        damage(monkeypatch, program.layers[0].table + word, 0x0101010101010101)
+    with (
+        Accelerator(program, "standin", verify=True) as accelerator,
+        pytest.raises(VerificationError, match=r"layer 'first', row 0, column 0:") as caught,
+    ):
+        accelerator.run(batch(2))
+    device, cpu = sums_of(caught.value)
+    assert device == cpu
+
+
+def test_weights_that_stay_are_loaded_once(program: Program) -> None:
+    """Small programs keep their weights on chip, until another program has run."""
+    with Accelerator(program, "standin") as accelerator:
+        x = batch(20)
+        expected = accelerator.run(x)["sums"]
+        engine = accelerator._engine
+        assert engine is not None
+        first, last = program.layers[0], program.layers[-1]
+        weights = slice(first.weights, last.weights + last.csb(program.build).weight_bytes // 8)
+        words = np.asarray(engine._block)[weights].copy()
+        np.asarray(engine._block)[first.weights] ^= np.uint64(0x4040404040404040)
+        np.testing.assert_array_equal(accelerator.run(x)["sums"], expected)
+        engine.sums(0, np.zeros((1, 64), np.int8))  # another program on the same engine
+        assert (accelerator.run(x)["sums"] != expected).any()
+        np.asarray(engine._block)[weights] = words
+        engine.sums(0, np.zeros((1, 64), np.int8))
+        np.testing.assert_array_equal(accelerator.run(x)["sums"], expected)
 
 
 def test_memory_that_only_holds_small_batches(program: Program) -> None:
@@ -194,7 +247,7 @@ def test_ctrl_c_leaves_nothing_behind(program: Program, monkeypatch: pytest.Monk
 
 
 def test_refused_command_names_the_layer(program: Program) -> None:
-    layers = [program.layers[0], replace(program.layers[1], bank_size=1), program.layers[2]]
+    layers = [program.layers[0], replace(program.layers[1], keep=2), program.layers[2]]
     broken = replace(program, layers=layers)
     with (
         Accelerator(broken, "standin") as accelerator,

@@ -20,9 +20,19 @@ from pynq_bbs.device import driver as driver_module
 from pynq_bbs.device.driver import CONTROL, EngineDriver
 from pynq_bbs.device.session import Session
 from pynq_bbs.errors import BuildError, DeviceError, DeviceTimeoutError, InputError
-from pynq_bbs.interface import BUILD_REGISTERS, PORTS, REGISTERS, STATUS
+from pynq_bbs.interface import (
+    BUILD_REGISTERS,
+    COMMAND_WORDS,
+    PORTS,
+    REGISTERS,
+    STATUS,
+    VERSION,
+)
 
 __all__ = ["engine", "session"]  # fixtures
+
+#: A buffer that some whole commands fill.
+WORDS = 8 * COMMAND_WORDS
 
 
 class Registers(EngineDriver):
@@ -77,20 +87,26 @@ def test_start_writes_every_register_as_python_integers() -> None:
         ({"address": 4}, "aligned"),
         ({"address": -8}, "address is"),
         ({"address": 1 << 20}, "inside one buffer"),
-        ({"memory_words": 65}, "inside one buffer"),
+        ({"memory_words": WORDS + 1}, "inside one buffer"),
         ({"memory_words": 0}, "memory_words is 0"),
         ({"memory_words": 8.0}, "wanted an integer"),
         ({"memory_words": 1 << 32}, "memory_words is 4294967296"),
         ({"first_command": -1}, "first_command is -1"),
-        ({"command_count": 9}, "9 commands at word 0 end at word 72"),
-        ({"first_command": 1, "command_count": 8}, "end at word 65"),
+        (
+            {"command_count": WORDS // COMMAND_WORDS + 1},
+            f"commands at word 0 end at word {WORDS + COMMAND_WORDS}, beyond",
+        ),
+        (
+            {"first_command": 1, "command_count": WORDS // COMMAND_WORDS},
+            f"commands at word 1 end at word {WORDS + 1}, beyond",
+        ),
     ],
 )
 def test_start_refuses_what_lies_outside(
     session: Session, change: dict[str, Any], message: str
 ) -> None:
-    buffer = session.allocate(64)
-    wanted = {"address": 0, "memory_words": 64, "first_command": 0, "command_count": 1} | change
+    buffer = session.allocate(WORDS)
+    wanted = {"address": 0, "memory_words": WORDS, "first_command": 0, "command_count": 1} | change
     wanted["address"] += buffer.device_address
     if change.get("address", 0) < 0:
         wanted["address"] = -8
@@ -125,7 +141,7 @@ def test_part_of_a_buffer(session: Session) -> None:
 
 def test_identify_reads_after_a_run(session: Session) -> None:
     found = session.driver.identify()
-    assert found == {"version": 1, **BUILD.parameters}
+    assert found == {"version": VERSION, **BUILD.parameters}
 
 
 def test_another_build_is_named(session: Session, engine: DoublingEngine) -> None:
@@ -149,17 +165,18 @@ def test_silence_is_no_build() -> None:
 
 def test_another_interface_is_refused() -> None:
     values = {name: getattr(BUILD, name) for name in BUILD_REGISTERS}
-    with pytest.raises(BuildError, match="version=2, wanted version=1"):
-        Registers(version=2, **values).check_build(BUILD)
+    other = VERSION + 1
+    with pytest.raises(BuildError, match=f"version={other}, wanted version={VERSION}"):
+        Registers(version=other, **values).check_build(BUILD)
 
 
 @pytest.mark.parametrize("code", [*(code for code in STATUS if code), 99])
 def test_refused_command(session: Session, engine: DoublingEngine, code: int) -> None:
-    buffer = session.allocate(64)
+    buffer = session.allocate(WORDS)
     engine.status, engine.failing = code, 2
     with pytest.raises(DeviceError) as caught:
         session.driver.run(
-            buffer.device_address, 64, 0, 5, timeout=10, layer_name=lambda i: f"fc{i}"
+            buffer.device_address, WORDS, 0, 5, timeout=10, layer_name=lambda i: f"fc{i}"
         )
     name = STATUS[code][0] if code in STATUS else "unknown"
     text = str(caught.value)

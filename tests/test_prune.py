@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -8,8 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pynq_bbs.builds import load_build
 from pynq_bbs.compress.prune import bank_mask, bank_prune, choose_bank
 from pynq_bbs.errors import InputError
+
+#: Builds that take other bank sizes: all, those that words of 4 or 8 features allow, up to 64.
+BUILDS = [load_build("8x32")]
+BUILDS += [replace(BUILDS[0], rows=4, cols=cols, index_bits=6) for cols in (1, 2)]
 
 
 def slow_mask(weights, bank_size, keep):
@@ -25,7 +32,7 @@ def slow_mask(weights, bank_size, keep):
 
 @st.composite
 def cases(draw):
-    bank_size = draw(st.integers(2, 40) | st.sampled_from([64, 255, 256]))
+    bank_size = draw(st.integers(1, 40) | st.sampled_from([64, 255, 256]))
     keep = draw(st.integers(1, bank_size))
     shape = draw(st.integers(1, 5)), draw(st.integers(1, 3 * bank_size + 5))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
@@ -76,7 +83,7 @@ def test_many_blocks_of_rows():
     [
         (np.zeros(4, np.int8), 4, 2, "two-dimensional"),
         (np.zeros((2, 4), np.int32), 4, 2, "int32"),
-        (np.zeros((2, 4), np.int8), 1, 1, "bank_size is 1"),
+        (np.zeros((2, 4), np.int8), 0, 1, "bank_size is 0"),
         (np.zeros((2, 4), np.int8), 257, 1, "bank_size is 257"),
         (np.zeros((2, 4), np.int8), 4, 0, "keep is 0"),
         (np.zeros((2, 4), np.int8), 4, 5, "keep is 5"),
@@ -90,18 +97,24 @@ def test_wrong_arguments(weights, bank_size, keep, word):
 @given(
     st.integers(1, 5000),
     st.sampled_from(["0", "1/2", "3/4", "7/8", "1/3", "9/10", "15/16", "255/256"]),
-    st.integers(2, 256),
+    st.integers(1, 256),
     st.sampled_from([1, 4, 8, 32]),
+    st.sampled_from(BUILDS),
 )
 @settings(max_examples=300, deadline=None)
-def test_choose_bank(features, sparsity, bank_size, lanes):
+def test_choose_bank(features, sparsity, bank_size, lanes, build):
     exact = Fraction(sparsity)
-    allowed = [s for s in range(1, bank_size + 1) if (s * (1 - exact)).denominator == 1]
+    allowed = [
+        s
+        for s in range(1, bank_size + 1)
+        if build.takes_bank(s) and (s * (1 - exact)).denominator == 1
+    ]
     if not allowed:
-        with pytest.raises(InputError, match="Nearest"):
-            choose_bank(features, float(exact), bank_size, lanes)
+        with pytest.raises(InputError, match=r"Nearest: .* of (\d+)\)") as caught:
+            choose_bank(features, float(exact), bank_size, lanes, build.takes_bank)
+        assert build.takes_bank(int(re.search(r"keep \d+ of (\d+)", str(caught.value))[1]))
         return
-    size, keep = choose_bank(features, float(exact), bank_size, lanes)
+    size, keep = choose_bank(features, float(exact), bank_size, lanes, build.takes_bank)
     assert size in allowed and keep == size * (1 - exact)
     padding = {s: -features % (lanes * s) for s in allowed}
     assert padding[size] == min(padding.values())
@@ -113,7 +126,7 @@ def test_choose_bank_examples():
     assert choose_bank(1024, 0.875, 64, 8) == (64, 8)
     assert choose_bank(640, 0.875, 64, 8) == (40, 5)
     assert choose_bank(640, 0.0, 64, 8) == (1, 1)
-    assert choose_bank(640, 0.75, 16, 32, lambda size: size % 8 == 0) == (16, 4)
+    assert choose_bank(640, 0.75, 16, 32, lambda size: size % 8 == 0) == (8, 2)
     assert choose_bank(128, 0.5, 4, 8) == (4, 2)
     assert choose_bank(128, 0.33333, 3, 8) == (3, 2)
 

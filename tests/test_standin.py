@@ -35,7 +35,7 @@ from pynq_bbs.device.driver import CONTROL
 from pynq_bbs.device.emulated_ip import EmulatedIp
 from pynq_bbs.device.session import Session, describe, open_device
 from pynq_bbs.errors import BuildError, DeviceError, DeviceMemoryError, InputError
-from pynq_bbs.interface import PORTS, REGISTERS
+from pynq_bbs.interface import COMMAND_WORDS, PORTS, REGISTERS
 
 __all__ = ["engine", "session"]  # fixtures
 
@@ -147,7 +147,7 @@ def test_a_view_synchronises_its_own_range(session: Session) -> None:
 
 def test_without_strict_mode_memory_is_shared(engine: DoublingEngine) -> None:
     with open_device("standin", BUILD, strict=False, engine=engine) as session:
-        buffer = session.allocate(8)
+        buffer = session.allocate(COMMAND_WORDS)
         buffer[:] = 5
         run(session, buffer)
         assert (np.asarray(buffer) == 10).all()
@@ -248,7 +248,7 @@ def test_what_a_board_would_hang_on_is_refused(engine: DoublingEngine) -> None:
 
 
 def test_an_engine_that_fails(session: Session, engine: DoublingEngine) -> None:
-    buffer = session.allocate(8)
+    buffer = session.allocate(COMMAND_WORDS)
     engine.error = OSError("no library")
     with pytest.raises(DeviceError, match="no library"):
         run(session, buffer)

@@ -52,9 +52,7 @@ def run_all(
     flat = x.reshape(len(x), -1)
     cpu = CpuDevice(program).run({"x": flat})
     for every in (True, False):
-        engine = EngineProgram(
-            program, session, MEMORY, dict.fromkeys(PARTS, 0.0), every=every
-        )
+        engine = EngineProgram(program, session, MEMORY, dict.fromkeys(PARTS, 0.0), every=every)
         wanted = [o.tensor for o in model.outputs] if every else [model.outputs[-1].tensor]
         try:
             device = engine.run({"x": flat}, wanted)[0]
@@ -78,7 +76,10 @@ def oracle_window(layer: QuantLayer, x: NDArray[np.int8]) -> NDArray[np.generic]
     for y in range(window.out_height):
         for xx in range(window.out_width):
             taps = padded[
-                :, :, y * sy : y * sy + (kh - 1) * dy + 1 : dy, xx * sx : xx * sx + (kw - 1) * dx + 1 : dx
+                :,
+                :,
+                y * sy : y * sy + (kh - 1) * dy + 1 : dy,
+                xx * sx : xx * sx + (kw - 1) * dx + 1 : dx,
             ].astype(np.int64)
             for row in range(rows):
                 first = row // (rows // layer.groups) * per_group

@@ -170,6 +170,21 @@ int64_t run_image(tb::Random& random) {
   return words + run_command(other, x);
 }
 
+// Wide images in rings of just the room they need, loaded as fast as can be, and gathered more
+// than once: a word overwritten too early is missed by a later filling.
+int64_t run_ring(tb::Random& random) {
+  for (int i = 0; i < 20; i++) {
+    bbs::Command c;
+    const int height = random.between(8, 30), width = random.between(40, 90);
+    if (!tb::random_image(random, {8, 60, 400}, height, width, random.between(1, 4), c)) continue;
+    c.image_words = tb::least_image_words(c);
+    c.load_pace = 1;
+    if (c.image_words == tb::whole_image_words(c) || tb::pass_count(c) == 1) continue;
+    return run_command(c, tb::random_input(random, c));
+  }
+  return 0;
+}
+
 int64_t run_features(tb::Random& random) {
   bbs::Command c = tb::random_linear(random, {20, 6, 500});
   const bool chain = tb::pass_count(c) == 1 && random.once_in(2);
@@ -184,7 +199,8 @@ int main() {
   tb::Random random(19);
   int64_t count = 0, pixels = 0;
   for (int i = 0; i < tb::cases(500); i++) count += run_features(random);
-  for (int i = 0; i < tb::cases(2000); i++) pixels += run_image(random);
+  for (int i = 0; i < tb::cases(1500); i++) pixels += run_image(random);
+  for (int i = 0; i < tb::cases(200); i++) pixels += run_ring(random);
   if (bbs::kImageWords > 0) TB_EXPECT(pixels > 100, true, "%" PRId64 " words of images", pixels);
   return tb::finish("gather_tb", count + pixels, "words");
 }

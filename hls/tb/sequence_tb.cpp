@@ -46,7 +46,9 @@ int64_t expect_cover(const std::vector<bbs::Burst>& bursts, const Extent& extent
   return total;
 }
 
-Extent plane(uint32_t offset, uint64_t words) { return {offset, 1, words, std::max<uint64_t>(words, 1)}; }
+Extent plane(uint32_t offset, uint64_t words) {
+  return {offset, 1, words, std::max<uint64_t>(words, 1)};
+}
 
 Extent tensor(uint32_t offset, uint64_t tiles, uint64_t features, uint64_t stride, int bytes) {
   const auto words = [&](uint64_t f) { return f * bbs::kCols * bytes / bbs::kPortBytes; };

@@ -247,6 +247,7 @@ def _new_report(program: Program, device: str, board: str, memory: Memory) -> Re
             layer.bank_size,
             layer.keep,
             program.tensors[layer.output].pixels,
+            layer.model_weights,
         )
         for layer in program.layers
     ]

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from .pack.program import PackedLayer, Tensor
+
 #: Columns of one step of the progress bar.
 _STEP = 2048
 
@@ -100,7 +102,7 @@ def _add_compile(commands: Any) -> None:
         "--bank-size",
         type=int,
         default=64,
-        help="largest bank, 2 to 256; every layer takes the size up to this that fills the lanes "
+        help="largest bank, 1 to 256; every layer takes the size up to this that fills the lanes "
         "best (default: 64). 2:4 is --sparsity 0.5 --bank-size 4",
     )
     compile_.add_argument(
@@ -243,12 +245,10 @@ def _info(args: argparse.Namespace) -> None:
         print(f"input {i.name}: {i.dtype} (N, {', '.join(map(str, i.shape))})")
     for o in program.outputs:
         print(f"output {o.name}: {o.dtype} (N, {', '.join(map(str, o.shape))})")
-    rows = [
-        ("layer", "rows x features", "keep/bank", "weight bits", "index bits", "passes", "output")
-    ]
+    head = ("layer", "rows x features", "keep/bank", "weight bits", "index bits", "passes")
+    rows = [(*head, "window", "pixels", "output")]
     for layer in program.layers:
-        shape = layer.csb(program.build.lanes)
-        output = "INT32 sums" if layer.sums_out else "INT8, table" * (layer.table >= 0) or "INT8"
+        shape = layer.csb(program.build)
         rows.append(
             (
                 layer.name,
@@ -257,10 +257,35 @@ def _info(args: argparse.Namespace) -> None:
                 str(layer.weight_bits),
                 str(shape.index_bits),
                 str(len(shape.passes)),
-                output,
+                _window_text(layer),
+                _pixels_text(program.tensors[layer.output]),
+                _output_text(layer),
             )
         )
     print(table(rows))
+
+
+def _window_text(layer: PackedLayer) -> str:
+    """What a layer adds up: taps of a window, all columns, or the features alone."""
+    window = layer.window
+    if window is None:
+        return "all pixels" if layer.sum_columns else "-"
+    kind = " max" if layer.maximum else ""
+    stride = "/".join(map(str, dict.fromkeys(window.strides)))
+    spread = "/".join(map(str, dict.fromkeys(window.dilations)))
+    dilation = f" dilation {spread}" if spread != "1" else ""
+    return f"{window.kernel[0]} x {window.kernel[1]}{kind} stride {stride}{dilation}"
+
+
+def _pixels_text(tensor: Tensor) -> str:
+    return f"{tensor.height} x {tensor.width}" if tensor.pixels > 1 else "-"
+
+
+def _output_text(layer: PackedLayer) -> str:
+    text = "INT32 sums" if layer.sums_out else "INT8, table" if layer.table >= 0 else "INT8"
+    if layer.combination is None:
+        return text
+    return f"{text} {'x' if layer.combination.product else '+'} {layer.combination.tensor}"
 
 
 def _boards(args: argparse.Namespace) -> None:

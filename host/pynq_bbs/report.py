@@ -20,6 +20,7 @@ class LayerReport:
     bank_size: int
     keep: int
     pixels: int = 1
+    weights: int = 0  # of the model, those that are not stored included
     cycles: float = 0.0
     multiply_cycles: int = 0
     bytes: int = 0
@@ -64,8 +65,8 @@ class Report:
 
     @property
     def dense_equivalent_gops(self) -> float:
-        """2 x rows x features x columns over the modelled time, as if no weight were zero."""
-        macs = sum(la.rows * la.features * la.pixels for la in self.layers) * self.columns
+        """2 x weights x pixels x columns over the modelled time, as if no weight were zero."""
+        macs = sum(la.weights * la.pixels for la in self.layers) * self.columns
         return 2e-9 * macs / self.modelled_seconds if self.cycles else 0.0
 
     def __str__(self) -> str:

@@ -98,14 +98,15 @@ def choose_bank(
         raise InputError(f"bank_size is {bank_size}, must be {MIN_BANK} to {MAX_BANK}.")
     if not 0.0 <= sparsity < 1.0:
         raise InputError(f"sparsity is {sparsity}, must be at least 0 and less than 1.")
+    sizes = [size for size in range(MIN_BANK, bank_size + 1) if takes(size)]
+    choices = [(size, round(size * (1.0 - sparsity))) for size in sizes]
     choices = [
-        (size, round(size * (1.0 - sparsity)))
-        for size in range(MIN_BANK, bank_size + 1)
-        if takes(size) and abs(size * (1.0 - sparsity) - round(size * (1.0 - sparsity))) <= _TOLERANCE
+        (size, keep)
+        for size, keep in choices
+        if keep >= 1 and abs(size * (1.0 - sparsity) - keep) <= _TOLERANCE
     ]
-    choices = [(size, keep) for size, keep in choices if keep >= 1]
     if not choices:
-        nearest = _nearest_sparsity(sparsity, bank_size)
+        nearest = _nearest_sparsity(sparsity, sizes)
         raise InputError(
             f"sparsity {sparsity} cannot be met with banks of at most {bank_size} weights: "
             f"bank_size * (1 - sparsity) must be an integer of at least 1. Nearest: {nearest}. "
@@ -120,11 +121,11 @@ def choose_bank(
     return min(choices, key=cost)
 
 
-def _nearest_sparsity(sparsity: float, bank_size: int) -> str:
-    """The closest sparsity that some bank of up to `bank_size` can have, as text."""
+def _nearest_sparsity(sparsity: float, sizes: list[int]) -> str:
+    """The closest sparsity that a bank of one of the `sizes` can have, as text."""
     candidates = [
         (abs(1.0 - keep / size - sparsity), size, keep)
-        for size in range(MIN_BANK, bank_size + 1)
+        for size in sizes
         for keep in {max(1, int(size * (1.0 - sparsity))), int(size * (1.0 - sparsity)) + 1}
         if keep <= size
     ]

@@ -6,9 +6,12 @@ It reads the same packed image as the engine, so a fault of packing shows as wel
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
+from ..builds import Build
 from ..errors import ProgramError
 from ..model.graph import Combination
 from ..pack.csb import unpack_csb
@@ -24,7 +27,10 @@ class CpuDevice:
         """`threads` is the most to use, 0 for as many as this process may run on."""
         self._program = program
         self._threads = threads
-        self._ops = [linear_op(layer, program) for layer in program.layers]
+        self._ops = [
+            product_op(layer, program) if layer.weight_tensor else linear_op(layer, program)
+            for layer in program.layers
+        ]
 
     def run(self, tensors: dict[str, NDArray[np.int8]]) -> dict[str, NDArray[np.generic]]:
         """Every tensor of the program, (N, values of a sample), from its INT8 input tensors."""
@@ -38,6 +44,9 @@ class CpuDevice:
             whole = known[layer.output].reshape(samples, target.features, target.pixels)
             rows = slice(layer.first_row, layer.first_row + layer.rows)
             x = known[layer.input].astype(np.int8, copy=False)
+            if layer.weight_tensor:
+                weights = np.ascontiguousarray(known[layer.weight_tensor].T)
+                self._ops[index] = replace(self._ops[index], values=weights)
             y = self._layer(index, x)[:, : target.features - layer.first_row]
             if layer.combination is not None:
                 other = known[layer.combination.tensor].reshape(whole.shape)[:, rows]
@@ -60,8 +69,9 @@ class CpuDevice:
         source = self._program.tensors[layer.input]
         samples = len(x)
         images = x.reshape(samples, source.features, source.height, source.width)
+        sums: NDArray[np.int32] | None
         if layer.sum_columns:
-            sums = column_sums(op, images, self._program.build.cols)
+            sums = column_sums(op, images, self._program.build)
             pixels = 1
         else:
             columns = self._columns(layer, images)
@@ -73,6 +83,7 @@ class CpuDevice:
                 if not (want_sums or layer.sums_out):
                     assert y is not None  # linear gives what the layer's multiplier asks for
                     return y.reshape(samples, pixels, -1).transpose(0, 2, 1)
+        assert sums is not None  # linear gives them where they are wanted, or all there is
         if not (want_sums or layer.sums_out):
             return requantised(op, sums).reshape(samples, pixels, -1).transpose(0, 2, 1)
         return sums.reshape(samples, pixels, -1).transpose(0, 2, 1)
@@ -97,21 +108,23 @@ def maxima(op: LinearOp, columns: NDArray[np.int8]) -> NDArray[np.int32]:
         if op.columns is not None:
             features = op.columns[row][features]
         result[:, row] = columns[:, features].max(axis=1, initial=-128)
-    return np.maximum(result, op.bias)
+    largest: NDArray[np.int32] = np.maximum(result, op.bias)
+    return largest
 
 
-def column_sums(op: LinearOp, images: NDArray[np.int8], cols: int) -> NDArray[np.int32]:
+def column_sums(op: LinearOp, images: NDArray[np.int8], build: Build) -> NDArray[np.int32]:
     """(N, M): weights times the sums over the columns of each tile, bias added once."""
     samples, channels = images.shape[:2]
     pixels = images.reshape(samples, channels, -1)
-    tiles = -(-pixels.shape[2] // cols)
-    padded = np.zeros((samples, channels, tiles * cols), np.int64)
-    padded[:, :, : pixels.shape[2]] = pixels
-    by_tile = padded.reshape(samples, channels, tiles, cols).sum(axis=3)
+    tiles, space = -(-pixels.shape[2] // build.cols), build.padded(channels)
+    padded = np.zeros((samples, space, tiles * build.cols), np.int64)
+    padded[:, :channels, : pixels.shape[2]] = pixels
+    by_tile = padded.reshape(samples, space, tiles, build.cols).sum(axis=3)
     features = by_tile.transpose(0, 2, 1).reshape(samples, -1)
     chosen = features[:, op.columns] if op.columns is not None else features[:, None, :]
     sums = (chosen * op.values.astype(np.int64)).sum(axis=2) + op.bias
-    return sums.astype(np.int32)
+    as_int32: NDArray[np.int32] = sums.astype(np.int32)
+    return as_int32
 
 
 def requantised(op: LinearOp, sums: NDArray[np.int32]) -> NDArray[np.int8]:
@@ -121,14 +134,11 @@ def requantised(op: LinearOp, sums: NDArray[np.int32]) -> NDArray[np.int8]:
         steps = np.rint(sums.astype(np.float32) * op.multiplier)
     # Past 512 any zero point saturates.
     q = np.clip(np.clip(steps, -512, 512).astype(np.int32) + op.zero_point, -128, 127)
-    if op.table is None:
-        return q.astype(np.int8)
-    return op.table[q + 128]
+    y: NDArray[np.int8] = q.astype(np.int8) if op.table is None else op.table[q + 128]
+    return y
 
 
-def combined(
-    c: Combination, a: NDArray[np.generic], b: NDArray[np.generic]
-) -> NDArray[np.int8]:
+def combined(c: Combination, a: NDArray[np.generic], b: NDArray[np.generic]) -> NDArray[np.int8]:
     """The combination of two INT8 arrays of one shape."""
     from_a, from_b = a.astype(np.int64) - c.a_zero, b.astype(np.int64) - c.b_zero
     acc = c.a_scale * from_a * from_b if c.product else c.a_scale * from_a + c.b_scale * from_b
@@ -136,7 +146,8 @@ def combined(
     rest = acc - (down << c.shift)  # 0 to 2^shift - 1
     half = (1 << c.shift) / 2
     up = (rest > half) | ((rest == half) & (down % 2 == 1)) if c.shift else np.zeros_like(rest)
-    return np.clip(down + up + c.zero_point, c.low, c.high).astype(np.int8)
+    y: NDArray[np.int8] = np.clip(down + up + c.zero_point, c.low, c.high).astype(np.int8)
+    return y
 
 
 def linear_op(layer: PackedLayer, program: Program) -> LinearOp:
@@ -160,6 +171,25 @@ def linear_op(layer: PackedLayer, program: Program) -> LinearOp:
         )
     weights, indices, parameters, table = (image[at : at + words] for at, words in extents)
     values, columns = unpack_csb(weights, indices, shape)
+    return _op(layer, values, columns, parameters, table)
+
+
+def product_op(layer: PackedLayer, program: Program) -> LinearOp:
+    """A product of two tensors, before its weights are known."""
+    image = program.image
+    parameters = image[layer.parameters : layer.parameters + layer.rows]
+    table = image[max(layer.table, 0) :][: 32 if layer.table >= 0 else 0]
+    values = np.zeros((layer.rows, layer.features), np.int8)
+    return _op(layer, values, None, parameters, table)
+
+
+def _op(
+    layer: PackedLayer,
+    values: NDArray[np.int8],
+    columns: NDArray[np.int32] | None,
+    parameters: NDArray[np.uint64],
+    table: NDArray[np.uint64],
+) -> LinearOp:
     return LinearOp(
         values=values,
         columns=columns,

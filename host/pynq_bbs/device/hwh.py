@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import xml.etree.ElementTree as ET
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def write_overlay(build: Build, board: Board, folder: Path) -> Path:
 
 def bitstream(design: str, part: str) -> bytes:
     """The least that is a `.bit` file: a header and one word of data."""
-    fields = b"".join(
+    header = b"".join(
         key + struct.pack(">H", len(text) + 1) + text.encode("ascii") + b"\0"
         for key, text in (
             (b"a", design),
@@ -70,19 +71,22 @@ def bitstream(design: str, part: str) -> bytes:
         )
     )
     sync = bytes.fromhex("00090ff00ff00ff00ff0000001")
-    return sync + fields + b"e" + struct.pack(">I", 4) + b"\xff\xff\xff\xff"
+    return sync + header + b"e" + struct.pack(">I", 4) + b"\xff\xff\xff\xff"
 
 
 def build_parameters(build: Build) -> dict[str, str]:
     """The parameters of the IP in the `.hwh`, from which `parse_build` makes the build again."""
-    values = {key.upper(): str(value) for key, value in build.parameters.items()}
-    return {"BUILD": build.name, **values}
+    values = {**build.parameters, **build.memories}
+    return {"BUILD": build.name, **{key.upper(): str(value) for key, value in values.items()}}
 
 
 def parse_build(parameters: dict[str, Any]) -> Build:
     """The build that `build_parameters` described; BuildError if one is missing."""
     try:
         values: dict[str, Any] = {n: int(parameters[n.upper()]) for n in BUILD_REGISTERS}
+        for field in fields(Build):
+            if field.name.endswith("_memory"):
+                values[field.name] = str(parameters[field.name.upper()])
         return Build(name=str(parameters["BUILD"]), summary="from the .hwh", **values)
     except (KeyError, ValueError) as error:
         raise BuildError(
@@ -108,10 +112,10 @@ def _engine_module(modules: ET.Element, build: Build) -> None:
     blocks = ET.SubElement(module, "ADDRESSBLOCKS")
     block = ET.SubElement(blocks, "ADDRESSBLOCK", INTERFACE=_CONTROL_BUS, USAGE="register")
     registers = ET.SubElement(block, "REGISTERS")
-    for name, offset, fields in _CONTROL_REGISTERS:
+    for name, offset, bit_fields in _CONTROL_REGISTERS:
         element = _register(registers, name, offset, "rw", "")
         field_list = ET.SubElement(element, "FIELDS")
-        for field, bit, width, access in fields:
+        for field, bit, width, access in bit_fields:
             entry = ET.SubElement(field_list, "FIELD", NAME=field)
             _property(entry, "BIT_OFFSET", bit)
             _property(entry, "BIT_WIDTH", width)

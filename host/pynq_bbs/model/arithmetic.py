@@ -129,9 +129,7 @@ def _fixed_point(a: np.floating[Any], b: np.floating[Any]) -> tuple[int, int, in
     return int(np.rint(np.ldexp(float(a), shift))), int(np.rint(np.ldexp(float(b), shift))), shift
 
 
-def _limits(
-    functions: tuple[Function, ...], scale: np.float32, zero_point: int
-) -> tuple[int, int]:
+def _limits(functions: tuple[Function, ...], scale: np.float32, zero_point: int) -> tuple[int, int]:
     """The range that Relu and Clip leave of the integers."""
     table = clamp_table(functions, scale, zero_point)
     return (-128, 127) if table is None else (int(table[0]), int(table[-1]))

@@ -191,6 +191,9 @@ class QuantLayer:
     With a `window` the same for each of its places: a convolution in `groups`; what lies beside
     the image is `input_zero_point`. With `maximum` `acc` is the largest of the window's inputs
     (no less than -128) and the weights are all 1. With a `combination` it has the last word.
+
+    With a `weight_tensor` that tensor is the weights, a row for each of its features and a weight
+    for each of its columns: the product of two activations. `weights` then only has the shape.
     """
 
     name: str
@@ -207,6 +210,7 @@ class QuantLayer:
     groups: int = 1
     maximum: bool = False
     combination: Combination | None = None
+    weight_tensor: str = ""
 
 
 @dataclass(frozen=True)

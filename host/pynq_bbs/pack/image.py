@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -85,7 +86,9 @@ def _pack_layer(
 ) -> list[PackedLayer]:
     """One packed layer, or one for each part of the channels that the engine works on at once."""
     window = layer.window
-    if window is None or window.is_pixel and layer.groups == 1 and not layer.maximum:
+    if layer.weight_tensor:
+        return [_pack_product(layer, build, image)]
+    if window is None or (window.is_pixel and layer.groups == 1 and not layer.maximum):
         weights = layer.weights.reshape(len(layer.weights), -1)
         bank = bank or dense_bank(weights.shape[1], build)
         return [_packed(layer, weights, bank, build, image)]
@@ -97,6 +100,42 @@ def _pack_layer(
         matrix = tap_matrix(layer.weights, size)
         return [_packed(layer, matrix, (size, keep), build, image, window=window)]
     return _pack_groups(layer, window, bank or (1, 1), build, image)
+
+
+def _pack_product(layer: QuantLayer, build: Build, image: _Image) -> PackedLayer:
+    """The product of two tensors. As it lies, a tensor is a weight plane of many passes: each of
+    its tiles has COLS weights of every row."""
+    rows, features = layer.weights.shape
+    if build.rows != 1 or features % build.cols or build.cols % build.lanes:
+        raise InputError(
+            f"a product over {features} columns on build {build.name}: it takes a build with one "
+            "row at a time and a multiple of its columns; pad the columns with zeros"
+        )
+    if layer.input_zero_point:
+        raise InputError(
+            f"zero point {layer.input_zero_point} of {layer.input!r}: a product of two tensors "
+            "takes zero points of 0, because no bias can make up for others"
+        )
+    table = -1 if layer.table is None else image.add(layer.table.view(np.uint64))
+    return PackedLayer(
+        name=layer.name,
+        input=layer.input,
+        output=layer.output,
+        rows=rows,
+        features=features,
+        bank_size=1,
+        keep=1,
+        weight_bits=8,
+        groups_per_pass=build.cols // build.lanes,
+        zero_point=layer.zero_point,
+        sums_out=layer.multiplier is None,
+        weights=0,
+        indices=0,
+        parameters=image.add(row_parameters(layer)),
+        table=table,
+        combination=layer.combination,
+        weight_tensor=layer.weight_tensor,
+    )
 
 
 def dense_bank(features: int, build: Build) -> tuple[int, int]:
@@ -150,9 +189,10 @@ def _pack_column_sums(
     and its columns are added up; those beyond the last pixel are zero.
     """
     tiles = tile_count(window.height * window.width, build.cols)
-    size = next(s for s in range(min(window.channels, 256), 0, -1) if window.channels % s == 0)
-    channels = np.arange(window.channels)
-    matrix = np.zeros((window.channels, tiles, window.channels), np.int8)
+    channels, space = np.arange(window.channels), build.padded(window.channels)
+    # As wide as may be, but within one tile: a bank then holds one weight of a row.
+    size = next(s for s in range(min(space, _widest(build)), 0, -1) if space % s == 0)
+    matrix = np.zeros((window.channels, tiles, space), np.int8)
     matrix[channels, :, channels] = layer.weights.reshape(window.channels, -1)[:, :1]
     return _packed(
         layer,
@@ -171,23 +211,25 @@ def _pack_groups(
     together: banks hold one tap of many channels, and each row keeps its own.
     """
     per_group = window.channels // layer.groups
+    rows_per_group = len(layer.weights) // layer.groups
+    # Groups whose rows fill row groups: a part writes whole ones, so it must begin with one.
+    step = build.row_step // math.gcd(build.row_step, rows_per_group)
     if per_group == 1:
         bank_groups = -(-window.kernel[0] * window.kernel[1] // build.lanes)
-        together = max(1, min(256, window.channels, build.vector_words // bank_groups))
-    else:
+        together = min(_widest(build), window.channels, build.vector_words // bank_groups)
+        together = max(together // step, 1) * step
+    elif step == 1:
         together = 1
-    rows_per_group = len(layer.weights) // layer.groups
+    else:
+        matrix = tap_matrix(_spread(layer.weights, layer.groups), 1)
+        return [_packed(layer, matrix, (1, 1), build, image, window=window)]
     parts = []
     for first in range(0, layer.groups, together):
         groups = min(together, layer.groups - first)
         rows = slice(first * rows_per_group, (first + groups) * rows_per_group)
         weights = layer.weights[rows]
         if per_group == 1:
-            spread = np.zeros((len(weights), groups, *window.kernel), np.int8)
-            spread[np.arange(len(weights)), np.arange(len(weights)) // rows_per_group] = weights[
-                :, 0
-            ]
-            weights, bank = spread, (groups, 1)
+            weights, bank = _spread(weights, groups), (groups, 1)
         parts.append(
             _packed(
                 layer,
@@ -201,6 +243,19 @@ def _pack_groups(
             )
         )
     return parts
+
+
+def _spread(weights: NDArray[np.int8], groups: int) -> NDArray[np.int8]:
+    """Weights (M, C / groups, ...) as (M, C, ...), zero where a row sees nothing."""
+    rows, per_group, *kernel = weights.shape
+    spread = np.zeros((rows, groups, per_group, *kernel), np.int8)
+    spread[np.arange(rows), np.arange(rows) * groups // rows] = weights
+    return spread.reshape(rows, groups * per_group, *kernel)
+
+
+def _widest(build: Build) -> int:
+    """The largest bank that `build` takes."""
+    return 1 << build.index_bits
 
 
 def _packed(
@@ -230,6 +285,11 @@ def _packed(
         layer.weight_bits,
         build.rows,
     )
+    if not build.takes_bank(size):
+        words = f" that are multiples or parts of {build.pack}" if build.pack > 1 else ""
+        raise InputError(
+            f"bank size {size}: build {build.name} takes sizes up to {_widest(build)}{words}"
+        )
     weights, indices = pack_csb(padded, shape)
     parameters = np.zeros(len(padded), np.uint64)
     own = slice(first_row, first_row + rows)
@@ -258,6 +318,7 @@ def _packed(
         maximum=layer.maximum,
         sum_columns=sum_columns,
         combination=layer.combination,
+        weights_per_row=layer.weights[0].size,
     )
 
 
@@ -270,6 +331,8 @@ def folded_bias(layer: QuantLayer) -> NDArray[np.int32]:
     if layer.maximum:  # starts from the least input there is
         return np.full(len(layer.weights), _LEAST, np.int32)
     weights = layer.weights.reshape(len(layer.weights), -1).astype(np.int64)
+    if layer.weight_tensor:
+        weights = np.full_like(weights, _LEAST)
     bias = layer.bias.astype(np.int64) - layer.input_zero_point * weights.sum(axis=1)
     # The largest magnitude any partial sum can reach, whatever the order of adding.
     bound = np.abs(weights).sum(axis=1) * 128 + np.abs(bias)

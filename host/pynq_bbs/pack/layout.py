@@ -46,9 +46,7 @@ def images_to_tiles(batch: NDArray[Value], features: int, cols: int, stride: int
     tiles = tile_count(pixels, cols)
     padded = np.zeros((samples, stride, tiles * cols), batch.dtype)
     padded[:, :features, :pixels] = batch.reshape(samples, features, pixels)
-    return np.ascontiguousarray(
-        padded.reshape(samples, stride, tiles, cols).transpose(0, 2, 1, 3)
-    )
+    return np.ascontiguousarray(padded.reshape(samples, stride, tiles, cols).transpose(0, 2, 1, 3))
 
 
 def images_from_tiles(tiles: NDArray[Value], features: int, pixels: int) -> NDArray[Value]:

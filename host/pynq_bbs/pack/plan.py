@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..builds import PORT_BYTES, Build
+from ..errors import InputError
 from ..interface import COMMAND_WORDS, Command
 from .cycles import Memory
 from .layout import tile_count
@@ -68,7 +69,8 @@ def make_plan(
             (`block_bases`). Nothing else differs from the plan without it.
 
     Raises:
-        InputError: an image that the engine's image memory is too small for.
+        InputError: an image that the engine's image memory is too small for, or a product of
+            tensors for another number of samples.
     """
     build = program.build
     runs = samples if program.has_pixels else 1
@@ -85,9 +87,16 @@ def make_plan(
             replace(route, block_base=base, resident=resident)
             for route, base in zip(routes, bases, strict=True)
         ]
+    for layer in program.layers:
+        if layer.weight_tensor and places[layer.weight_tensor].columns != layer.features:
+            raise InputError(
+                f"layer {layer.name!r} multiplies by the {layer.features} columns of "
+                f"{layer.weight_tensor!r}, which has {places[layer.weight_tensor].columns}: run "
+                "as many samples at once"
+            )
     commands = [
         layer_command(
-            layer,
+            _with_weights(layer, places),
             index,
             places[layer.input],
             places[layer.output],
@@ -99,9 +108,14 @@ def make_plan(
         for index, layer in enumerate(program.layers)
     ]
     size = at - start
-    return Plan(
-        samples, runs, places, stored, size, first_command, commands, start + runs * size
-    )
+    return Plan(samples, runs, places, stored, size, first_command, commands, start + runs * size)
+
+
+def _with_weights(layer: PackedLayer, places: dict[str, Place]) -> PackedLayer:
+    """The layer with its weights where their tensor lies, if they are one."""
+    if not layer.weight_tensor:
+        return layer
+    return replace(layer, weights=places[layer.weight_tensor].offset)
 
 
 def block_bases(program: Program) -> list[int] | None:
@@ -109,7 +123,7 @@ def block_bases(program: Program) -> list[int] | None:
     build, at, bases = program.build, 0, []
     for layer in program.layers:
         shape = layer.csb(build)
-        if shape.groups > shape.groups_per_pass:
+        if shape.groups > shape.groups_per_pass or layer.weight_tensor:
             return None
         bases.append(at)
         at += shape.row_groups * shape.groups * shape.keep
@@ -134,6 +148,7 @@ def _routes(
     build, layers = program.build, program.layers
     needed = {output.tensor for output in program.outputs}
     needed |= {layer.combination.tensor for layer in layers if layer.combination}
+    needed |= {layer.weight_tensor for layer in layers if layer.weight_tensor}
     from_chain = [False] * len(layers)
     to_chain = [False] * len(layers)
     resident = [False] * len(layers)

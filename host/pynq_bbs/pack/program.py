@@ -55,7 +55,7 @@ class PackedLayer:
     `rows` counts what is packed, zeros that fill a row group included. `features` are those that
     the weights meet: of the input's tensor from `first_feature` on, or with a `window` its taps,
     in the order of `windows.py`. The outputs are features `first_row` and on of the output's
-    tensor.
+    tensor. `weights_per_row` are the model's, where the features are more than that.
     """
 
     name: str
@@ -80,6 +80,8 @@ class PackedLayer:
     maximum: bool = False
     sum_columns: bool = False
     combination: Combination | None = None
+    weight_tensor: str = ""  # the weights are this tensor as it lies, and `weights` means nothing
+    weights_per_row: int = 0  # 0: one for every feature
 
     def csb(self, build: Build) -> CsbShape:
         """The counts of this layer's banks on an engine of `build`."""
@@ -95,8 +97,14 @@ class PackedLayer:
         )
 
     @property
-    def density(self) -> float:
-        return self.keep / self.bank_size
+    def model_weights(self) -> int:
+        """Weights of the model, those that are not stored included."""
+        return self.rows * (self.weights_per_row or self.features)
+
+    @property
+    def kept_weights(self) -> float:
+        """Weights that are stored, less those that fill up lanes."""
+        return self.rows * self.features * self.keep / self.bank_size
 
 
 @dataclass
@@ -126,15 +134,15 @@ class Program:
 
     @property
     def sparsity(self) -> float:
-        """Share of the model's weights that is not stored, over all layers."""
-        dense = sum(layer.rows * layer.features for layer in self.layers)
-        kept = sum(layer.rows * layer.features * layer.density for layer in self.layers)
-        return 1 - kept / dense
+        """Share of the model's weights that is not stored, over all layers but pooling."""
+        layers = [la for la in self.layers if not (la.maximum or la.sum_columns)]
+        dense = sum(layer.model_weights for layer in layers)
+        return max(0.0, 1 - sum(layer.kept_weights for layer in layers) / dense) if dense else 0.0
 
     def save(self, path: str | Path) -> None:
         """Write the program to `path`, whole or not at all."""
         target = Path(path)
-        header = json.dumps(_header(self), ).encode()
+        header = json.dumps(_header(self)).encode()
         stored = io.BytesIO()
         np.savez(
             stored,
@@ -236,7 +244,9 @@ def _from_header(header: dict[str, Any], image: NDArray[np.uint64], path: str) -
 def _restored_layer(stored: dict[str, Any]) -> PackedLayer:
     window, combination = stored["window"], stored["combination"]
     if window is not None:
-        pairs = {k: tuple(v) if isinstance(v, list) else v for k, v in window.items()}
+        pairs: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in window.items()
+        }
         window = Window(**pairs)
     if combination is not None:
         combination = Combination(**combination)

@@ -8,6 +8,8 @@ a kernel row lie in neighbouring lanes (`hls/gather.hpp`).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,8 +43,9 @@ def gathered(
     padded = np.pad(
         x, ((0, 0), (0, spare), (top, bottom), (left, right)), constant_values=pad_value
     )
-    reach = [(k - 1) * d + 1 for k, d in zip(window.kernel, window.dilations, strict=True)]
-    views = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=(2, 3))
+    reach = tuple((k - 1) * d + 1 for k, d in zip(window.kernel, window.dilations, strict=True))
+    axes: Any = (2, 3)  # numpy's annotations know of one axis only
+    views = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=axes)
     views = views[:, :, :: window.strides[0], :: window.strides[1]]
     views = views[..., :: window.dilations[0], :: window.dilations[1]]
     samples, _, height, width, kh, kw = views.shape

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Products of two activation tensors, as attention needs them: one lies as the other's weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from oracle import oracle_layer
+from pynq_bbs.builds import load_build
+from pynq_bbs.cpu.device import CpuDevice
+from pynq_bbs.device.engine import EngineProgram
+from pynq_bbs.device.session import open_device
+from pynq_bbs.errors import InputError
+from pynq_bbs.model.graph import QuantInput, QuantLayer, QuantModel, QuantOutput
+from pynq_bbs.pack.cycles import Memory
+from pynq_bbs.pack.image import pack
+from pynq_bbs.report import PARTS
+
+BUILD = load_build("8x32")
+MEMORY = Memory(142.857e6, 1.5e9)
+
+
+def layer(name: str, source: str, shape: tuple[int, int], weights_of: str = "") -> QuantLayer:
+    rng = np.random.default_rng(len(name) + shape[0])
+    weights = rng.integers(-128, 128, shape).astype(np.int8)
+    return QuantLayer(
+        name=name,
+        input=source,
+        output=name,
+        weights=np.zeros_like(weights) if weights_of else weights,
+        bias=rng.integers(-500, 500, shape[0]).astype(np.int32),
+        input_zero_point=0,
+        multiplier=np.full(shape[0], 40 / (75 * 75 * np.sqrt(shape[1])), np.float32),
+        weight_tensor=weights_of,
+    )
+
+
+def attention(length: int, width: int, depth: int) -> QuantModel:
+    """values = V x; scores = any (length, length) of x; context = scores' x values."""
+    layers = [
+        layer("values", "x", (depth, width)),
+        layer("scores", "x", (length, width)),
+        layer("context", "scores", (depth, length), "values"),
+    ]
+    x = QuantInput("x", "x", (width,), "int8", np.float32(1), 0)
+    outputs = [QuantOutput(la.output, la.output, (), "int8") for la in layers]
+    return QuantModel("attention", [x], layers, outputs)
+
+
+@pytest.mark.parametrize(
+    ("length", "width", "depth"), [(32, 16, 8), (64, 40, 5), (128, 64, 64), (256, 24, 33)]
+)
+def test_product_of_tensors(length: int, width: int, depth: int) -> None:
+    model = attention(length, width, depth)
+    program = pack(model, {}, BUILD)
+    x = np.random.default_rng(0).integers(-128, 128, (length, width)).astype(np.int8)
+    with open_device("standin", BUILD, strict=True) as session:
+        engine = EngineProgram(program, session, MEMORY, dict.fromkeys(PARTS, 0.0))
+        got = engine.run({"x": x}, ["values", "scores", "context"])[0]
+        engine.close()
+    known = {"x": x}
+    for la in model.layers:
+        if la.weight_tensor:
+            la.weights = np.ascontiguousarray(known[la.weight_tensor].T)
+        _, known[la.output] = oracle_layer(la, known[la.input])
+    cpu = CpuDevice(program).run({"x": x})
+    for name in ("values", "scores", "context"):
+        np.testing.assert_array_equal(got[name], known[name], err_msg=name)
+        np.testing.assert_array_equal(cpu[name], known[name], err_msg=name)
+    assert len(np.unique(known["context"])) > 20
+
+
+def test_other_columns_than_the_product_takes_are_refused() -> None:
+    program = pack(attention(64, 16, 8), {}, BUILD)
+    with open_device("standin", BUILD) as session:
+        engine = EngineProgram(program, session, MEMORY, dict.fromkeys(PARTS, 0.0))
+        with pytest.raises(InputError, match="'context' multiplies by the 64 columns of 'values'"):
+            engine.run({"x": np.zeros((32, 16), np.int8)}, ["context"])
+        engine.close()
+
+
+def test_what_a_product_cannot_be() -> None:
+    with pytest.raises(InputError, match="'context': a product over 50 columns"):
+        pack(attention(50, 16, 8), {}, BUILD)
+    model = attention(64, 16, 8)
+    model.layers[2].input_zero_point = 3
+    with pytest.raises(InputError, match="zero point 3 of 'scores'"):
+        pack(model, {}, BUILD)
