@@ -44,9 +44,20 @@ inline uint32_t scaled(uint32_t value, uint32_t factor) {
   return product;
 }
 
+// Flags that this build has something for. A maximum is for the windows of an image; tensors are
+// combined in networks of images and in recurrent ones. Matrices alone do not pay for either.
+constexpr uint32_t kKnownFlags = 2 * (uint32_t)kFlagStateOut - 1;
+constexpr uint32_t kImageFlags = kFlagMaximum | kFlagResidentInput;
+constexpr uint32_t kCellFlags = kFlagStateZero | kFlagStateIn | kFlagStateOut;
+constexpr uint32_t kBuiltFlags =
+    kKnownFlags & ~(kImageWords == 0 ? kImageFlags : 0u) & ~(kCellWords == 0 ? kCellFlags : 0u) &
+    ~(kImageWords == 0 && kCellWords == 0 ? (uint32_t)kFlagResidual : 0u);
+
+// A constant where the build has nothing for the flag, so that nothing is built; a command that
+// asks for it is refused.
 inline bool has(const Command& c, Flag flag) {
 #pragma HLS INLINE
-  return (c.flags & flag) != 0;
+  return (c.flags & kBuiltFlags & flag) != 0;
 }
 
 // Whether the weights outlive the command in the block buffer.
@@ -58,7 +69,7 @@ inline bool keeps_block(const Command& c) {
 // An LSTM or GRU step: a unit has kGates rows and one output.
 inline bool is_cell(const Command& c) {
 #pragma HLS INLINE
-  return has(c, kFlagLstm) || has(c, kFlagGru);
+  return kCellWords > 0 && (has(c, kFlagLstm) || has(c, kFlagGru));
 }
 
 // Features of the output that `rows` rows give.
@@ -132,19 +143,19 @@ inline Shape derive_shape(const Command& c) {
 inline Status check_cell_flags(const Command& c) {
 #pragma HLS INLINE
   const bool in = has(c, kFlagStateIn), out = has(c, kFlagStateOut), zero = has(c, kFlagStateZero);
-  if (!is_cell(c)) return in || out || zero ? kStatusBadOp : kStatusOk;
+  if (!has(c, kFlagLstm) && !has(c, kFlagGru)) return in || out || zero ? kStatusBadOp : kStatusOk;
   if (has(c, kFlagLstm) && has(c, kFlagGru)) return kStatusBadOp;
   if (has(c, kFlagSumsOut) || has(c, kFlagResidual) || has(c, kFlagSumColumns)) return kStatusBadOp;
   if (has(c, kFlagGru) && c.shift > 8) return kStatusBadOp;
   if (in && zero) return kStatusBadOp;
   // States go where outputs go, so the chain must not take them for activations.
-  return out && has(c, kFlagToChain) ? kStatusBadOp : kStatusOk;
+  if (out && has(c, kFlagToChain)) return kStatusBadOp;
+  return kCellWords == 0 ? kStatusCellOverflow : kStatusOk;
 }
 
 inline Status check_flags(const Command& c) {
 #pragma HLS INLINE
-  const uint32_t known = 2 * (uint32_t)kFlagStateOut - 1;
-  if (c.op != kOpMatrix || (c.flags & ~known)) return kStatusBadOp;
+  if (c.op != kOpMatrix || (c.flags & ~kBuiltFlags)) return kStatusBadOp;
   const bool sums = has(c, kFlagSumsOut);
   if (sums && (has(c, kFlagTable) || has(c, kFlagToChain) || has(c, kFlagResidual)))
     return kStatusBadOp;

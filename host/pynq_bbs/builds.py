@@ -150,6 +150,8 @@ def _relations(build: Build) -> Iterator[tuple[bool, str]]:
     yield build.queue_words >= 1, "queue_words is at least 1"
     yield build.sum_words >= 1 and build.block_rows >= 1, "sum_words and block_rows are at least 1"
     yield 1 <= build.taps <= min(lanes, 8), "taps is 1 to 8, lanes at most"
+    packed = build.taps >= build.pack and lanes % build.pack == 0
+    yield packed, "taps is at least the features of a word, 8 / cols, which divide lanes"
     yield build.image_words == 0 or cols >= PORT_BYTES, "image_words is 0 where cols is below 8"
     yield build.image_words & (build.image_words - 1) == 0, "image_words is 0 or a power of two"
     fabric = build.fabric_lanes <= lanes and build.fabric_lanes % 2 == 0
