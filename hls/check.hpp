@@ -319,7 +319,7 @@ inline Status check_chain(const Command& c, uint32_t chain_level, Shape& s) {
 inline Status check_command(const Command& c, uint32_t memory_words, uint32_t chain_level,
                             Shape& s) {
 #pragma HLS INLINE off
-#pragma HLS ALLOCATION function instances=times limit=2
+#pragma HLS ALLOCATION function instances=times limit=1
 #pragma HLS ALLOCATION function instances=plane_row_words limit=1
   if (c.signature != kSignature) return kStatusBadSignature;
   Status status = check_flags(c);

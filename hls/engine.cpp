@@ -47,8 +47,8 @@ command_words:
 // One command at a time. Called from a loop outside, never looped over here: overlapping two
 // commands would let a layer read what the one before has not yet written. Command and shape go
 // to the processes by value: scalars may have several readers in a region, memories may not.
-void run_command(const Command c, const Shape s, const Next next, const word_t* program,
-                 const word_t* weights, const word_t* indices, const word_t* activations,
+void run_command(const Command c, const Shape s, const Next next, const bool more,
+                 const uint32_t offset, const word_t* program, const word_t* weights, const word_t* indices, const word_t* activations,
                  const word_t* residuals, word_t* results, ImageWord image[kImageDepth],
                  WeightWord block[kBlockWords], CellWord cells[kCellDepth],
                  ChainStream& chain, Job& job) {
@@ -94,8 +94,7 @@ void run_command(const Command c, const Shape s, const Next next, const word_t* 
                        multiply_visits, accumulate_visits, cell_visits));
   BBS_PROCESS(fetch(weights, weight_bursts, weight_words));
   BBS_PROCESS(fetch(indices, index_bursts, index_words));
-  BBS_PROCESS(fetch_program(program, row_bursts, next.exists, next.offset, row_words,
-                            next_words));
+  BBS_PROCESS(fetch_program(program, row_bursts, more, offset, row_words, next_words));
   BBS_PROCESS(fetch(activations, act_bursts, feature_words));
   BBS_PROCESS(fetch(residuals, residual_bursts, residual_words));
   BBS_PROCESS(unpack(c, unpack_visits, weight_words, index_words, csb_words));
@@ -117,6 +116,46 @@ chain_words:
 #pragma HLS PIPELINE II=1
     chain.read();
   }
+}
+
+// The first command has none before it that could bring it.
+void prepare_first(const word_t* program, uint32_t offset, uint32_t memory_words, Job& job) {
+#pragma HLS INLINE
+  const bool inside = (uint64_t)offset + kCommandWords <= memory_words;
+  const Next first = {offset, inside, memory_words, 0};
+  CommandStream words("first_words");
+first_command_words:
+  for (uint32_t i = 0; i < (inside ? kCommandWords : 0); i++) {
+#pragma HLS PIPELINE II=1
+    words.write(program[offset + i]);
+  }
+  prepare(first, words, job);
+  if (!inside) job.status = kStatusOutOfMemoryRange;
+}
+
+// What the driver holds against the build that it expects.
+void report_build(uint32_t* version, uint32_t* lanes, uint32_t* rows, uint32_t* cols,
+                  uint32_t* requant_units, uint32_t* taps, uint32_t* vector_words,
+                  uint32_t* block_words, uint32_t* queue_words, uint32_t* block_rows,
+                  uint32_t* sum_words, uint32_t* image_words, uint32_t* chain_words,
+                  uint32_t* fabric_lanes, uint32_t* index_bits, uint32_t* cell_words) {
+#pragma HLS INLINE
+  *version = kVersion;
+  *lanes = kLanes;
+  *rows = kRows;
+  *cols = kCols;
+  *requant_units = kRequantUnits;
+  *taps = kTaps;
+  *vector_words = kVectorWords;
+  *block_words = kBlockWords;
+  *queue_words = kQueueWords;
+  *block_rows = kBlockRows;
+  *sum_words = kSumWords;
+  *image_words = kImageWords;
+  *chain_words = kChainWords;
+  *fabric_lanes = kFabricLanes;
+  *index_bits = kIndexBits;
+  *cell_words = kCellWords;
 }
 
 }  // namespace
@@ -154,38 +193,14 @@ void bbs_engine(const uint64_t* program, const uint64_t* weights, const uint64_t
   bbs::ChainStream chain("chain");
   uint32_t chain_level = 0;
 
-  *version = bbs::kVersion;
-  *lanes = bbs::kLanes;
-  *rows = bbs::kRows;
-  *cols = bbs::kCols;
-  *requant_units = bbs::kRequantUnits;
-  *taps = bbs::kTaps;
-  *vector_words = bbs::kVectorWords;
-  *block_words = bbs::kBlockWords;
-  *queue_words = bbs::kQueueWords;
-  *block_rows = bbs::kBlockRows;
-  *sum_words = bbs::kSumWords;
-  *image_words = bbs::kImageWords;
-  *chain_words = bbs::kChainWords;
-  *fabric_lanes = bbs::kFabricLanes;
-  *index_bits = bbs::kIndexBits;
-  *cell_words = bbs::kCellWords;
+  bbs::report_build(version, lanes, rows, cols, requant_units, taps, vector_words, block_words,
+                    queue_words, block_rows, sum_words, image_words, chain_words, fabric_lanes,
+                    index_bits, cell_words);
 
   uint32_t done = 0;
   bbs::Job job;
   job.status = bbs::kStatusOk;
-  if (command_count > 0) {
-    const bool inside = (uint64_t)first_command + bbs::kCommandWords <= memory_words;
-    const bbs::Next first = {first_command, inside, memory_words, 0};
-    bbs::CommandStream words("first_words");
-  first_command_words:
-    for (uint32_t i = 0; i < (inside ? bbs::kCommandWords : 0); i++) {
-#pragma HLS PIPELINE II=1
-      words.write(program[first_command + i]);
-    }
-    bbs::prepare(first, words, job);
-    if (!inside) job.status = bbs::kStatusOutOfMemoryRange;
-  }
+  if (command_count > 0) bbs::prepare_first(program, first_command, memory_words, job);
 commands:
   while (done < command_count && job.status == bbs::kStatusOk) {
     done++;
@@ -195,8 +210,8 @@ commands:
     const bool more = done < command_count;
     const bbs::Next next = {(uint32_t)offset, more && inside, memory_words, chain_level};
     const bbs::Job now = job;
-    bbs::run_command(now.command, now.shape, next, program, weights, indices, activations,
-                     residuals, results, image, block, cells, chain, job);
+    bbs::run_command(now.command, now.shape, next, next.exists, next.offset, program, weights,
+                     indices, activations, residuals, results, image, block, cells, chain, job);
     if (more && !inside) job.status = bbs::kStatusOutOfMemoryRange;
     if (!more) job.status = bbs::kStatusOk;
   }

@@ -140,8 +140,9 @@ def _relations(build: Build) -> Iterator[tuple[bool, str]]:
     )
     yield cols <= 120, "cols is at most 120"
     yield wide >= 2, "rows x cols is at least 2"
-    units = min(wide, PORT_BYTES)
-    yield build.requant_units == units, f"requant_units is {units}"
+    units = build.requant_units
+    packs = units >= 1 and PORT_BYTES % units == 0 and wide % units == 0
+    yield packs, "requant_units divides 8 and rows x cols"
     power = build.vector_words >= 256 and build.vector_words & (build.vector_words - 1) == 0
     yield power, "vector_words is a power of two, 256 at least"
     yield build.block_words >= build.vector_words, "block_words is at least vector_words"
