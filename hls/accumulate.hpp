@@ -132,7 +132,7 @@ table:
   }
   Rows at = {};
   bool fresh = true;    // the next cycle begins a visit
-  bool over = false;
+  bool over = is_nothing(c);
 rows:
   while (!over) {
 #pragma HLS PIPELINE II=1

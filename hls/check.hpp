@@ -23,10 +23,17 @@ struct Shape {
   uint32_t chain_change;    // words in the chain afterwards less those before, modulo 2^32
 };
 
-// A quotient without its remainder: HLS builds a divider for each.
+// A divider takes 32 cycles and as many LUTs as a process: a function of its own, so that all
+// quotients share one (ALLOCATION). They are worked out while another command runs.
 inline uint32_t divide_up(uint32_t a, uint32_t b) {
-#pragma HLS INLINE
+#pragma HLS INLINE off
   return a == 0 ? 0 : (a - 1) / b + 1;
+}
+
+// Column tiles of so many columns: a constant divides with less.
+inline uint32_t tiles_of(uint32_t columns) {
+#pragma HLS INLINE
+  return columns == 0 ? 0 : (columns - 1) / kCols + 1;
 }
 
 // Counts and offsets are products of two dozen pairs a command, three or four DSPs each where they
@@ -44,10 +51,11 @@ inline uint32_t scaled(uint32_t value, uint32_t factor) {
   return product;
 }
 
-// Flags that this build has something for. A maximum is for the windows of an image; tensors are
-// combined in networks of images and in recurrent ones. Matrices alone do not pay for either.
+// Flags that this build has something for. A maximum and sums of columns are for the windows of an
+// image; tensors are combined in networks of images and in recurrent ones. Matrices alone do not
+// pay for any.
 constexpr uint32_t kKnownFlags = 2 * (uint32_t)kFlagStateOut - 1;
-constexpr uint32_t kImageFlags = kFlagMaximum | kFlagResidentInput;
+constexpr uint32_t kImageFlags = kFlagImage | kFlagMaximum | kFlagSumColumns | kFlagResidentInput;
 constexpr uint32_t kCellFlags = kFlagStateZero | kFlagStateIn | kFlagStateOut;
 constexpr uint32_t kBuiltFlags =
     kKnownFlags & ~(kImageWords == 0 ? kImageFlags : 0u) & ~(kCellWords == 0 ? kCellFlags : 0u) &
@@ -58,6 +66,14 @@ constexpr uint32_t kBuiltFlags =
 inline bool has(const Command& c, Flag flag) {
 #pragma HLS INLINE
   return (c.flags & kBuiltFlags & flag) != 0;
+}
+
+// What runs before the first command: every process ends at once. No command in memory has it.
+constexpr uint32_t kNoOp = 0xffffffff;
+
+inline bool is_nothing(const Command& c) {
+#pragma HLS INLINE
+  return c.op == kNoOp;
 }
 
 // Whether the weights outlive the command in the block buffer.
@@ -133,7 +149,7 @@ inline Shape derive_shape(const Command& c) {
   // With one pass the features stay while all rows go by; with more, every visit loads its own.
   const uint32_t meetings = (uint32_t)times(s.tile_groups, s.blocks);
   s.fills = s.passes == 1 ? s.tile_groups : (uint32_t)times(meetings, s.passes);
-  s.image_tiles = divide_up((uint32_t)times(c.height, c.width), kCols);
+  s.image_tiles = tiles_of((uint32_t)times(c.height, c.width));
   s.channel_blocks = divide_up(c.channels, c.bank_size);
   s.totals = (uint32_t)times(s.row_groups, c.tiles);
   s.chain_change = 0;
@@ -155,6 +171,7 @@ inline Status check_cell_flags(const Command& c) {
 
 inline Status check_flags(const Command& c) {
 #pragma HLS INLINE
+  if (kImageWords == 0 && (c.flags & kFlagImage)) return kStatusBadImage;
   if (c.op != kOpMatrix || (c.flags & ~kBuiltFlags)) return kStatusBadOp;
   const bool sums = has(c, kFlagSumsOut);
   if (sums && (has(c, kFlagTable) || has(c, kFlagToChain) || has(c, kFlagResidual)))
@@ -320,6 +337,7 @@ inline Status check_command(const Command& c, uint32_t memory_words, uint32_t ch
                             Shape& s) {
 #pragma HLS INLINE off
 #pragma HLS ALLOCATION function instances=times limit=1
+#pragma HLS ALLOCATION function instances=divide_up limit=1
 #pragma HLS ALLOCATION function instances=plane_row_words limit=1
   if (c.signature != kSignature) return kStatusBadSignature;
   Status status = check_flags(c);

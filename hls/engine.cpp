@@ -71,7 +71,7 @@ void run_command(const Command c, const Shape s, const Next next, const bool mor
   WordStream feature_words("feature_words");
   WordStream residual_words("residual_words");
   WordStream outputs("outputs");
-  // Six block RAMs for 64 words each would be nearly empty.
+  // A block RAM for 64 words each would be nearly empty.
 #pragma HLS BIND_STORAGE variable=weight_words type=fifo impl=lutram
 #pragma HLS BIND_STORAGE variable=index_words type=fifo impl=lutram
 #pragma HLS BIND_STORAGE variable=row_words type=fifo impl=lutram
@@ -79,6 +79,8 @@ void run_command(const Command c, const Shape s, const Next next, const bool mor
 #pragma HLS BIND_STORAGE variable=residual_words type=fifo impl=lutram
 #pragma HLS BIND_STORAGE variable=outputs type=fifo impl=lutram
   ColumnsStream tile_columns("tile_columns");
+  // Two words only, but wide ones: a LUT holds more bits as a memory than as a shift register.
+#pragma HLS BIND_STORAGE variable=tile_columns type=fifo impl=lutram
   VectorWriteStream vector_writes("vector_writes");
   WeightStream csb_words("csb_words");
   SumStream sums("sums");
@@ -88,6 +90,8 @@ void run_command(const Command c, const Shape s, const Next next, const bool mor
   VisitStream cell_visits("cell_visits");
   WordStream states("states");
   WordStream requantised("requantised");
+#pragma HLS BIND_STORAGE variable=states type=fifo impl=lutram
+#pragma HLS BIND_STORAGE variable=requantised type=fifo impl=lutram
   BBS_REGION;
   BBS_PROCESS(sequence(c, s, weight_bursts, index_bursts, row_bursts, act_bursts,
                        residual_bursts, store_bursts, tile_fills, fills, unpack_visits,
@@ -116,21 +120,6 @@ chain_words:
 #pragma HLS PIPELINE II=1
     chain.read();
   }
-}
-
-// The first command has none before it that could bring it.
-void prepare_first(const word_t* program, uint32_t offset, uint32_t memory_words, Job& job) {
-#pragma HLS INLINE
-  const bool inside = (uint64_t)offset + kCommandWords <= memory_words;
-  const Next first = {offset, inside, memory_words, 0};
-  CommandStream words("first_words");
-first_command_words:
-  for (uint32_t i = 0; i < (inside ? kCommandWords : 0); i++) {
-#pragma HLS PIPELINE II=1
-    words.write(program[offset + i]);
-  }
-  prepare(first, words, job);
-  if (!inside) job.status = kStatusOutOfMemoryRange;
 }
 
 // What the driver holds against the build that it expects.
@@ -197,23 +186,25 @@ void bbs_engine(const uint64_t* program, const uint64_t* weights, const uint64_t
                     queue_words, block_rows, sum_words, image_words, chain_words, fabric_lanes,
                     index_bits, cell_words);
 
+  // Before the first command comes one that does nothing, but the first is brought and checked
+  // beside it: a second place for that would be a second copy of the check.
   uint32_t done = 0;
-  bbs::Job job;
-  job.status = bbs::kStatusOk;
-  if (command_count > 0) bbs::prepare_first(program, first_command, memory_words, job);
+  uint32_t begun = 0;
+  bbs::Job job = {};
+  job.command.op = bbs::kNoOp;
 commands:
-  while (done < command_count && job.status == bbs::kStatusOk) {
-    done++;
+  while (command_count > 0 && begun <= command_count && job.status == bbs::kStatusOk) {
     chain_level += job.shape.chain_change;
-    const uint64_t offset = first_command + (uint64_t)done * bbs::kCommandWords;
+    const uint64_t offset = first_command + (uint64_t)begun * bbs::kCommandWords;
     const bool inside = offset + bbs::kCommandWords <= memory_words;
-    const bool more = done < command_count;
+    const bool more = begun < command_count;
     const bbs::Next next = {(uint32_t)offset, more && inside, memory_words, chain_level};
     const bbs::Job now = job;
     bbs::run_command(now.command, now.shape, next, next.exists, next.offset, program, weights,
                      indices, activations, residuals, results, image, block, cells, chain, job);
     if (more && !inside) job.status = bbs::kStatusOutOfMemoryRange;
     if (!more) job.status = bbs::kStatusOk;
+    done = begun++;
   }
   bbs::drain(chain, chain_level);
   *status = job.status;

@@ -252,7 +252,7 @@ inline void multiply(const Command c, const Shape s, VectorWriteStream& writes,
   uint32_t half = 0;
   bool working = false;
   bool fresh = true;  // the next cycle of work begins a visit
-  bool over = false;
+  bool over = is_nothing(c);
 csb_words:
   while (!over) {
 #pragma HLS PIPELINE II=1

@@ -40,7 +40,7 @@ _MORE = (0, 0, FLAG_MAXIMUM, FLAG_SUM_COLUMNS, FLAG_INT4)
 
 def _built(flags: tuple[int, ...], build: Build) -> list[int]:
     """Those of the sets of flags that the build has something for."""
-    missing = 0 if build.image_words else FLAG_MAXIMUM
+    missing = 0 if build.image_words else FLAG_MAXIMUM | FLAG_SUM_COLUMNS
     missing |= 0 if build.image_words or build.cell_words else FLAG_RESIDUAL
     return [one for one in flags if not one & missing]
 
