@@ -189,8 +189,9 @@ inline Status check_bank(const Command& c) {
 #pragma HLS INLINE
   if (c.bank_size < 1 || c.bank_size > 256 || c.keep < 1 || c.keep > c.bank_size)
     return kStatusBadBank;
+  const bool halves = (c.bank_size & (c.bank_size - 1)) == 0;  // and kPack is a power of two
   // Banks fill whole activation words, or words fill whole banks.
-  const bool nested = c.bank_size < kPack ? kPack % c.bank_size == 0 : c.bank_size % kPack == 0;
+  const bool nested = c.bank_size < kPack ? halves : c.bank_size % kPack == 0;
   if (!nested || c.bank_size > (1u << kIndexBits)) return kStatusBadBank;
   if (has(c, kFlagDense))
     return c.keep == c.bank_size && c.index_bits == 0 ? kStatusOk : kStatusBadBank;

@@ -43,7 +43,10 @@ bytes:
 // Banks that share an activation word: more than one where banks are narrower than a word.
 inline uint32_t banks_of_word(const Command& c) {
 #pragma HLS INLINE
-  return c.bank_size < kPack ? kPack / c.bank_size : 1;
+  // Checked: a power of two there, so that no divider is needed.
+  const uint32_t half = kPack >= 2 ? kPack / 2 : 1, quarter = kPack >= 4 ? kPack / 4 : 1;
+  if (c.bank_size >= kPack) return 1;
+  return c.bank_size == 1 ? kPack : c.bank_size == 2 ? half : quarter;
 }
 
 // The features of an activation word, each bank's at the front of a word of its own.

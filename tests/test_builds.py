@@ -114,7 +114,7 @@ def test_what_holds_is_taken_here_and_there(change: dict[str, Any], tmp_path: Pa
         ({"sum_memory": "lutram"}, "sum_memory is 'lutram', wanted one of bram, uram"),
         ({"block_memory": 1}, "block_memory is 1, wanted one of bram, uram"),
         ({"colour": "pink"}, "unknown ['colour']"),
-        ({"index_bits": 5, "taps": 0}, "taps is 1 to 8, lanes at most; index_bits is 4, 6 or 8"),
+        ({"index_bits": 5, "taps": 9}, "taps is 1 to 8, lanes at most; index_bits is 4, 6 or 8"),
     ],
 )
 def test_messages_name_what_is_wanted(change: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ COUNTING = (
 IMAGE_COUNTING = (("columns", 3, (16, 16), 32), ("gather", 2, (16, 16), 32))
 CELL_COUNTING = (("cell", 1, (32, 32), 64),)
 #: Calls of `times` that share a multiplier, and so choose its operands: (source, calls).
-TIMES_CALLS = (("check.hpp", 26), ("sequence.hpp", 15))
+TIMES_CALLS = (("check.hpp", 27), ("sequence.hpp", 16))
 CELL_TIMES_CALLS = (("cell.hpp", 3),)
 #: Products that `BIND_OP impl=fabric` keeps out of DSPs: (variable, bits of the operands, copies).
 FABRIC_COUNTING = (("plane_bits", (40, 4), 2),)  # check_command and sequence
@@ -493,7 +493,8 @@ def _image_terms(build: Build) -> Iterator[Term]:
     )
     # Five sums of 26 bits to a pixel's word, two places in a ring of two sums and a comparison,
     # eight counters of 16 bits with their ends, the need of one of 15 kernel rows and three
-    # comparisons with it; of each tap a place and a group. Features and windows write the same stream.
+    # comparisons with it; of each tap a place and a group. Features and windows write the same
+    # stream.
     words = taps * (word_bits(build) + 16)
     yield Term(
         "window walk",
