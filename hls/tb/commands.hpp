@@ -51,6 +51,12 @@ inline void cut_loops(Random& random, bbs::Command& c) {
   fit_loops(c);
 }
 
+// What of these flags the build has something for.
+inline uint32_t built(uint32_t flags) {
+  const uint32_t taken = flags & bbs::kBuiltFlags;
+  return taken & bbs::kFlagResidual ? taken : taken & ~bbs::kFlagProduct;
+}
+
 // Everything but where the input comes from, and the loops.
 inline bbs::Command random_matrix(Random& random, const Limits& limits, uint32_t most_bank) {
   const uint32_t kinds[] = {0, bbs::kFlagTable, bbs::kFlagSumsOut, bbs::kFlagMaximum,
@@ -60,7 +66,7 @@ inline bbs::Command random_matrix(Random& random, const Limits& limits, uint32_t
   bbs::Command c = {};
   c.op = bbs::kOpMatrix;
   c.signature = bbs::kSignature;
-  c.flags = kinds[random.between(0, 6)] | bbs::kFlagToMemory |
+  c.flags = built(kinds[random.between(0, 6)]) | bbs::kFlagToMemory |
             (random.once_in(3) ? (uint32_t)bbs::kFlagInt4 : 0u);
   c.layer = random.between(0, 0xffff);
   const int most = std::min<int>(most_bank, 1 << bbs::kIndexBits) / bbs::kPack;
@@ -276,10 +282,11 @@ struct SequenceStreams {
   bbs::BurstStream residuals{"residuals"}, stores{"stores"};
   bbs::FillStream tile_fills{"tile_fills"}, fills{"fills"};
   bbs::VisitStream unpack{"unpack"}, multiply{"multiply"}, accumulate{"accumulate"};
+  bbs::VisitStream cell{"cell"};
 
   void run(const bbs::Command& c, const bbs::Shape& s) {
     bbs::sequence(c, s, weights, indices, rows, acts, residuals, stores, tile_fills, fills, unpack,
-                  multiply, accumulate);
+                  multiply, accumulate, cell);
   }
 };
 

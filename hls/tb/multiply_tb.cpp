@@ -128,7 +128,7 @@ int64_t run(tb::Random& random, bool long_block, bool kept) {
   const int most = (1 << bbs::kIndexBits) / bbs::kPack;
   c.bank_size = bbs::kPack * random.between(1, random.once_in(2) ? most : std::min(most, 16));
   c.keep = random.between(1, std::min<int>(c.bank_size, 12));
-  c.flags = random.once_in(3) ? (uint32_t)bbs::kFlagMaximum : 0u;
+  c.flags = random.once_in(3) ? bbs::kFlagMaximum & bbs::kBuiltFlags : 0u;
   c.pace = random.once_in(4) ? random.between(1, 500) : random.between(1, 4);
   if (kept) c.flags |= bbs::kFlagKeepWeights;
   const int fit = bbs::kVectorWords / c.bank_size;
