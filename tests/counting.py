@@ -139,7 +139,8 @@ class CountingEngine(Engine):
         """Cycles from the start of a traced command to its last word in memory.
 
         Args:
-            command: which of the commands that ran since `reset`.
+            command: which of the commands that ran since `reset`, in one run: before the first
+                one runs one that does nothing.
             bytes_per_cycle: what the memory gives to all ports together.
             fill: latency of every pipelined loop.
         """
@@ -148,7 +149,7 @@ class CountingEngine(Engine):
             for number, loop in enumerate(self._sources.loops)
             if loop.file == "memory.hpp" and loop.label != _LINKS
         )
-        return int(self._library.bbs_counting_replay(command, bytes_per_cycle, fill, memory))
+        return int(self._library.bbs_counting_replay(command + 1, bytes_per_cycle, fill, memory))
 
 
 def instrumented_copy(folder: Path) -> Instrumented:

@@ -49,8 +49,7 @@ SHORT_CYCLES = 100
 #: The model's shares of the memory are coarse: of short layers that ask much of it the cycles are
 #: off by up to 9 %, either way. Networks as a whole stay within 2 %.
 SHORT = 0.1
-FIRST = "engine.cpp:bbs_engine:first_command_words"
-FOLLOWING = "memory.hpp:fetch_program:command_words"
+FETCHED = "memory.hpp:fetch_program:command_words"
 DRAIN = "engine.cpp:drain:chain_words"
 
 
@@ -73,7 +72,7 @@ def count(build: Build, run: list[Command], *, tracing: bool = False) -> dict[st
 
 def expected(build: Build, run: list[Command]) -> Counter[str]:
     """The sum of the commands' trips, the words of each, and what is left in the chain."""
-    total = Counter({FIRST: COMMAND_WORDS, FOLLOWING: (len(run) - 1) * COMMAND_WORDS})
+    total = Counter({FETCHED: len(run) * COMMAND_WORDS})
     for command in run:
         total.update(trip_counts(command, build))
         total[DRAIN] -= chain_words(command, build)

@@ -421,9 +421,9 @@ def test_16x32_makes_a_thousand_gops_of_matrices() -> None:
     assert build.products_per_cycle == 512
     memory = Memory(1e6 * board.clock_mhz, 1e9 * board.usable_ddr_gb_per_s)
     layer = PackedLayer(
-        name="layer", input="x", output="y", rows=4096, features=1024, bank_size=BANK, keep=BANK // 8,
-        weight_bits=8, groups_per_pass=1024 // (BANK * build.lanes), zero_point=0, sums_out=False,
-        weights=0, indices=0, parameters=0, table=-1,
+        name="layer", input="x", output="y", rows=4096, features=1024, bank_size=BANK,
+        keep=BANK // 8, weight_bits=8, groups_per_pass=1024 // (BANK * build.lanes),
+        zero_point=0, sums_out=False, weights=0, indices=0, parameters=0, table=-1,
     )  # fmt: skip
     command = layer_command(layer, 0, Place(0, 1024, 4, 128), Place(0, 4096, 4, 128), build, memory)
     seconds = layer_cycles(command, build, memory).total / memory.clock_hz
