@@ -8,50 +8,11 @@
 #include <vector>
 
 #include "testbench.hpp"
+#include "units.hpp"
 
 namespace {
 
 constexpr uint32_t kRowsStep = bbs::kGates * bbs::kPack * bbs::kRows;
-
-// What a unit's gates and state become; every quotient is exact in a double.
-struct Result {
-  int32_t hidden;
-  int32_t state;
-};
-
-double limited(double value, double largest) {
-  return value > largest ? largest : value < -largest - 1 ? -largest - 1 : value;
-}
-
-double tanh_knot(int k) { return std::fmin(32767, std::rint(32768 * std::tanh(k / 32.0))); }
-
-double tanh_line(double x) {
-  const double size = std::fmin(std::fabs(x), 16383);
-  const int k = (int)(size / 64);
-  const double rise = (tanh_knot(k + 1) - tanh_knot(k)) * (size - 64 * k);
-  return std::copysign(tanh_knot(k) + std::floor((rise + 32) / 64), x);
-}
-
-double level(int8_t q) { return q == 127 ? 256 : q + 128; }
-
-Result lstm(const int8_t gates[4], int32_t state) {
-  const double kept = level(gates[2]) * state;
-  const double acc = kept + 16 * level(gates[0]) * (level(gates[3]) - 128);
-  const double after = limited(std::rint(acc / 256), 32767);
-  const double hidden = limited(std::rint(level(gates[1]) * tanh_line(after) / 65536), 127);
-  return {(int32_t)hidden, (int32_t)after};
-}
-
-Result gru(const int8_t gates[4], int32_t state, uint32_t shift) {
-  const double acc = 256.0 * gates[2] + level(gates[1]) * gates[3];
-  const double n = tanh_line(limited(std::rint(std::ldexp(acc, -(int)shift)), 32767));
-  const double after = n + std::rint(level(gates[0]) * (state - n) / 256);
-  return {(int32_t)limited(std::rint(after / 256), 127), (int32_t)after};
-}
-
-Result unit(const bbs::Command& c, const int8_t gates[4], int32_t state) {
-  return bbs::has(c, bbs::kFlagLstm) ? lstm(gates, state) : gru(gates, state, c.shift);
-}
 
 // A byte or a state, often at its ends or near zero.
 int32_t corner(tb::Random& random, int32_t largest) {
@@ -62,11 +23,11 @@ int32_t corner(tb::Random& random, int32_t largest) {
 
 int64_t tanh_table() {
   for (int k = 0; k < 256; k++) {
-    TB_EXPECT(bbs::kTanhKnots[k], tanh_knot(k), "knot %d", k);
-    TB_EXPECT(bbs::kTanhSlopes[k], tanh_knot(k + 1) - tanh_knot(k), "slope %d", k);
+    TB_EXPECT(bbs::kTanhKnots[k], tb::tanh_knot(k), "knot %d", k);
+    TB_EXPECT(bbs::kTanhSlopes[k], tb::tanh_knot(k + 1) - tb::tanh_knot(k), "slope %d", k);
   }
   for (int x = -32768; x <= 32767; x++) {
-    TB_EXPECT(bbs::fixed_tanh(x), tanh_line(x), "tanh of %d", x);
+    TB_EXPECT(bbs::fixed_tanh(x), tb::tanh_line(x), "tanh of %d", x);
     const double error = bbs::fixed_tanh(x) / 32768.0 - std::tanh(x / 2048.0);
     TB_EXPECT(std::fabs(error) < 0.00012, true, "error of tanh of %d", x);
   }
@@ -83,7 +44,7 @@ int64_t cells(tb::Random& random) {
     int8_t gates[4];
     for (int8_t& gate : gates) gate = (int8_t)corner(random, 127);
     int16_t state = (int16_t)corner(random, 32767);
-    const Result want = unit(c, gates, state);
+    const tb::Result want = tb::unit(c, gates, state);
     bbs::UnitGates words = {};
     for (uint32_t g = 0; g < 4; g++) {
       const uint32_t at = g * bbs::kCols - bbs::first_word_of(g) * bbs::kPortBytes;
@@ -138,7 +99,7 @@ void feed(tb::Random& random, Layer& layer, const bbs::Visit& visit, uint32_t fi
       for (uint32_t col = 0; col < bbs::kCols; col++) {
         int32_t& state = layer.state(first_tile + t, (first_row + row) / 4, col);
         const bool zero = bbs::has(c, bbs::kFlagStateZero);
-        const Result want = unit(c, gates[col], zero ? 0 : state);
+        const tb::Result want = tb::unit(c, gates[col], zero ? 0 : state);
         const bool counts = !last || col < c.last_columns;
         if (counts) state = want.state;
         hidden.push_back((uint8_t)(counts ? want.hidden : 0));

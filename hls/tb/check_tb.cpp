@@ -30,7 +30,7 @@ const Spoiled kSpoiled[] = {
     {"nothing", bbs::kStatusOk, [](Command&) {}},
     {"signature", bbs::kStatusBadSignature, [](Command& c) { c.signature++; }},
     {"op", bbs::kStatusBadOp, [](Command& c) { c.op = 2; }},
-    {"unknown flag", bbs::kStatusBadOp, [](Command& c) { c.flags |= 1u << 31; }},
+    {"unknown flag", bbs::kStatusBadOp, [](Command& c) { c.flags |= 1u << 20; }},
     {"no output", bbs::kStatusBadOp, [](Command& c) { c.flags = 0; }},
     {"table and sums", bbs::kStatusBadOp,
      [](Command& c) { c.flags |= bbs::kFlagTable | bbs::kFlagSumsOut; }},
@@ -110,8 +110,10 @@ const Spoiled kSpoiled[] = {
     {"output beyond the chain", bbs::kStatusChainOverflow,
      [](Command& c) {
        c.flags = bbs::kFlagToChain;
-       c.tiles = bbs::kChainWords;
+       c.tiles = bbs::kChainWords, c.tiles_per_block = 1;
      }},
+    {"order of blocks in the chain", bbs::kStatusBadShape,
+     [](Command& c) { c.flags |= bbs::kFlagToChain; }},
 };
 
 // What only narrow tiles and row groups must have.
@@ -177,6 +179,13 @@ void expect_spoiled(const Command& good, const Spoiled& spoiled, bbs::Status wan
             spoiled.what);
 }
 
+// A step of a cell that stores its states.
+void make_step(Command& c) {
+  c.flags |= bbs::kFlagLstm | bbs::kFlagStateOut;
+  c.rows = c.output_stride = 4 * tb::row_step(c), c.rows_per_block = tb::row_step(c);
+  c.state_words = 1;
+}
+
 void every_status() {
   for (const Spoiled& spoiled : kSpoiled) expect_spoiled(good_command(), spoiled, spoiled.wanted);
   if (bbs::kPack > 1)
@@ -193,11 +202,15 @@ void every_status() {
       expect_spoiled(good_image(), spoiled, spoiled.wanted);
   else if (4 % bbs::kPack == 0)
     expect_spoiled(good_image(), kSpoiledImages[0], bbs::kStatusBadImage);
-  for (size_t plane = 0; plane < 7; plane++) {
+  for (size_t plane = 0; plane < 8; plane++) {
     Command c = good_command();
     bbs::Shape s;
-    c.flags |= (bbs::kFlagTable | bbs::kFlagResidual) & bbs::kBuiltFlags;
-    if (tb::plane_offsets(c)[plane] == &c.residual && !bbs::has(c, bbs::kFlagResidual)) continue;
+    if (plane == 7 && bbs::kCellWords == 0) continue;
+    c.flags |= bbs::kFlagTable;
+    if (plane < 7)
+      c.flags |= bbs::kFlagResidual;
+    else
+      make_step(c);
     *tb::plane_offsets(c)[plane] = UINT32_MAX;
     TB_EXPECT(bbs::check_command(c, 1u << 20, 0, s), bbs::kStatusOutOfMemoryRange,
               "status with plane %zu far away", plane);
@@ -216,6 +229,7 @@ void chain_levels() {
   TB_EXPECT(bbs::check_command(c, UINT32_MAX, input - 1, s), bbs::kStatusChainOverflow,
             "input not all in the chain");
   c.flags = bbs::kFlagToChain;
+  c.tiles_per_block = 1;
   const uint32_t room = bbs::kChainWords - output;
   TB_EXPECT(bbs::check_command(c, UINT32_MAX, room, s), bbs::kStatusOk, "output fits the chain");
   TB_EXPECT(bbs::check_command(c, UINT32_MAX, room + 1, s), bbs::kStatusChainOverflow,
@@ -234,7 +248,7 @@ void same_after_encoding(tb::Random& random) {
   const uint64_t all = ~0ull;
   const uint64_t claimed[bbs::kCommandWords] = {
       0xffffffff00ffffffu, all, all, all, 0x00ffffffffffffffu, 0xffffffff00ffffffu,
-      0xffffffffff3fffffu, all, all, all, all, 0xffffffff3fffffffu, 0x0000ffffffffffffu, 0, 0,
+      0xffffffffff3fffffu, all, all, all, all, 0xffffffff3fffffffu, all, 0x00ffffffffffffffu, 0,
       0xffffffff00000000u};
   for (int i = 0; i < bbs::kCommandWords; i++)
     TB_EXPECT(again[i], words[i] & claimed[i], "word %d, decoded and encoded", i);

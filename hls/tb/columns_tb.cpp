@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where the window of every column begins, and how many columns one read serves.
+// Where the window of every column begins, how many columns one read serves, what of the image must
+// be there, and what may be overwritten.
 #include "columns.hpp"
 
 #include "commands.hpp"
@@ -28,7 +29,12 @@ void expect_tile(const bbs::Command& c, uint32_t number, const bbs::TileColumns&
     TB_EXPECT(tile.y[col], pixel / c.out_width * c.stride_y - c.pad_top, "tile %u, column %u: y",
               number, col);
   }
-  if (count > 0) TB_EXPECT(tile.last_y, tile.y[count - 1], "tile %u: last y", number);
+  for (uint32_t row = 0; row < c.kernel_height; row++) {
+    const int64_t y = count > 0 ? tile.y[count - 1] + (int64_t)row * c.dilation_y : -1;
+    const int64_t pixels_needed = (std::min<int64_t>(y, c.height - 1) + 1) * c.width;
+    TB_EXPECT(tile.needed[row], y < 0 ? 0 : tb::quotient_up(pixels_needed, bbs::kCols),
+              "tile %u: tiles of the image for row %u of the kernel", number, row);
+  }
   // Where a column lies in the image, and where the read that serves it begins.
   const auto flat = [&](uint32_t col) { return tile.y[col] * (int64_t)c.width + tile.x[col]; };
   const auto start = [&](uint32_t col) {
@@ -45,6 +51,18 @@ void expect_tile(const bbs::Command& c, uint32_t number, const bbs::TileColumns&
       TB_EXPECT((first + end) % c.out_width, 0, "tile %u: column %u is left to another read",
                 number, end);
   }
+}
+
+// What the first row of a group needs is not overwritten during the group, and the ring stands
+// where it must.
+void expect_ring(const bbs::Command& c, uint32_t first, const bbs::TileColumns& tile) {
+  const int64_t row = (int64_t)(first * bbs::kCols / c.out_width) * c.stride_y - c.pad_top;
+  const uint32_t word = (uint32_t)std::max<int64_t>(row, 0) * c.width / bbs::kBanks;
+  const uint32_t room = word + c.image_words;  // words from there on are not free yet
+  TB_EXPECT(tile.limit, room * bbs::kBanks / bbs::kCols, "group of tile %u: limit", first);
+  const uint32_t start = tile.ring_start - bbs::kFirstWord;
+  TB_EXPECT(start, word / c.image_words * c.image_words, "group of tile %u: ring of %u words",
+            first, c.image_words);
 }
 
 int64_t run(tb::Random& random) {
@@ -68,7 +86,11 @@ int64_t run(tb::Random& random) {
   for (const bbs::Fill& fill : told) {
     if (!fill.again) first = next;
     next = first;
-    for (uint32_t t = 0; t < fill.tiles; t++, next++, count++) expect_tile(c, next, tiles.read());
+    for (uint32_t t = 0; t < fill.tiles; t++, next++, count++) {
+      const bbs::TileColumns tile = tiles.read();
+      expect_tile(c, next, tile);
+      expect_ring(c, first, tile);
+    }
   }
   TB_EXPECT(next, c.tiles, "tiles in all");
   TB_EXPECT(tb::drained(fills), true, "fills left over");

@@ -27,9 +27,10 @@ inline uint32_t block_size(const bbs::Command& c) {
 // Cuts the loops of a command down to what the buffers hold.
 inline void fit_loops(bbs::Command& c) {
   c.groups = quotient_up(c.features, (uint64_t)bbs::kLanes * c.bank_size);
-  const uint32_t fit = bbs::kVectorWords / c.bank_size;  // groups that fit the vector buffer
+  const uint32_t fit = bbs::kVectorWords / bank_room(c);  // groups that fit the vector buffer
   c.groups_per_pass = std::min({c.groups_per_pass, c.groups, fit});
-  const uint32_t least = bbs::kRowStep / bbs::kRows;  // row groups of a block
+  const uint32_t step = row_step(c);
+  const uint32_t least = step / bbs::kRows;  // row groups of a block
   const bool passes = c.groups_per_pass < c.groups;
   c.tiles_per_block = std::min({c.tiles_per_block, fit / c.groups_per_pass, 255u});
   if (passes) c.tiles_per_block = std::min<uint32_t>(c.tiles_per_block, bbs::kSumWords / least);
@@ -37,8 +38,8 @@ inline void fit_loops(bbs::Command& c) {
   uint32_t most = bbs::kBlockRows;
   if (c.tiles_per_block > 1) most = std::min(most, bbs::kBlockWords / (c.groups_per_pass * c.keep));
   if (passes) most = std::min(most, bbs::kSumWords / c.tiles_per_block);
-  const uint32_t rows = std::min<uint32_t>(most * bbs::kRows, 65535) / bbs::kRowStep;
-  c.rows_per_block = std::min(c.rows_per_block, rows * bbs::kRowStep);
+  const uint32_t rows = std::min<uint32_t>(most * bbs::kRows, 65535) / step;
+  c.rows_per_block = std::min(round_up(c.rows_per_block, step), rows * step);
 }
 
 // Cuts them at random, in any way that fits; blocks larger than the whole are among them.
@@ -46,15 +47,8 @@ inline void cut_loops(Random& random, bbs::Command& c) {
   const uint32_t groups = quotient_up(c.features, (uint64_t)bbs::kLanes * c.bank_size);
   c.groups_per_pass = random.once_in(3) ? groups : random.between(1, groups);
   c.tiles_per_block = random.between(1, c.tiles + 1);
-  c.rows_per_block = round_up(random.once_in(2) ? c.rows + 1 : random.between(1, c.rows),
-                              bbs::kRowStep);
+  c.rows_per_block = random.once_in(2) ? c.rows + 1 : random.between(1, c.rows);
   fit_loops(c);
-}
-
-// What of these flags the build has something for.
-inline uint32_t built(uint32_t flags) {
-  const uint32_t taken = flags & bbs::kBuiltFlags;
-  return taken & bbs::kFlagResidual ? taken : taken & ~bbs::kFlagProduct;
 }
 
 // Everything but where the input comes from, and the loops.
@@ -66,7 +60,7 @@ inline bbs::Command random_matrix(Random& random, const Limits& limits, uint32_t
   bbs::Command c = {};
   c.op = bbs::kOpMatrix;
   c.signature = bbs::kSignature;
-  c.flags = built(kinds[random.between(0, 6)]) | bbs::kFlagToMemory |
+  c.flags = kinds[random.between(0, 6)] | bbs::kFlagToMemory |
             (random.once_in(3) ? (uint32_t)bbs::kFlagInt4 : 0u);
   c.layer = random.between(0, 0xffff);
   const int most = std::min<int>(most_bank, 1 << bbs::kIndexBits) / bbs::kPack;
@@ -74,6 +68,9 @@ inline bbs::Command random_matrix(Random& random, const Limits& limits, uint32_t
   if (random.once_in(2))
     while (banks & (banks - 1)) banks &= banks - 1;  // a power of two
   c.bank_size = banks * bbs::kPack;
+  // Words of several features may be words of several banks.
+  if (random.once_in(3))
+    for (c.bank_size = bbs::kPack; c.bank_size > 1 && random.once_in(2);) c.bank_size /= 2;
   c.keep = random.between(1, random.once_in(2) ? (c.bank_size + 3) / 4 : c.bank_size);
   if (random.once_in(3)) {
     c.flags |= bbs::kFlagDense;
@@ -96,6 +93,29 @@ inline bbs::Command random_matrix(Random& random, const Limits& limits, uint32_t
   return c;
 }
 
+// Makes a command of rows and tiles an LSTM or GRU at times, where the cell memory takes its units.
+inline void make_cell(Random& random, bbs::Command& c) {
+  if (bbs::kCellWords == 0 || !random.once_in(6)) return;
+  const bbs::Command plain = c;
+  c.flags &= ~(bbs::kFlagSumsOut | bbs::kFlagResidual | bbs::kFlagProduct | bbs::kFlagSumColumns);
+  c.flags |= random.once_in(2) ? bbs::kFlagLstm : bbs::kFlagGru;
+  c.rows = row_step(c);
+  const uint32_t most = bbs::kCellWords / cell_size(c) * c.rows;
+  if (most == 0) {
+    c = plain;
+    return;
+  }
+  c.rows = std::min(round_up(plain.rows, c.rows), most);
+  c.output_stride = c.rows / 4 + (random.once_in(3) ? random.between(0, 9) * bbs::kPack : 0);
+  c.shift = random.between(0, 8);
+  c.cell_base = random.once_in(2) ? 0 : random.between(0, bbs::kCellWords - cell_size(c));
+  c.state_words = cell_size(c) / 2;
+  const uint32_t starts[] = {0, bbs::kFlagStateZero, bbs::kFlagStateIn};
+  c.flags |= starts[random.between(0, 2)];
+  if (random.once_in(2)) c.flags |= bbs::kFlagStateOut;
+  if (random.once_in(8)) c.last_columns = 0;
+}
+
 // A matrix times `tiles` tiles of `features` features.
 inline bbs::Command random_linear(Random& random, const Limits& limits, uint32_t tiles,
                                   uint32_t features) {
@@ -105,6 +125,7 @@ inline bbs::Command random_linear(Random& random, const Limits& limits, uint32_t
   c.tiles = tiles;
   c.input_stride = features + (random.once_in(3) ? random.between(0, 9) * bbs::kPack : 0);
   c.last_columns = random.once_in(2) ? bbs::kCols : random.between(1, bbs::kCols);
+  make_cell(random, c);
   cut_loops(random, c);
   return c;
 }
@@ -195,6 +216,7 @@ inline bool random_image(Random& random, const Limits& limits, uint32_t height, 
   c.last_columns = pixels - (c.tiles - 1) * bbs::kCols;
   if (random.once_in(8)) c.last_columns = random.between(1, c.last_columns);
   c.input_stride = channels + (random.once_in(3) ? random.between(0, 9) : 0);
+  make_cell(random, c);
   cut_loops(random, c);
   if (place_image(random, c)) return true;
   c.tiles_per_block = 1;
@@ -282,11 +304,11 @@ struct SequenceStreams {
   bbs::BurstStream residuals{"residuals"}, stores{"stores"};
   bbs::FillStream tile_fills{"tile_fills"}, fills{"fills"};
   bbs::VisitStream unpack{"unpack"}, multiply{"multiply"}, accumulate{"accumulate"};
-  bbs::VisitStream cell{"cell"};
+  bbs::VisitStream cells{"cells"};
 
   void run(const bbs::Command& c, const bbs::Shape& s) {
     bbs::sequence(c, s, weights, indices, rows, acts, residuals, stores, tile_fills, fills, unpack,
-                  multiply, accumulate, cell);
+                  multiply, accumulate, cells);
   }
 };
 

@@ -24,29 +24,37 @@ void expect_registers(const tb::Registers& r, uint32_t status, uint32_t complete
   TB_EXPECT(r.chain_words, bbs::kChainWords, "%s: chain_words", name);
   TB_EXPECT(r.fabric_lanes, bbs::kFabricLanes, "%s: fabric_lanes", name);
   TB_EXPECT(r.index_bits, bbs::kIndexBits, "%s: index_bits", name);
+  TB_EXPECT(r.cell_words, bbs::kCellWords, "%s: cell_words", name);
 }
 
 // What the programs were made of: a kind that never came up would prove nothing.
 struct Kinds {
   int64_t flags[32] = {};
   int64_t layers = 0, rings = 0, depthwise = 0, passes = 0, strides[5] = {};
+  int64_t continued = 0, narrow = 0;
 
   void count(const bbs::Command& c) {
     layers++;
     for (int bit = 0; bit < 32; bit++) flags[bit] += c.flags >> bit & 1;
     passes += tb::pass_count(c) > 1;
+    narrow += c.bank_size < bbs::kPack;
+    continued += tb::of_cell(c) && !tb::has(c, bbs::kFlagStateZero | bbs::kFlagStateIn);
     if (!tb::has(c, bbs::kFlagImage)) return;
     rings += c.image_words < tb::whole_image_words(c);
     depthwise += c.keep == 1 && c.bank_size >= c.channels && c.channels > 1;
     if (c.stride_x < 5) strides[c.stride_x]++;
   }
   void expect_all(int64_t least) const {
-    for (int bit = 0; 1u << bit <= bbs::kFlagResidentWeights; bit++) {
-      if (bbs::kImageWords == 0 && 1u << bit == bbs::kFlagImage) continue;
-      if (tb::built(bbs::kFlagResidual | 1u << bit) >> bit == 0) continue;
+    for (int bit = 0; 1u << bit <= bbs::kFlagStateOut; bit++) {
+      const bool of_image = 1u << bit == bbs::kFlagImage || 1u << bit == bbs::kFlagResidentInput;
+      if (bbs::kImageWords == 0 && of_image) continue;
+      if (bbs::kCellWords == 0 && 1u << bit >= bbs::kFlagLstm) continue;
       TB_EXPECT(flags[bit] >= least, true, "%" PRId64 " layers with flag %d", flags[bit], bit);
     }
     TB_EXPECT(passes >= least, true, "%" PRId64 " layers of several passes", passes);
+    if (bbs::kCellWords > 0)
+      TB_EXPECT(continued >= least, true, "%" PRId64 " cells that go on", continued);
+    if (bbs::kPack > 1) TB_EXPECT(narrow >= least, true, "%" PRId64 " narrow banks", narrow);
     if (bbs::kImageWords == 0) return;
     TB_EXPECT(rings >= least, true, "%" PRId64 " images larger than their ring", rings);
     TB_EXPECT(depthwise >= least, true, "%" PRId64 " depthwise layers", depthwise);
@@ -123,20 +131,25 @@ void refusal(tb::Random& random) {
   program.expect_outputs("after a refusal");
 }
 
+// A dense layer of one tile with every column, and no more than its flags say.
+bbs::Command dense(bbs::Command c, uint32_t flags) {
+  c.flags = bbs::kFlagDense | flags;
+  c.keep = c.bank_size, c.index_bits = 0;
+  c.output_stride = c.rows, c.last_columns = bbs::kCols, c.tiles_per_block = 1;
+  tb::fit_loops(c);
+  return c;
+}
+
 // What a run leaves in the chain is gone when the next one starts.
 void chain_between_runs(tb::Random& random) {
   tb::Program program(random);
-  bbs::Command c = tb::random_linear(random, {8, 1, 8}, 1, 8);
-  c.flags = bbs::kFlagDense | bbs::kFlagToChain;
-  c.keep = c.bank_size, c.index_bits = 0;
-  tb::fit_loops(c);
+  const bbs::Command c =
+      dense(tb::random_linear(random, {8, 1, 8}, 1, 8), bbs::kFlagToChain);
   program.add(tb::random_layer(random, c));
   bbs::Command next = tb::random_linear(random, {8, 1, 8}, 1, c.rows);
-  next.flags = bbs::kFlagDense | bbs::kFlagFromChain | bbs::kFlagToMemory;
-  next.bank_size = next.keep = bbs::kPack * tb::quotient_up(c.rows, bbs::kPack * bbs::kLanes);
-  next.index_bits = 0, next.groups_per_pass = next.rows_per_block = bbs::kRowStep;
-  next.tiles_per_block = 1;
-  tb::fit_loops(next);
+  next.bank_size = bbs::kPack * tb::quotient_up(c.rows, bbs::kPack * bbs::kLanes);
+  next.groups_per_pass = 1;
+  next = dense(next, bbs::kFlagFromChain | bbs::kFlagToMemory);
   program.add(tb::random_layer(random, next));
   program.close();
   const uint32_t second = program.first_command + bbs::kCommandWords;

@@ -47,7 +47,7 @@ class Guarded {
 // Flips bits or replaces a byte of an encoded command.
 void damage(tb::Random& random, uint64_t words[bbs::kCommandWords]) {
   for (int n = random.between(1, 3); n > 0; n--) {
-    uint64_t& word = words[random.once_in(8) ? 15 : random.between(0, 12)];
+    uint64_t& word = words[random.once_in(8) ? 15 : random.between(0, 13)];
     const int shift = random.between(0, 63);
     if (random.once_in(2))
       word ^= (uint64_t)1 << shift;
@@ -82,16 +82,18 @@ void expect_inside(const bbs::Command& c, const bbs::Shape& s, uint32_t memory_w
 void allow_outputs(const bbs::Command& c, std::vector<bool>& outputs) {
   if (!tb::has(c, bbs::kFlagToMemory)) return;
   const uint64_t size = tb::has(c, bbs::kFlagSumsOut) ? 4 : 1;
-  const uint64_t tile = c.rows * size * bbs::kCols / bbs::kPortBytes;
+  const uint64_t tile = tb::output_rows(c) * size * bbs::kCols / bbs::kPortBytes;
   const uint64_t step = c.output_stride * size * bbs::kCols / bbs::kPortBytes;
+  const auto allow = [&](uint64_t at) {
+    if (at < outputs.size())
+      outputs[at] = true;
+    else
+      tb::differs((int64_t)at, (int64_t)outputs.size(), "output word outside");
+  };
   for (uint64_t t = 0; t < c.tiles; t++)
-    for (uint64_t i = 0; i < tile; i++) {
-      const uint64_t at = c.output + t * step + i;
-      if (at < outputs.size())
-        outputs[at] = true;
-      else
-        tb::differs((int64_t)at, (int64_t)outputs.size(), "output word outside");
-    }
+    for (uint64_t i = 0; i < tile; i++) allow(c.output + t * step + i);
+  if (!tb::has(c, bbs::kFlagStateOut)) return;
+  for (uint64_t i = 0; i < c.state_words; i++) allow((uint64_t)c.state + i);
 }
 
 struct Tally {

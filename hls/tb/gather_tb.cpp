@@ -61,12 +61,12 @@ int64_t expect_filling(const bbs::Command& c, const bbs::Fill& fill, uint32_t fi
     for (uint32_t f = fill.first_group * bbs::kLanes * c.bank_size; f < end; f++) {
       if (tb::is_padding(c, f)) continue;
       const uint32_t bank = f / c.bank_size, group = bank / bbs::kLanes - fill.first_group;
-      const uint32_t place = t * fill.stride + group * c.bank_size + f % c.bank_size;
+      const uint32_t place = t * fill.stride + group * tb::bank_room(c) + f % c.bank_size;
       const size_t at = Buffer::at(bank % bbs::kLanes, place);
       TB_EXPECT(buffer.written[at], 1, "tile %u, feature %u: times written", tile, f);
-      if (f % bbs::kPack == 0) words++;
+      if (place % bbs::kPack == 0) words++;
       for (uint32_t col = 0; col < count; col++)
-        TB_EXPECT(buffer.words[at].v[f % bbs::kPack * bbs::kCols + col], x.column(tile, f)[col],
+        TB_EXPECT(buffer.words[at].v[place % bbs::kPack * bbs::kCols + col], x.column(tile, f)[col],
                   "image %ux%u, %u channels, kernel %ux%u, stride %u %u: tile %u, feature %u, "
                   "column %u",
                   c.height, c.width, c.channels, c.kernel_height, c.kernel_width, c.stride_y,

@@ -10,6 +10,7 @@
 #include "engine.hpp"
 #include "sequence.hpp"
 #include "testbench.hpp"
+#include "units.hpp"
 
 namespace tb {
 
@@ -72,9 +73,9 @@ inline void encode_command(const bbs::Command& c, uint64_t words[bbs::kCommandWo
       low(c.a_zero, 8) | low(c.b_zero, 8) << 8 | low(c.out_zero, 8) << 16 | c.shift << 24,
       low(c.a_scale, 24) | low(c.low, 8) << 24,
       low(c.b_scale, 24) | low(c.high, 8) << 24,
-      c.block_base,
-      0,
-      0,
+      c.block_base | c.cell_base << 16,
+      c.state,
+      c.state_words,
       0,
       0,
       0,
@@ -84,6 +85,28 @@ inline void encode_command(const bbs::Command& c, uint64_t words[bbs::kCommandWo
 }
 
 inline uint32_t quotient_up(uint64_t a, uint64_t b) { return (uint32_t)((a + b - 1) / b); }
+
+inline bool of_cell(const bbs::Command& c) { return has(c, bbs::kFlagLstm | bbs::kFlagGru); }
+
+// Features of the output: a unit of a cell has four rows.
+inline uint32_t output_rows(const bbs::Command& c) { return of_cell(c) ? c.rows / 4 : c.rows; }
+
+// Rows come in multiples of this.
+inline uint32_t row_step(const bbs::Command& c) {
+  static_assert(4 * bbs::kPack % bbs::kRowStep == 0 || bbs::kRowStep % (4 * bbs::kPack) == 0,
+                "the larger step serves both");
+  return of_cell(c) ? std::max(4 * bbs::kPack, bbs::kRowStep) : bbs::kRowStep;
+}
+
+// Words of two states that the units of a cell take in the cell memory.
+inline uint32_t cell_size(const bbs::Command& c) {
+  return (uint32_t)((uint64_t)c.tiles * c.rows * bbs::kCols / 8);
+}
+
+// Features that a bank takes in the vector buffer: banks narrower than a word take a word.
+inline uint32_t bank_room(const bbs::Command& c) {
+  return std::max<uint32_t>(c.bank_size, bbs::kPack);
+}
 
 // Column tiles of the input image.
 inline uint32_t image_tiles(const bbs::Command& c) {
@@ -126,8 +149,8 @@ inline uint64_t plane_size(const bbs::Command& c, int bits) {
   return words;
 }
 
-// Words that a command's planes span: input, output, weights, indices, parameters, table,
-// residual; 0 for those that it does not touch.
+// Words that a command's planes span: input, output, weights, indices, parameters, table, residual
+// or states that are loaded, states that are stored; 0 for those that it does not touch.
 inline std::vector<uint64_t> plane_sizes(const bbs::Command& c) {
   const bool image = has(c, bbs::kFlagImage);
   const auto span = [](uint64_t tiles, uint64_t stride, uint64_t last) {
@@ -135,7 +158,7 @@ inline std::vector<uint64_t> plane_sizes(const bbs::Command& c) {
   };
   const uint64_t input = image ? span(image_tiles(c), c.input_stride, c.channels)
                                : span(c.tiles, c.input_stride, c.features);
-  const uint64_t output = span(c.tiles, c.output_stride, c.rows);
+  const uint64_t output = span(c.tiles, c.output_stride, output_rows(c));
   const bool loads = !has(c, bbs::kFlagFromChain) && !has(c, bbs::kFlagResidentInput);
   const bool weights = !has(c, bbs::kFlagResidentWeights);
   return {loads ? input : 0,
@@ -144,12 +167,14 @@ inline std::vector<uint64_t> plane_sizes(const bbs::Command& c) {
           weights ? plane_size(c, c.index_bits) : 0,
           c.rows,
           has(c, bbs::kFlagTable) ? 256u / bbs::kPortBytes : 0,
-          has(c, bbs::kFlagResidual) ? output : 0};
+          has(c, bbs::kFlagResidual) ? output : has(c, bbs::kFlagStateIn) ? c.state_words : 0,
+          has(c, bbs::kFlagStateOut) ? c.state_words : 0};
 }
 
 // Where they lie, in the same order.
 inline std::vector<uint32_t*> plane_offsets(bbs::Command& c) {
-  return {&c.input, &c.output, &c.weights, &c.indices, &c.parameters, &c.table, &c.residual};
+  return {&c.input,      &c.output, &c.weights,  &c.indices,
+          &c.parameters, &c.table,  &c.residual, &c.state};
 }
 
 inline void append_bytes(Words& words, const std::vector<int8_t>& bytes) {
@@ -259,8 +284,8 @@ inline std::vector<int64_t> row_sums(const Layer& layer, const Tensor& x, uint32
   return sums;
 }
 
-// The output tensor of `layer` for the input tensor `x`; of sums, four bytes each.
-inline Tensor expected_output(const Layer& layer, const Tensor& input) {
+// What the rows of `layer` give for the input tensor `input`; of sums, four bytes each.
+inline Tensor expected_rows(const Layer& layer, const Tensor& input) {
   const bbs::Command& c = layer.command;
   const Tensor x = matrix_input(c, input);
   const bool sums_out = has(c, bbs::kFlagSumsOut);
@@ -279,7 +304,9 @@ inline Tensor expected_output(const Layer& layer, const Tensor& input) {
           continue;
         }
         int8_t value = requantised(sums[col], layer.multipliers[row], c.zero_point);
-        if (has(c, bbs::kFlagTable)) value = layer.table[value + 128];
+        // Both parts of a GRU's candidate skip the table.
+        const bool skips = has(c, bbs::kFlagGru) && row % 4 >= 2;
+        if (has(c, bbs::kFlagTable) && !skips) value = layer.table[value + 128];
         if (has(c, bbs::kFlagResidual))
           value = combined(c, value, layer.residual.column(tile, row)[col]);
         y.at(tile, row, col) = value;
@@ -287,6 +314,37 @@ inline Tensor expected_output(const Layer& layer, const Tensor& input) {
     }
   }
   return y;
+}
+
+// The cell memory, two states to a word.
+using Cells = std::vector<int16_t>;
+
+// The hidden values of the units whose gates are `gates`; their states move on. Columns that do
+// not count keep theirs.
+inline Tensor expected_hidden(const bbs::Command& c, const Tensor& gates, Cells& cells) {
+  Tensor y(c.tiles, c.rows / 4);
+  int16_t* state = cells.data() + 2 * c.cell_base;
+  if (has(c, bbs::kFlagStateZero)) std::fill_n(state, 2 * cell_size(c), (int16_t)0);
+  for (uint32_t tile = 0; tile < c.tiles; tile++) {
+    const uint32_t count = tile + 1 == c.tiles ? c.last_columns : bbs::kCols;
+    for (uint32_t u = 0; u < y.features; u++) {
+      for (uint32_t col = 0; col < bbs::kCols; col++, state++) {
+        if (col >= count) continue;
+        int8_t of_unit[4];
+        for (uint32_t g = 0; g < 4; g++) of_unit[g] = gates.column(tile, 4 * u + g)[col];
+        const Result result = unit(c, of_unit, *state);
+        y.at(tile, u, col) = (int8_t)result.hidden;
+        *state = (int16_t)result.state;
+      }
+    }
+  }
+  return y;
+}
+
+// The output tensor of `layer` for the input tensor `input`; `cells` is the cell memory.
+inline Tensor expected_output(const Layer& layer, const Tensor& input, Cells& cells) {
+  const Tensor rows = expected_rows(layer, input);
+  return of_cell(layer.command) ? expected_hidden(layer.command, rows, cells) : rows;
 }
 
 }  // namespace tb

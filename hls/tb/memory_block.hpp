@@ -13,7 +13,7 @@ namespace tb {
 struct Registers {
   uint32_t status, completed, version, lanes, rows, cols, requant_units, taps;
   uint32_t vector_words, block_words, queue_words, block_rows, sum_words, image_words;
-  uint32_t chain_words, fabric_lanes, index_bits;
+  uint32_t chain_words, fabric_lanes, index_bits, cell_words;
 };
 
 inline Registers run_engine(uint64_t* block, uint32_t words, uint32_t first, uint32_t count) {
@@ -22,7 +22,7 @@ inline Registers run_engine(uint64_t* block, uint32_t words, uint32_t first, uin
   bbs_engine(block, block, block, block, block, block, words, first, count, &r.status,
              &r.completed, &r.version, &r.lanes, &r.rows, &r.cols, &r.requant_units, &r.taps,
              &r.vector_words, &r.block_words, &r.queue_words, &r.block_rows, &r.sum_words,
-             &r.image_words, &r.chain_words, &r.fabric_lanes, &r.index_bits);
+             &r.image_words, &r.chain_words, &r.fabric_lanes, &r.index_bits, &r.cell_words);
   return r;
 }
 
@@ -45,10 +45,12 @@ struct StoredTensor {
 };
 
 // Commands, all that they touch, and what must be in memory when they have run. What lies in the
-// chain, in the image memory and in the block buffer is followed as the commands are added.
+// chain, in the image memory, in the block buffer and in the cell memory is followed as the commands
+// are added.
 class Program {
  public:
-  explicit Program(Random& random) : random_(random) {}
+  explicit Program(Random& random)
+      : random_(random), cells_(2 * bbs::kCellDepth), known_(bbs::kCellDepth) {}
 
   // A tensor somewhere in memory, `stride` features from one tile to the next.
   uint32_t put(const Tensor& x, uint32_t stride) {
@@ -85,7 +87,8 @@ class Program {
     }
     if (has(c, bbs::kFlagResidentInput)) x = image_.tensor;
     place(layer);
-    const Tensor y = expected_output(layer, x);
+    if (of_cell(c)) prepare_cell(c);
+    const Tensor y = expected_output(layer, x, cells_);
     if (has(c, bbs::kFlagToMemory)) {
       const uint32_t factor = has(c, bbs::kFlagSumsOut) ? 4 : 1;
       c.output = expect(y, factor * c.output_stride);
@@ -93,6 +96,7 @@ class Program {
     } else {
       c.output = somewhere();
     }
+    if (has(c, bbs::kFlagStateOut)) c.state = expect(states_of(c), bbs::kPack);
     if (has(c, bbs::kFlagToChain)) chain_.push_back(y);
     if (has(c, bbs::kFlagImage) && !has(c, bbs::kFlagResidentInput)) image_ = {c, x};
     follow_blocks(layer);
@@ -174,6 +178,28 @@ class Program {
     if (has(c, bbs::kFlagResidual)) c.residual = put(layer.residual, c.output_stride);
   }
 
+  // States of a cell that nothing has left start at zero.
+  void prepare_cell(bbs::Command& c) {
+    const auto first = known_.begin() + c.cell_base, end = first + cell_size(c);
+    const bool unknown = std::find(first, end, false) != end;
+    if (unknown && !has(c, bbs::kFlagStateIn)) c.flags |= bbs::kFlagStateZero;
+    std::fill(first, end, true);
+    if (!has(c, bbs::kFlagStateIn)) return;
+    const auto states = cells_.begin() + 2 * c.cell_base;
+    for (uint32_t i = 0; i < 2 * cell_size(c); i++) states[i] = (int16_t)random_.bits();
+    c.residual = put(states_of(c), bbs::kPack);
+  }
+
+  // As a tensor whose tiles are words, which lie in memory as they come.
+  Tensor states_of(const bbs::Command& c) const {
+    Tensor y(c.state_words / bbs::kPortWords, bbs::kPack);
+    for (size_t i = 0; i < y.bytes.size(); i++) {
+      const uint32_t state = (uint16_t)cells_[2 * c.cell_base + i / 2];
+      y.bytes[i] = (int8_t)(uint8_t)(state >> (i % 2 * 8));
+    }
+    return y;
+  }
+
   void follow_blocks(const Layer& layer) {
     const bbs::Command& c = layer.command;
     uint32_t from = 0, to = 0;
@@ -207,6 +233,8 @@ class Program {
   std::deque<Tensor> chain_;
   StoredImage image_;
   std::vector<StoredBlock> blocks_;
+  Cells cells_;
+  std::vector<bool> known_;  // words of the cell memory, since the program began
   std::vector<bool> alone_;
 };
 

@@ -27,12 +27,15 @@ void write_filling(tb::Random& random, const bbs::Command& c, uint32_t stride, c
                    bbs::VectorWriteStream& writes) {
   std::deque<Write> lanes[bbs::kLanes];
   size_t left = 0;
+  const uint32_t step = std::min<uint32_t>(c.bank_size, bbs::kPack);  // features of a bank's word
   for (uint32_t tile = 0; tile < x.tiles; tile++) {
-    for (uint32_t f = 0; f < x.features; f += bbs::kPack, left++) {
+    for (uint32_t f = 0; f < x.features; f += step, left++) {
       const uint32_t bank = f / c.bank_size;
       Write write;
-      write.place = tile * stride + bank / bbs::kLanes * c.bank_size + f % c.bank_size;
-      for (int i = 0; i < bbs::kWordActs; i++) write.word.v[i] = x.column(tile, f)[i];
+      write.place =
+          tile * stride + bank / bbs::kLanes * tb::bank_room(c) + f % c.bank_size;
+      for (uint32_t i = 0; i < bbs::kWordActs; i++)
+        write.word.v[i] = i < step * bbs::kCols ? x.column(tile, f)[i] : random.byte();
       lanes[bank % bbs::kLanes].push_back(write);
     }
   }
@@ -127,22 +130,26 @@ int64_t run(tb::Random& random, bool long_block, bool kept) {
   bbs::Command c = {};
   const int most = (1 << bbs::kIndexBits) / bbs::kPack;
   c.bank_size = bbs::kPack * random.between(1, random.once_in(2) ? most : std::min(most, 16));
+  if (random.once_in(4))
+    for (c.bank_size = bbs::kPack; c.bank_size > 1 && random.once_in(2);) c.bank_size /= 2;
   c.keep = random.between(1, std::min<int>(c.bank_size, 12));
   c.flags = random.once_in(3) ? bbs::kFlagMaximum & bbs::kBuiltFlags : 0u;
   c.pace = random.once_in(4) ? random.between(1, 500) : random.between(1, 4);
   if (kept) c.flags |= bbs::kFlagKeepWeights;
-  const int fit = bbs::kVectorWords / c.bank_size;
+  const int fit = bbs::kVectorWords / tb::bank_room(c);
   Streams streams, again;
   std::vector<int32_t> expected;
   bbs::Shape shape = {};
   shape.fills = random.between(1, 3);
   uint32_t base = 0;
+  // Of kept weights there is room for those of all visits.
+  const int room = kept ? bbs::kBlockWords / (3 * 3) : bbs::kBlockWords;
   for (uint32_t f = 0; f < shape.fills; f++) {
-    const int groups = random.between(1, std::min(fit, 6));
+    const int groups = random.between(1, std::min(fit, kept ? 2 : 6));
     bbs::Visit visit = {};
     visit.tiles = long_block ? 1 : random.between(1, std::min(fit / groups, 4));
     visit.row_words = groups * c.keep;
-    visit.stride = groups * c.bank_size;
+    visit.stride = groups * tb::bank_room(c);
     const uint32_t space = groups * bbs::kLanes * c.bank_size / bbs::kPack;
     const tb::Tensor x =
         tb::random_tensor(random, visit.tiles, random.between(1, space) * bbs::kPack);
@@ -150,12 +157,13 @@ int64_t run(tb::Random& random, bool long_block, bool kept) {
     if (kept) write_filling(random, c, visit.stride, x, again.writes);
     const int visits = long_block ? 1 : random.between(1, 3);
     for (int v = 0; v < visits; v++) {
-      const int most_rows = (bbs::kBlockWords - (kept ? base : 0)) / visit.row_words;
+      const int most_rows = room / visit.row_words;
       visit.rows = long_block ? most_rows + random.between(1, 9)
-                              : random.between(kept ? 0 : 1, std::min(most_rows, 12));
+                              : random.between(1, std::min(most_rows, 12));
       if (!kept && random.once_in(16)) visit.rows = most_rows;  // the whole buffer
       visit.block = kept ? base : 0;
       visit.fill_end = v + 1 == visits;
+      visit.final = visit.fill_end && f + 1 == shape.fills;
       base += visit.rows * visit.row_words;
       const Block block = random_block(random, c, visit, x.features);
       for (const bbs::WeightWord& word : block.words) streams.words.write(word);
@@ -173,59 +181,11 @@ int64_t run(tb::Random& random, bool long_block, bool kept) {
   return 2 * (int64_t)expected.size();
 }
 
-bbs::VectorLane vectors[bbs::kRows][bbs::kLanes];
-
-// A visit takes a write in its first cycle and every `pace` cycles from there on, to the half
-// that it does not work on, and no more than there are.
-void pacing(tb::Random& random) {
-  bbs::Command c = {};
-  c.bank_size = c.keep = bbs::kPack;
-  c.pace = random.between(1, 9);
-  bbs::Visit visit = {};
-  visit.tiles = random.between(1, 4);
-  visit.rows = random.between(1, 9);
-  visit.row_words = c.keep;
-  visit.stride = c.bank_size;
-  Streams streams;
-  const uint32_t count = random.between(1, bbs::kVectorWords / bbs::kPack);
-  for (uint32_t i = 0; i < count; i++) {
-    bbs::VectorWrite write = {};
-    write.taps = 1;
-    write.place[0] = (uint16_t)(i * bbs::kPack);
-    write.word[0].v[0] = 1;
-    write.last = i + 1 == count;
-    streams.writes.write(write);
-  }
-  for (uint32_t i = 0; i < visit.rows * visit.row_words; i++)
-    streams.words.write(bbs::WeightWord());
-  std::memset(vectors, 0, sizeof(vectors));
-  const uint32_t half = random.once_in(2) ? bbs::kVectorWords : 0;
-  bbs::Filling filling = {half ^ bbs::kVectorWords, 1, false};
-  bbs::multiply_visit(c, visit, half, streams.writes, filling, streams.words, lasting, vectors,
-                      streams.sums);
-  const uint32_t cycles =
-      visit.tiles * std::max<uint32_t>(visit.rows * visit.row_words, bbs::kReuseDistance);
-  const uint32_t taken = std::min(count, tb::quotient_up(cycles, c.pace));
-  TB_EXPECT(filling.done, taken == count, "pace %u, %u cycles: done", c.pace, cycles);
-  if (taken < count)
-    TB_EXPECT(streams.writes.read().place[0], taken * bbs::kPack, "pace %u, %u cycles: next write",
-              c.pace, cycles);
-  uint32_t here = 0, there = 0;
-  for (uint32_t i = 0; i < bbs::kVectorWords / bbs::kPack; i++) {
-    here += vectors[bbs::kRows - 1][0][(half + i * bbs::kPack) / bbs::kPack].v[0];
-    there += vectors[bbs::kRows - 1][0][((half ^ bbs::kVectorWords) + i * bbs::kPack) / bbs::kPack]
-                 .v[0];
-  }
-  TB_EXPECT(here, 0, "writes to the half that is worked on");
-  TB_EXPECT(there, taken, "writes to the other half");
-}
-
 }  // namespace
 
 int main() {
   tb::Random random(4);
   int64_t count = 0;
   for (int i = 0; i < tb::cases(400); i++) count += run(random, i % 16 == 0, i % 4 == 1);
-  for (int i = 0; i < tb::cases(400); i++) pacing(random);
   return tb::finish("multiply_tb", count, "sums");
 }

@@ -14,6 +14,8 @@ tb::Program padded_layer(tb::Random& random, bool read_padding) {
     c.features -= bbs::kPack;
   c.flags = bbs::kFlagToMemory | bbs::kFlagSumsOut |
             (c.flags & (bbs::kFlagDense | bbs::kFlagImage | bbs::kFlagMaximum));
+  c.output_stride = std::max(c.output_stride, c.rows);  // of a cell it may be less
+  c.last_columns = std::max(c.last_columns, 1u);
   tb::fit_loops(c);
   tb::Layer layer = tb::random_layer(random, c);
   tb::Program program(random);

@@ -68,9 +68,10 @@ inline bool take_resident_image(Random& random, const Limits& limits, const Prog
 // before the next one, and there must be room.
 inline void leave_in_chain(Random& random, const Program& program, bbs::Command& c) {
   if (has(c, bbs::kFlagSumsOut)) return;
-  const uint32_t level = program.chain_level() + c.tiles * (c.rows / bbs::kPack);
+  const uint32_t level = program.chain_level() + c.tiles * (output_rows(c) / bbs::kPack);
   if (level > bbs::kChainWords) return;
   if (c.rows > c.rows_per_block && c.tiles_per_block > 1) return;
+  c.flags &= ~bbs::kFlagStateOut;  // states would follow into the chain
   c.flags |= bbs::kFlagToChain;
   if (random.once_in(2)) c.flags &= ~bbs::kFlagToMemory;
 }
@@ -98,6 +99,8 @@ inline Layer with_resident_weights(Random& random, const StoredBlock& block) {
   c.flags |= bbs::kFlagResidentWeights | bbs::kFlagToMemory;
   if (!has(c, bbs::kFlagImage)) {
     c.tiles = random.between(1, 4);
+    while (of_cell(c) && c.cell_base + cell_size(c) > bbs::kCellWords) c.tiles--;
+    c.state_words = cell_size(c) / 2;
     c.tiles_per_block = random.between(1, c.tiles);
     fit_loops(c);
   }
@@ -106,6 +109,28 @@ inline Layer with_resident_weights(Random& random, const StoredBlock& block) {
   layer.multipliers.clear();
   random_parameters(random, layer);
   return layer;
+}
+
+// A step with the states that the last cell has left, of as many tiles or fewer.
+inline bool take_step(Random& random, const Limits& limits, const Program& program,
+                      bbs::Command& c) {
+  for (size_t i = program.commands.size(); i-- > 0;) {
+    const bbs::Command& before = program.commands[i];
+    if (!of_cell(before)) continue;
+    const uint32_t tiles = random.between(1, before.tiles);
+    const uint32_t features = round_up(random.between(1, limits.features), bbs::kPack);
+    c = random_linear(random, limits, tiles, features);
+    const uint32_t cells = bbs::kFlagLstm | bbs::kFlagGru;
+    c.flags = (before.flags & (cells | bbs::kFlagTable)) | bbs::kFlagToMemory |
+              (c.flags & (bbs::kFlagDense | bbs::kFlagInt4 | bbs::kFlagStateOut));
+    c.rows = before.rows, c.output_stride = before.output_stride;
+    c.cell_base = before.cell_base, c.shift = before.shift;
+    c.state_words = cell_size(c) / 2;
+    c.last_columns = random.between(0, bbs::kCols);
+    cut_loops(random, c);
+    return true;
+  }
+  return false;
 }
 
 inline void add_random_layer(Random& random, const Limits& limits, Program& program) {
@@ -119,6 +144,7 @@ inline void add_random_layer(Random& random, const Limits& limits, Program& prog
   if (!program.chain().empty() && take_from_chain(random, limits, program, c)) {
   } else if (random.once_in(2) && program.image().tensor.tiles > 0 &&
              take_resident_image(random, limits, program, c)) {
+  } else if (random.once_in(2) && take_step(random, limits, program, c)) {
   } else if (!program.outputs.empty() && take_output(random, limits, program, c)) {
     reads_output = true;
   } else {

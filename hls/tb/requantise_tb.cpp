@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rounding on the bits against the library's rint, saturation, tables, residuals, sums passed
-// through, columns that do not count.
+// Rounding on the bits against the library's rint, saturation, tables, residuals, sums and states
+// passed through, gates, columns that do not count.
 #include "requantise.hpp"
 
 #include <cmath>
@@ -81,6 +81,7 @@ int64_t random_sums() {
 int64_t stage(tb::Random& random, uint32_t flags) {
   bbs::Command c = tb::random_matrix(random, {20, 1, 1}, 256);
   c.flags = flags;
+  c.rows = tb::round_up(c.rows, tb::row_step(c));
   c.tiles = random.between(1, 4);
   c.tiles_per_block = c.groups = c.groups_per_pass = 1;
   c.rows_per_block = bbs::kRows;
@@ -97,6 +98,9 @@ int64_t stage(tb::Random& random, uint32_t flags) {
     for (const uint64_t word : words) table_words.write(word);
   if (tb::has(c, bbs::kFlagResidual))
     for (const uint64_t word : residual_words) residuals.write(word);
+  // States come before anything else, for the stage behind this one.
+  tb::Words state_words(tb::has(c, bbs::kFlagStateIn) ? c.state_words = random.between(0, 9) : 0);
+  for (uint64_t& word : state_words) residuals.write(word = random.bits());
   std::vector<int8_t> expected;
   for (uint32_t i = 0; i < c.rows / bbs::kRows * c.tiles; i++) {
     bbs::TotalWord total;
@@ -115,7 +119,9 @@ int64_t stage(tb::Random& random, uint32_t flags) {
       }
       const float m = bbs::float_of_bits(total.multiplier[place / bbs::kCols]);
       int8_t y = tb::requantised(sum, m, c.zero_point);
-      if (flags & bbs::kFlagTable) y = table[y + 128];
+      const uint32_t row = i % (c.rows / bbs::kRows) * bbs::kRows + place / bbs::kCols;
+      const bool skips = (flags & bbs::kFlagGru) && row % 4 >= 2;
+      if ((flags & bbs::kFlagTable) && !skips) y = table[y + 128];
       if (flags & bbs::kFlagResidual) y = tb::combined(c, y, b.bytes[expected.size()]);
       expected.push_back(counts ? y : 0);
     }
@@ -126,6 +132,9 @@ int64_t stage(tb::Random& random, uint32_t flags) {
   tb::append_bytes(expected_words, expected);
   for (size_t i = 0; i < expected_words.size(); i++)
     TB_EXPECT(outputs.read(), expected_words[i], "flags %u: output word %zu", flags, i);
+  for (size_t i = 0; i < state_words.size(); i++)
+    TB_EXPECT(states.read(), state_words[i], "flags %u: state word %zu", flags, i);
+  TB_EXPECT(tb::drained(states), true, "flags %u: state words too many", flags);
   TB_EXPECT(tb::drained(table_words), true, "flags %u: table words left over", flags);
   TB_EXPECT(tb::drained(totals), true, "flags %u: totals left over", flags);
   TB_EXPECT(tb::drained(residuals), true, "flags %u: residual words left over", flags);
@@ -137,11 +146,13 @@ int64_t stage(tb::Random& random, uint32_t flags) {
 
 int main() {
   const uint32_t table = bbs::kFlagTable, residual = bbs::kFlagResidual;
+  const uint32_t lstm = bbs::kFlagLstm, gru = bbs::kFlagGru, state_in = bbs::kFlagStateIn;
   tb::Random random(9);
   int64_t count = rounding() + ties() + random_sums();
   for (int i = 0; i < tb::cases(1000); i++)
     for (const uint32_t flags : {0u, table, residual, table | residual,
-                                 residual | bbs::kFlagProduct, (uint32_t)bbs::kFlagSumsOut})
-      if ((flags & ~bbs::kBuiltFlags) == 0) count += stage(random, flags);
+                                 residual | bbs::kFlagProduct, (uint32_t)bbs::kFlagSumsOut,
+                                 lstm | table, gru | table | state_in})
+      count += stage(random, flags);
   return tb::finish("requantise_tb", count, "values");
 }

@@ -17,6 +17,13 @@ std::vector<T> until_final(bbs::Stream<T, kDepth>& stream, const char* name) {
   return items;
 }
 
+// Port words in all.
+int64_t total_of(const std::vector<bbs::Burst>& bursts) {
+  int64_t total = 0;
+  for (const bbs::Burst& burst : bursts) total += (int64_t)burst.count * burst.times;
+  return total;
+}
+
 // Tiles of a tensor: `count` words each, `step` words apart. A plane is one such tile.
 struct Extent {
   uint32_t offset;
@@ -28,9 +35,7 @@ int64_t expect_cover(const std::vector<bbs::Burst>& bursts, const Extent& extent
                      const char* name) {
   const uint64_t words = (extent.tiles - 1) * extent.step + extent.count;
   std::vector<uint32_t> met(words);
-  int64_t total = 0;
   for (const bbs::Burst& burst : bursts) {
-    total += (int64_t)burst.count * burst.times;
     for (uint32_t t = 0; t < burst.times; t++) {
       for (uint32_t i = 0; i < burst.count; i++) {
         const uint32_t at = burst.offset + t * burst.step + i - extent.offset;
@@ -43,7 +48,7 @@ int64_t expect_cover(const std::vector<bbs::Burst>& bursts, const Extent& extent
   }
   for (size_t i = 0; i < words; i++)
     TB_EXPECT(met[i], i % extent.step < extent.count ? times : 0, "%s: word %zu met", name, i);
-  return total;
+  return total_of(bursts);
 }
 
 Extent plane(uint32_t offset, uint64_t words) {
@@ -72,12 +77,12 @@ Totals follow(const bbs::Command& c, const std::vector<bbs::Visit>& visits) {
     t.weights += resident ? 0 : v.rows * ((slices * tb::weight_width(c) + 63) / 64);
     t.indices += resident ? 0 : v.rows * ((slices * c.index_bits + 63) / 64);
     t.rows += rows;
-    t.outputs += v.last_pass ? rows * v.tiles * bbs::kCols : 0;
+    t.outputs += v.last_pass ? rows * v.tiles * bbs::kCols / (tb::of_cell(c) ? 4 : 1) : 0;
     t.fills += v.fill_end;
     t.products += rows * v.tiles * v.row_words;
     TB_EXPECT(v.first_pass, first_pass, "a first pass comes after a last one");
     first_pass = v.last_pass;
-    TB_EXPECT(v.stride * c.keep, v.row_words * c.bank_size, "stride and row words of a visit");
+    TB_EXPECT(v.stride * c.keep, v.row_words * tb::bank_room(c), "stride and row words of a visit");
     TB_EXPECT(v.block, kept ? c.block_base + row * v.row_words : 0, "place in the block buffer");
     if (v.last_pass) row = (row + v.rows) % (c.rows / bbs::kRows);
     TB_EXPECT(!last_group || v.last_group, true, "nothing comes behind the last group");
@@ -107,7 +112,7 @@ int64_t follow_fills(tb::SequenceStreams& streams, const bbs::Command& c, const 
     features += (int64_t)fill.tiles * fill.features;
     TB_EXPECT(fill.tiles * fill.stride <= bbs::kVectorWords, true, "fill %u fits", f);
     TB_EXPECT(fill.features <= fill.stride * bbs::kLanes, true, "features of fill %u fit", f);
-    TB_EXPECT(fill.stride, fill.groups * c.bank_size, "stride of fill %u", f);
+    TB_EXPECT(fill.stride, fill.groups * tb::bank_room(c), "stride of fill %u", f);
     TB_EXPECT(fill.first_group % c.groups_per_pass, 0, "first group of fill %u", f);
     const bool starts = s.passes == 1 || f % (s.passes * s.blocks) == 0;
     TB_EXPECT(fill.again, !starts, "whether fill %u brings the same tiles again", f);
@@ -129,7 +134,7 @@ void expect_activations(tb::SequenceStreams& streams, const bbs::Command& c, con
   TB_EXPECT(filled, (int64_t)c.tiles * c.features * loads, "features filled");
   const auto bursts = until_final(streams.acts, "activation bursts");
   if (tb::plane_sizes(c)[0] == 0) {
-    TB_EXPECT(bursts.size() == 1 && bursts[0].times == 0, true, "nothing is fetched");
+    TB_EXPECT(total_of(bursts), 0, "words fetched where none are wanted");
     return;
   }
   const Extent extent = image ? tensor(c.input, tb::image_tiles(c), c.channels, c.input_stride, 1)
@@ -152,15 +157,34 @@ void expect_rows(tb::SequenceStreams& streams, const bbs::Command& c, const bbs:
 
 void expect_outputs(tb::SequenceStreams& streams, const bbs::Command& c, int64_t bytes) {
   const int size = tb::has(c, bbs::kFlagSumsOut) ? 4 : 1;
-  const Extent extent = tensor(c.output, c.tiles, c.rows, c.output_stride, size);
-  TB_EXPECT(expect_cover(until_final(streams.stores, "store bursts"), extent, 1, "outputs"),
-            bytes * size / bbs::kPortBytes, "output words");
-  const auto bursts = until_final(streams.residuals, "residual bursts");
-  if (!tb::has(c, bbs::kFlagResidual)) {
-    TB_EXPECT(bursts.size() == 1 && bursts[0].times == 0, true, "no residual is fetched");
-    return;
+  const uint32_t rows = tb::output_rows(c);
+  auto stores = until_final(streams.stores, "store bursts");
+  if (tb::has(c, bbs::kFlagStateOut)) {
+    expect_cover({stores.back()}, plane(c.state, c.state_words), 1, "stored states");
+    stores.pop_back();
   }
-  expect_cover(bursts, tensor(c.residual, c.tiles, c.rows, c.output_stride, 1), 1, "residual");
+  const Extent extent = tensor(c.output, c.tiles, rows, c.output_stride, size);
+  TB_EXPECT(expect_cover(stores, extent, 1, "outputs"), bytes * size / bbs::kPortBytes,
+            "output words");
+  const auto bursts = until_final(streams.residuals, "residual bursts");
+  if (tb::has(c, bbs::kFlagResidual)) {
+    expect_cover(bursts, tensor(c.residual, c.tiles, rows, c.output_stride, 1), 1, "residual");
+  } else if (tb::has(c, bbs::kFlagStateIn)) {
+    expect_cover(bursts, plane(c.residual, c.state_words), 1, "loaded states");
+  } else {
+    TB_EXPECT(total_of(bursts), 0, "words of no residual");
+  }
+}
+
+// The cells of a tile follow once all passes are through.
+void expect_cell_visits(tb::SequenceStreams& streams, const bbs::Command& c,
+                        const std::vector<bbs::Visit>& visits) {
+  std::vector<bbs::Visit> wanted, got;
+  for (const bbs::Visit& visit : visits)
+    if (tb::of_cell(c) && visit.last_pass) wanted.push_back(visit);
+  for (size_t i = 0; i < wanted.size(); i++) got.push_back(streams.cells.read());
+  expect_same(wanted, got);
+  TB_EXPECT(tb::drained(streams.cells), true, "visits of cells too many");
 }
 
 bbs::Command command(tb::Random& random) {
@@ -169,8 +193,11 @@ bbs::Command command(tb::Random& random) {
   c.table = 3000;  // apart from the row parameters
   const bool image = tb::has(c, bbs::kFlagImage);
   if (random.once_in(4) && image) c.flags |= bbs::kFlagResidentInput;
-  const bool fits = c.tiles * (c.rows / bbs::kPack) <= bbs::kChainWords;
-  if (random.once_in(4) && fits && !tb::has(c, bbs::kFlagSumsOut)) c.flags |= bbs::kFlagToChain;
+  const bool fits = c.tiles * (tb::output_rows(c) / bbs::kPack) <= bbs::kChainWords;
+  const bool in_order = c.rows <= c.rows_per_block || c.tiles_per_block == 1;
+  if (random.once_in(4) && fits && in_order &&
+      !tb::has(c, bbs::kFlagSumsOut | bbs::kFlagStateOut))
+    c.flags |= bbs::kFlagToChain;
   if (tb::pass_count(c) == 1 && tb::block_size(c) <= bbs::kBlockWords && random.once_in(2)) {
     c.flags |= random.once_in(2) ? bbs::kFlagKeepWeights : bbs::kFlagResidentWeights;
     c.block_base = random.between(0, bbs::kBlockWords - tb::block_size(c));
@@ -187,6 +214,7 @@ int64_t run(tb::Random& random) {
   const auto visits = until_final(streams.multiply, "multiply visits");
   expect_same(visits, until_final(streams.unpack, "unpack visits"));
   expect_same(visits, until_final(streams.accumulate, "accumulate visits"));
+  expect_cell_visits(streams, c, visits);
   const Totals t = follow(c, visits);
   const std::vector<uint64_t> sizes = tb::plane_sizes(c);
   TB_EXPECT(expect_cover(until_final(streams.weights, "weight bursts"),

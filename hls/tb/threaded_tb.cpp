@@ -44,13 +44,23 @@ const Case kCases[] = {
     {"many blocks of two groups of tiles", 0, 16 * kRow, 30 * kStep, 4, 16, 2, 4, 1, 2, kStep},
 };
 
+// Steps of one layer, one after the other; later ones go on with the states of the first.
+const Case kSteps[] = {
+    {"first step", bbs::kFlagLstm | bbs::kFlagTable | bbs::kFlagStateIn, 3 * 16 * kRow, 32, 3, 16,
+     2, 4, 2, 2, 1},
+    {"step of many blocks", bbs::kFlagLstm | bbs::kFlagTable, 2 * 8 * kRow, 32, 3, 8, 3, 4, 2, 1,
+     1},
+    {"last step", bbs::kFlagGru | bbs::kFlagStateOut, 2 * 8 * kRow, 32, 2, 8, 3, 4, 2, 2, 40},
+};
+
 bbs::Command command_of(const Case& k) {
   bbs::Command c = {};
   c.op = bbs::kOpMatrix;
   c.signature = bbs::kSignature;
   c.flags = (k.flags & bbs::kBuiltFlags) | bbs::kFlagToMemory;
   c.features = c.input_stride = tb::round_up(k.features, bbs::kPack);
-  c.rows = c.output_stride = tb::round_up(k.rows, bbs::kRowStep);
+  c.rows = tb::round_up(k.rows, tb::row_step(c));
+  c.output_stride = tb::output_rows(c);
   c.tiles = k.tiles;
   c.last_columns = bbs::kCols;
   c.bank_size = k.bank_size;
@@ -62,7 +72,7 @@ bbs::Command command_of(const Case& k) {
   c.a_scale = 40000, c.b_scale = -30000, c.shift = 16;
   c.groups_per_pass = k.groups_per_pass;
   c.tiles_per_block = k.tiles_per_block;
-  c.rows_per_block = tb::round_up(k.rows_per_block, bbs::kRowStep);
+  c.rows_per_block = k.rows_per_block;
   tb::fit_loops(c);
   return c;
 }
@@ -98,6 +108,17 @@ int64_t run_layer(tb::Random& random, const bbs::Command& c, const char* name) {
   return run(program, name);
 }
 
+int64_t run_steps(tb::Random& random) {
+  tb::Program program(random);
+  for (const Case& k : kSteps) {
+    bbs::Command c = command_of(k);
+    c.shift = 2;
+    c.state_words = tb::cell_size(c) / 2;
+    program.add(tb::random_layer(random, c));
+  }
+  return run(program, "steps");
+}
+
 }  // namespace
 
 int main() {
@@ -105,6 +126,7 @@ int main() {
   tb::Random random(15);
   int64_t count = 0;
   for (const Case& k : kCases) count += run_layer(random, command_of(k), k.name);
+  if (bbs::kCellWords > 0) count += run_steps(random);
   for (uint32_t stride = 1; stride < 5; stride++) {
     bbs::Command c;
     if (large_image(random, stride, c)) count += run_layer(random, c, "large image");
