@@ -49,7 +49,7 @@ from .timing import PIPELINE_CYCLES, PORT_DEPTH, STEPS, Timing
 CHECK_CYCLES = 250
 #: What the first command of a run costs before anything works on it; the others are fetched and
 #: checked beside the command before them.
-RUN_CYCLES = COMMAND_WORDS + PIPELINE_CYCLES + CHECK_CYCLES
+RUN_CYCLES = 2 * (COMMAND_WORDS + PIPELINE_CYCLES) + CHECK_CYCLES
 #: From the end of a command to the start of the next one: handshakes of the region's processes,
 #: and the sums that say where the next command lies. Assumed, not measured.
 REGION_CYCLES = 20
@@ -210,9 +210,10 @@ def _next_command(layer: Layer, timing: Timing, starts: list[float]) -> float:
         if rows[at] > left:
             # All but those were taken: row by row, while each block meets its first tile.
             work = works[at]
-            end = starts[at + 1] if at + 1 < len(works) else starts[at] + work.multiply
+            end = starts[at] + work.multiply / (work.tiles if work.visits == 1 else 1)
             begin = max(begin, starts[at] + (end - starts[at]) * (1 - left / rows[at]))
+            begin += PIPELINE_CYCLES
             break
         left -= rows[at]
     table = _TABLE_WORDS if layer.c.flags & FLAG_TABLE else 0
-    return begin + table + RUN_CYCLES
+    return begin + table + COMMAND_WORDS + 2 * PIPELINE_CYCLES + CHECK_CYCLES

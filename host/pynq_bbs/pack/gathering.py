@@ -43,7 +43,7 @@ class Tiles:
 class Loading:
     """How an image is gathered: iterations, and words (of the port, or of the chain) of it.
 
-    There is an entry for each gathering of a tile, in order: groups of tiles come as often as
+    There is an entry for each gathering of a tile's kernel row, in order: groups of tiles come as often as
     there are fillings.
     """
 
@@ -127,8 +127,9 @@ def loading(c: Command, build: Build, repeats: int) -> Loading:
     trips, reads, words = [], [], []
     for g, most in enumerate(room):
         for t in [*range(g * group, min((g + 1) * group, c.tiles))] * repeats:
-            before, count_reads = now, row_reads[t]
+            count_reads = row_reads[t]
             for need in needed[t]:
+                before = now
                 if taken < need:
                     moments = [(taken, now + 1, 1)]
                     now += need - taken + _SETTLING
@@ -141,9 +142,9 @@ def loading(c: Command, build: Build, repeats: int) -> Loading:
                         moments = [*moments[-4:], (taken, (now // pace + 1) * pace, pace)]
                         taken += min(due, most - taken)
                 now += count_reads
-            trips.append(now - before)
-            reads.append(len(needed[t]) * count_reads)
-            words.append(0 if resident else taken)
+                trips.append(now - before)
+                reads.append(count_reads)
+                words.append(0 if resident else taken)
     return Loading(trips, reads, words, everything - taken)
 
 

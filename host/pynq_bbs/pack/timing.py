@@ -40,7 +40,8 @@ class Work:
     slowest: float  # cycles of the slowest of the other stages, and of the memory
     come: float  # cycles in which the weights of a visit come
     ahead: float  # of these, those for as many as wait before the block buffer
-    moved: float  # words of memory
+    planes: int  # words of weights and indices
+    moved: int  # words of memory in all
     ports: float  # that move them
 
 
@@ -65,6 +66,8 @@ class Timing:
         self._resident = bool(c.flags & FLAG_RESIDENT_WEIGHTS)
         self._full = self._works(layer.full)
         self._last = self._works(layer.last) if layer.groups > 1 else self._full
+        #: Parts of a tile that are gathered one after the other, each with pixels to wait for.
+        self._parts = c.kernel_height if layer.image else 1
         if layer.image:
             loading = layer.loading
             self._trips: Sequence[int] = loading.trips
@@ -100,7 +103,17 @@ class Timing:
             come = max(weights, unpack, words / self.rate) / visits if unpack else 0.0
             ahead = come * min(1.0, self._queue * visits / max(unpack, 1))
             works.append(
-                Work(int(f.multiply[i]), tiles, visits, slowest, come, ahead, moved, ports / busiest)
+                Work(
+                    multiply=int(f.multiply[i]),
+                    tiles=tiles,
+                    visits=visits,
+                    slowest=slowest,
+                    come=come,
+                    ahead=ahead,
+                    planes=planes,
+                    moved=moved,
+                    ports=ports / busiest,
+                )
             )
         return works
 
@@ -122,7 +135,7 @@ class Timing:
         for number, work in enumerate([*works, None]):
             if work is not None:  # is brought while `busy` is worked on
                 stall, brought, taken = self._bring(number, work, busy, begin, gathering)
-                writes = self._writes(number) * work.tiles
+                writes = self._writes(number) * work.tiles * self._parts
             if busy is not None:
                 rest = busy.multiply + (stall if work is not None else 0.0)
                 end, weights = _finish(busy, begin, begin + rest, weights)
@@ -146,10 +159,10 @@ class Timing:
         return STEPS + (PIPELINE_CYCLES if layer.from_memory else 0)
 
     def _writes(self, number: int) -> int:
-        """To the vector buffer, of each tile of a filling."""
+        """To the vector buffer, of each part of a filling."""
         layer = self.layer
         if layer.image:
-            return steps(layer.c, layer.build)
+            return steps(layer.c, layer.build) // self._parts
         return int(layer.last.features[number % layer.last.count]) // layer.pack
 
     def _bring(
@@ -161,38 +174,48 @@ class Timing:
         writes they take beside their work.
         """
         writes, pace = self._writes(number), self.layer.c.pace
-        taken = min(writes * work.tiles, -(-busy.multiply // pace)) if busy else 0
-        slow = self._slow(busy)
+        taken = min(writes * work.tiles * self._parts, -(-busy.multiply // pace)) if busy else 0
+        words = self._fill_words(number, work.tiles, writes, gathering)
+        slow = self._slow(words, busy)
         stall = 0.0
         if not self.layer.image:
             gathering.now += ENTERED if number else 0
-        for tile in range(work.tiles):
-            trips, reads, words = self._tile(number, tile, writes)
+        for part in range(work.tiles * self._parts):
+            trips, reads, words = self._part(number, part, writes)
             ahead = _WRITES_DEPTH + PIPELINE_CYCLES * writes // max(reads, 1)
-            done = self._fetch(gathering, gathering.now + trips, words, slow)
-            last = (tile + 1) * writes - ahead
+            before = gathering.now
+            there = done = self._fetch(gathering, before + trips, words, slow)
+            first = there - reads if self.layer.image else before
+            last = (part + 1) * writes - ahead
             if busy and last > 0:  # there is room when the multipliers have taken this one
                 beside = begin + stall + min(last, taken) * pace
                 done = max(done, beside + max(last - taken, 0))
             gathering.now = done
-            for at, when in ((tile * writes, done - reads), ((tile + 1) * writes - 1, done)):
+            for at, when in ((part * writes, first), ((part + 1) * writes - 1, there)):
                 if at < taken:
                     stall = max(stall, when + PIPELINE_CYCLES - begin - at * pace)
         return stall, gathering.now, taken
 
-    def _tile(self, number: int, tile: int, writes: int) -> tuple[int, int, int]:
-        """Iterations of the gathering, those that make writes, and words taken, for one tile."""
+    def _part(self, number: int, part: int, writes: int) -> tuple[int, int, int]:
+        """Iterations of the gathering, those that make writes, and words taken, for one part."""
         layer = self.layer
         if layer.image:
             group, again = divmod(number, layer.last.count)
             first = group * layer.c.tiles_per_block * layer.last.count
             size = layer.last.tiles if group == layer.groups - 1 else layer.full.tiles
-            at = first + again * size + tile
+            at = (first + again * size) * self._parts + part
             return self._trips[at], self._reads[at], self._words[at]
         if layer.from_memory:
             trips = writes * layer.build.cols * layer.pack // PORT_BYTES
             return trips, trips, -trips
         return writes, writes, 0
+
+    def _fill_words(self, number: int, tiles: int, writes: int, gathering: Gathering) -> int:
+        """Words of the input that a filling takes."""
+        if not self.layer.from_memory:
+            return 0
+        words = self._part(number, tiles * self._parts - 1, writes)[2]
+        return -words * tiles if words < 0 else words - gathering.words
 
     def _fetch(self, gathering: Gathering, done: float, words: int, slow: float) -> float:
         """When the words of a tile have come, `done` at the earliest; `words` since the command
@@ -218,16 +241,24 @@ class Timing:
         """Whether the features of neighbouring tiles come in one run."""
         return bool(self.layer.last.features[0] == self.layer.c.input_stride)
 
-    def _slow(self, busy: Work | None) -> float:
-        """Cycles for a word of the input while `busy` is worked on: the memory serves the ports
-        in turn, until those have all they want."""
+    def _slow(self, words: int, busy: Work | None) -> float:
+        """Cycles for each of the `words` of the input that come while `busy` is worked on.
+
+        The memory serves the ports in turn, until those have all they want.
+        """
         alone = max(1.0, 1 / self.rate)
-        other = busy if busy is not None else self._full[0]
-        if other.multiply == 0:
+        if words == 0:
             return alone
-        wanted = min(other.moved / max(other.slowest, other.multiply, 1), self.rate)
-        fair = (1 + other.ports) / self.rate
-        return max(1.0, min(fair, 1 / max(self.rate - wanted, 1e-6)))
+        if busy is None:  # the first weights, as many as wait before the block buffer
+            busy = self._full[0]
+            others = busy.planes / busy.visits * busy.ahead / busy.come if busy.come else 0.0
+        else:
+            others = busy.moved
+        if others == 0:
+            return alone
+        shared = max((1 + busy.ports) / self.rate, alone)
+        together = min(others * shared / busy.ports, words * shared)
+        return (together + (words - together / shared) * alone) / words
 
 
 def _finish(work: Work, begin: float, end: float, weights: float) -> tuple[float, float]:
