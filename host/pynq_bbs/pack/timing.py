@@ -226,8 +226,11 @@ class Timing:
         gathering.words += more
         if more:
             if words < 0:  # tiles of features are runs of their own if they are not all read
-                slow += PIPELINE_CYCLES / more * (self.layer.c.input_stride * self.layer.c.tiles > 0
-                                                  and not self._joined())
+                slow += (
+                    PIPELINE_CYCLES
+                    / more
+                    * (self.layer.c.input_stride * self.layer.c.tiles > 0 and not self._joined())
+                )
             else:
                 slow += self._latency
             ahead = PORT_DEPTH + PIPELINE_CYCLES
