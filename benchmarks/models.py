@@ -57,7 +57,9 @@ class Network:
         weights = self._rng.integers(-127, 128, shape).astype(np.int8)
         name = f"conv{len(self._layers)}"
         if not depthwise and not keep_dense and self._sparsity:
-            bank = choose_bank(channels, self._sparsity, min(channels, 64), 1)
+            taps = kernel[0] * kernel[1]
+            largest = min(channels, 64)
+            bank = choose_bank(channels, self._sparsity, largest, self._lanes, taps=taps)
             flat = weights.transpose(0, 2, 3, 1).reshape(-1, channels)
             kept = bank_prune(np.ascontiguousarray(flat), *bank)
             weights = np.ascontiguousarray(

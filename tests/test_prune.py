@@ -128,6 +128,8 @@ def test_choose_bank_examples():
     assert choose_bank(640, 0.0, 64, 8) == (1, 1)
     assert choose_bank(640, 0.75, 16, 32, lambda size: size % 8 == 0) == (8, 2)
     assert choose_bank(128, 0.5, 4, 8) == (4, 2)
+    assert choose_bank(64, 0.75, 64, 8, taps=1) == (8, 2)
+    assert choose_bank(16, 0.75, 16, 8, taps=9) == (4, 1)
     assert choose_bank(128, 0.33333, 3, 8) == (3, 2)
 
 

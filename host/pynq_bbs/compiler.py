@@ -95,8 +95,10 @@ def _bank(
         return choose_bank(features, sparsity, bank_size, build.lanes, build.takes_bank)
     if layer.groups > 1 or layer.maximum or sparsity == 0:
         return None
-    try:  # channels of one tap: whatever their number, taps fill the lanes
-        return choose_bank(features, sparsity, min(bank_size, features), 1, build.takes_bank)
+    taps = layer.weights.shape[2] * layer.weights.shape[3]
+    largest = min(bank_size, features)
+    try:
+        return choose_bank(features, sparsity, largest, build.lanes, build.takes_bank, taps)
     except InputError:
         return None
 

@@ -73,6 +73,7 @@ def choose_bank(
     bank_size: int,
     lanes: int,
     takes: Callable[[int], bool] = lambda size: True,
+    taps: int = 1,
 ) -> tuple[int, int]:
     """Bank size S and keep k of a layer, so that as few lanes as possible idle.
 
@@ -83,6 +84,7 @@ def choose_bank(
         bank_size: the largest S to take, 1 to 256. Larger banks prune more freely.
         lanes: banks that the engine works on in a cycle.
         takes: which bank sizes the engine can work with.
+        taps: of a window; each has `features` channels, cut into banks of their own.
 
     Returns:
         (S, k). The S with the least padding of K to a multiple of `lanes * S`, of those the
@@ -116,7 +118,8 @@ def choose_bank(
 
     def cost(choice: tuple[int, int]) -> tuple[int, int]:
         size = choice[0]
-        return -features % (lanes * size), preferred * size
+        groups = -(-taps * -(-features // size) // lanes)
+        return groups * lanes * size, preferred * size
 
     return min(choices, key=cost)
 
