@@ -36,18 +36,27 @@ inline TotalWord add_pass(const Command& c, const Visit& visit, const RowWord& p
                           const SumWord& sum, const SumWord& before) {
 #pragma HLS INLINE
   const bool maximum = has(c, kFlagMaximum);
+  const bool one_bias = has(c, kFlagSumColumns);
   TotalWord total;
 sums:
   for (int i = 0; i < kWide; i++) {
 #pragma HLS UNROLL
-    const uint32_t bias = (uint32_t)parameters.v[i / kCols];
-    const bool biased = !has(c, kFlagSumColumns) || i % kCols == 0;
-    const int32_t start = visit.first_pass ? (int32_t)(biased ? bias : 0) : before.v[i];
-    // The larger of two is their sum without the other one: no choice behind the adder.
-    const bool larger = start > sum.v[i];
-    const uint32_t first = maximum && !larger ? 0 : (uint32_t)start;
-    const uint32_t second = maximum && larger ? 0 : (uint32_t)sum.v[i];
-    total.v[i] = (int32_t)(first + second);
+    const int32_t bias = (int32_t)(uint32_t)parameters.v[i / kCols];
+    const int32_t begin = one_bias && i % kCols != 0 ? 0 : bias;
+    total.v[i] = visit.first_pass ? begin : before.v[i];
+  }
+  if (maximum) {
+  larger:
+    for (int i = 0; i < kWide; i++) {
+#pragma HLS UNROLL
+      if (sum.v[i] > total.v[i]) total.v[i] = sum.v[i];
+    }
+  } else {
+  additions:
+    for (int i = 0; i < kWide; i++) {
+#pragma HLS UNROLL
+      total.v[i] = (int32_t)((uint32_t)total.v[i] + (uint32_t)sum.v[i]);
+    }
   }
 multipliers:
   for (int r = 0; r < kRows; r++) {
@@ -55,6 +64,59 @@ multipliers:
     total.multiplier[r] = (uint32_t)(parameters.v[r] >> 32);
   }
   return total;
+}
+
+// Where the rows of a visit stand.
+struct Rows {
+  Visit visit;
+  uint32_t period;  // cycles of a tile
+  uint32_t cycle;   // of the tile
+  uint32_t row;
+  uint32_t part;    // row of the row group
+  uint32_t place;   // of this row group and tile among the partial sums
+  uint32_t tile;    // counted from 1
+  RowWord parameters;
+};
+
+inline void start_rows(const Visit& visit, Rows& at) {
+#pragma HLS INLINE
+  at.visit = visit;
+  // Parameters come a row a cycle, so a row group takes ROWS cycles.
+  const uint32_t row_cycles = visit.rows * kRows;
+  at.period = row_cycles < kReuseDistance ? kReuseDistance : row_cycles;
+  at.cycle = at.row = at.place = 0;
+  at.tile = 1;
+}
+
+// The parameters of one more row, and with the last one of a row group its sums.
+inline void add_row(const Command& c, Rows& at, WordStream& row_words, SumStream& sums,
+                    RowWord* rows, SumWord* partial, TotalStream& totals) {
+#pragma HLS INLINE
+  // The first tile takes the row parameters from the stream and keeps them.
+  if (at.tile == 1)
+    at.parameters.v[at.part] = row_words.read();
+  else if (at.part == 0)
+    at.parameters = rows[at.row];
+  if (++at.part < kRows) return;
+  at.part = 0;
+  if (at.tile == 1) rows[at.row] = at.parameters;
+  const SumWord sum = sums.read();
+  // With one pass there may be more places than the buffer has, and none is needed.
+  const SumWord& before = partial[at.visit.first_pass ? 0 : at.place];
+  TotalWord total = add_pass(c, at.visit, at.parameters, sum, before);
+  if (at.visit.last_pass) {
+    if (has(c, kFlagSumColumns)) sum_columns(total);
+    total.last_tile = at.visit.last_group && at.tile == at.visit.tiles;
+    totals.write(total);
+  } else {
+  keep_sums:
+    for (int k = 0; k < kWide; k++) {
+#pragma HLS UNROLL
+      partial[at.place].v[k] = total.v[k];
+    }
+  }
+  at.place++;
+  at.row++;
 }
 
 inline void accumulate(const Command c, VisitStream& visits, WordStream& row_words,
@@ -76,16 +138,9 @@ table:
 #pragma HLS PIPELINE II=1
     table_words.write(row_words.read());
   }
-  Visit visit = {};
-  uint32_t period = 0;
-  uint32_t cycle = 0;   // of the tile
-  uint32_t row = 0;
-  uint32_t part = 0;    // row of the row group
-  uint32_t place = 0;   // of this row group and tile in `partial`
-  uint32_t tile = 0;    // counted from 1
-  RowWord parameters = {};
+  Rows at = {};
   bool fresh = true;    // the next cycle begins a visit
-  bool over = false;
+  bool over = is_nothing(c);
 rows:
   while (!over) {
 #pragma HLS PIPELINE II=1
@@ -93,50 +148,15 @@ rows:
 #pragma HLS DEPENDENCE variable=rows inter RAW distance=4 true
     // A place is read a visit after it was written, which is a period at least.
 #pragma HLS DEPENDENCE variable=partial inter RAW distance=4 true
-    if (fresh) {
-      visit = visits.read();
-      // Parameters come a row a cycle, so a row group takes ROWS cycles.
-      const uint32_t row_cycles = visit.rows * kRows;
-      period = row_cycles < kReuseDistance ? kReuseDistance : row_cycles;
-      cycle = row = place = 0;
-      tile = 1;
-      fresh = false;
-    }
-    if (row < visit.rows) {
-      // The first tile takes the row parameters from the stream and keeps them.
-      if (tile == 1)
-        parameters.v[part] = row_words.read();
-      else if (part == 0)
-        parameters = rows[row];
-      if (++part == kRows) {
-        part = 0;
-        if (tile == 1) rows[row] = parameters;
-        const SumWord sum = sums.read();
-        // With one pass there may be more places than the buffer has, and none is needed.
-        const SumWord before = partial[visit.first_pass ? 0 : place];
-        TotalWord total = add_pass(c, visit, parameters, sum, before);
-        SumWord after;
-      keep_sums:
-        for (int k = 0; k < kWide; k++) {
-#pragma HLS UNROLL
-          after.v[k] = total.v[k];
-        }
-        if (has(c, kFlagSumColumns)) sum_columns(total);
-        total.last_tile = visit.last_group && tile == visit.tiles;
-        if (visit.last_pass)
-          totals.write(total);
-        else
-          partial[place] = after;
-        place++;
-        row++;
-      }
-    }
-    if (++cycle == period) {
-      cycle = 0;
-      row = 0;
-      fresh = tile == visit.tiles;
-      over = fresh && visit.final;
-      tile++;
+    if (fresh) start_rows(visits.read(), at);
+    fresh = false;
+    if (at.row < at.visit.rows) add_row(c, at, row_words, sums, rows, partial, totals);
+    if (++at.cycle == at.period) {
+      at.cycle = 0;
+      at.row = 0;
+      fresh = at.tile == at.visit.tiles;
+      over = fresh && at.visit.final;
+      at.tile++;
     }
   }
 }

@@ -23,10 +23,17 @@ struct Shape {
   uint32_t chain_change;    // words in the chain afterwards less those before, modulo 2^32
 };
 
-// A quotient without its remainder: HLS builds a divider for each.
+// A divider takes 32 cycles and as many LUTs as a process: a function of its own, so that all
+// quotients share one (ALLOCATION). They are worked out while another command runs.
 inline uint32_t divide_up(uint32_t a, uint32_t b) {
-#pragma HLS INLINE
+#pragma HLS INLINE off
   return a == 0 ? 0 : (a - 1) / b + 1;
+}
+
+// Column tiles of so many columns: a constant divides with less.
+inline uint32_t tiles_of(uint32_t columns) {
+#pragma HLS INLINE
+  return columns == 0 ? 0 : (columns - 1) / kCols + 1;
 }
 
 // Counts and offsets are products of two dozen pairs a command, three or four DSPs each where they
@@ -44,9 +51,29 @@ inline uint32_t scaled(uint32_t value, uint32_t factor) {
   return product;
 }
 
+// Flags that this build has something for. A maximum and sums of columns are for the windows of an
+// image; tensors are combined in networks of images and in recurrent ones. Matrices alone do not
+// pay for any.
+constexpr uint32_t kKnownFlags = 2 * (uint32_t)kFlagStateOut - 1;
+constexpr uint32_t kImageFlags = kFlagImage | kFlagMaximum | kFlagSumColumns | kFlagResidentInput;
+constexpr uint32_t kCellFlags = kFlagStateZero | kFlagStateIn | kFlagStateOut;
+constexpr uint32_t kBuiltFlags =
+    kKnownFlags & ~(kImageWords == 0 ? kImageFlags : 0u) & ~(kCellWords == 0 ? kCellFlags : 0u) &
+    ~(kImageWords == 0 && kCellWords == 0 ? (uint32_t)kFlagResidual : 0u);
+
+// A constant where the build has nothing for the flag, so that nothing is built; a command that
+// asks for it is refused.
 inline bool has(const Command& c, Flag flag) {
 #pragma HLS INLINE
-  return (c.flags & flag) != 0;
+  return (c.flags & kBuiltFlags & flag) != 0;
+}
+
+// What runs before the first command: every process ends at once. No command in memory has it.
+constexpr uint32_t kNoOp = 0xffffffff;
+
+inline bool is_nothing(const Command& c) {
+#pragma HLS INLINE
+  return c.op == kNoOp;
 }
 
 // Whether the weights outlive the command in the block buffer.
@@ -58,7 +85,7 @@ inline bool keeps_block(const Command& c) {
 // An LSTM or GRU step: a unit has kGates rows and one output.
 inline bool is_cell(const Command& c) {
 #pragma HLS INLINE
-  return has(c, kFlagLstm) || has(c, kFlagGru);
+  return kCellWords > 0 && (has(c, kFlagLstm) || has(c, kFlagGru));
 }
 
 // Features of the output that `rows` rows give.
@@ -122,7 +149,7 @@ inline Shape derive_shape(const Command& c) {
   // With one pass the features stay while all rows go by; with more, every visit loads its own.
   const uint32_t meetings = (uint32_t)times(s.tile_groups, s.blocks);
   s.fills = s.passes == 1 ? s.tile_groups : (uint32_t)times(meetings, s.passes);
-  s.image_tiles = divide_up((uint32_t)times(c.height, c.width), kCols);
+  s.image_tiles = tiles_of((uint32_t)times(c.height, c.width));
   s.channel_blocks = divide_up(c.channels, c.bank_size);
   s.totals = (uint32_t)times(s.row_groups, c.tiles);
   s.chain_change = 0;
@@ -132,19 +159,20 @@ inline Shape derive_shape(const Command& c) {
 inline Status check_cell_flags(const Command& c) {
 #pragma HLS INLINE
   const bool in = has(c, kFlagStateIn), out = has(c, kFlagStateOut), zero = has(c, kFlagStateZero);
-  if (!is_cell(c)) return in || out || zero ? kStatusBadOp : kStatusOk;
+  if (!has(c, kFlagLstm) && !has(c, kFlagGru)) return in || out || zero ? kStatusBadOp : kStatusOk;
   if (has(c, kFlagLstm) && has(c, kFlagGru)) return kStatusBadOp;
   if (has(c, kFlagSumsOut) || has(c, kFlagResidual) || has(c, kFlagSumColumns)) return kStatusBadOp;
   if (has(c, kFlagGru) && c.shift > 8) return kStatusBadOp;
   if (in && zero) return kStatusBadOp;
   // States go where outputs go, so the chain must not take them for activations.
-  return out && has(c, kFlagToChain) ? kStatusBadOp : kStatusOk;
+  if (out && has(c, kFlagToChain)) return kStatusBadOp;
+  return kCellWords == 0 ? kStatusCellOverflow : kStatusOk;
 }
 
 inline Status check_flags(const Command& c) {
 #pragma HLS INLINE
-  const uint32_t known = 2 * (uint32_t)kFlagStateOut - 1;
-  if (c.op != kOpMatrix || (c.flags & ~known)) return kStatusBadOp;
+  if (kImageWords == 0 && (c.flags & kFlagImage)) return kStatusBadImage;
+  if (c.op != kOpMatrix || (c.flags & ~kBuiltFlags)) return kStatusBadOp;
   const bool sums = has(c, kFlagSumsOut);
   if (sums && (has(c, kFlagTable) || has(c, kFlagToChain) || has(c, kFlagResidual)))
     return kStatusBadOp;
@@ -161,8 +189,9 @@ inline Status check_bank(const Command& c) {
 #pragma HLS INLINE
   if (c.bank_size < 1 || c.bank_size > 256 || c.keep < 1 || c.keep > c.bank_size)
     return kStatusBadBank;
+  const bool halves = (c.bank_size & (c.bank_size - 1)) == 0;  // and kPack is a power of two
   // Banks fill whole activation words, or words fill whole banks.
-  const bool nested = c.bank_size < kPack ? kPack % c.bank_size == 0 : c.bank_size % kPack == 0;
+  const bool nested = c.bank_size < kPack ? halves : c.bank_size % kPack == 0;
   if (!nested || c.bank_size > (1u << kIndexBits)) return kStatusBadBank;
   if (has(c, kFlagDense))
     return c.keep == c.bank_size && c.index_bits == 0 ? kStatusOk : kStatusBadBank;
@@ -308,7 +337,8 @@ inline Status check_chain(const Command& c, uint32_t chain_level, Shape& s) {
 inline Status check_command(const Command& c, uint32_t memory_words, uint32_t chain_level,
                             Shape& s) {
 #pragma HLS INLINE off
-#pragma HLS ALLOCATION function instances=times limit=2
+#pragma HLS ALLOCATION function instances=times limit=1
+#pragma HLS ALLOCATION function instances=divide_up limit=1
 #pragma HLS ALLOCATION function instances=plane_row_words limit=1
   if (c.signature != kSignature) return kStatusBadSignature;
   Status status = check_flags(c);

@@ -47,8 +47,8 @@ command_words:
 // One command at a time. Called from a loop outside, never looped over here: overlapping two
 // commands would let a layer read what the one before has not yet written. Command and shape go
 // to the processes by value: scalars may have several readers in a region, memories may not.
-void run_command(const Command c, const Shape s, const Next next, const word_t* program,
-                 const word_t* weights, const word_t* indices, const word_t* activations,
+void run_command(const Command c, const Shape s, const Next next, const bool more,
+                 const uint32_t offset, const word_t* program, const word_t* weights, const word_t* indices, const word_t* activations,
                  const word_t* residuals, word_t* results, ImageWord image[kImageDepth],
                  WeightWord block[kBlockWords], CellWord cells[kCellDepth],
                  ChainStream& chain, Job& job) {
@@ -71,7 +71,7 @@ void run_command(const Command c, const Shape s, const Next next, const word_t* 
   WordStream feature_words("feature_words");
   WordStream residual_words("residual_words");
   WordStream outputs("outputs");
-  // Six block RAMs for 64 words each would be nearly empty.
+  // A block RAM for 64 words each would be nearly empty.
 #pragma HLS BIND_STORAGE variable=weight_words type=fifo impl=lutram
 #pragma HLS BIND_STORAGE variable=index_words type=fifo impl=lutram
 #pragma HLS BIND_STORAGE variable=row_words type=fifo impl=lutram
@@ -79,6 +79,8 @@ void run_command(const Command c, const Shape s, const Next next, const word_t* 
 #pragma HLS BIND_STORAGE variable=residual_words type=fifo impl=lutram
 #pragma HLS BIND_STORAGE variable=outputs type=fifo impl=lutram
   ColumnsStream tile_columns("tile_columns");
+  // Two words only, but wide ones: a LUT holds more bits as a memory than as a shift register.
+#pragma HLS BIND_STORAGE variable=tile_columns type=fifo impl=lutram
   VectorWriteStream vector_writes("vector_writes");
   WeightStream csb_words("csb_words");
   SumStream sums("sums");
@@ -88,14 +90,15 @@ void run_command(const Command c, const Shape s, const Next next, const word_t* 
   VisitStream cell_visits("cell_visits");
   WordStream states("states");
   WordStream requantised("requantised");
+#pragma HLS BIND_STORAGE variable=states type=fifo impl=lutram
+#pragma HLS BIND_STORAGE variable=requantised type=fifo impl=lutram
   BBS_REGION;
   BBS_PROCESS(sequence(c, s, weight_bursts, index_bursts, row_bursts, act_bursts,
                        residual_bursts, store_bursts, tile_fills, fills, unpack_visits,
                        multiply_visits, accumulate_visits, cell_visits));
   BBS_PROCESS(fetch(weights, weight_bursts, weight_words));
   BBS_PROCESS(fetch(indices, index_bursts, index_words));
-  BBS_PROCESS(fetch_program(program, row_bursts, next.exists, next.offset, row_words,
-                            next_words));
+  BBS_PROCESS(fetch_program(program, row_bursts, more, offset, row_words, next_words));
   BBS_PROCESS(fetch(activations, act_bursts, feature_words));
   BBS_PROCESS(fetch(residuals, residual_bursts, residual_words));
   BBS_PROCESS(unpack(c, unpack_visits, weight_words, index_words, csb_words));
@@ -117,6 +120,31 @@ chain_words:
 #pragma HLS PIPELINE II=1
     chain.read();
   }
+}
+
+// What the driver holds against the build that it expects.
+void report_build(uint32_t* version, uint32_t* lanes, uint32_t* rows, uint32_t* cols,
+                  uint32_t* requant_units, uint32_t* taps, uint32_t* vector_words,
+                  uint32_t* block_words, uint32_t* queue_words, uint32_t* block_rows,
+                  uint32_t* sum_words, uint32_t* image_words, uint32_t* chain_words,
+                  uint32_t* fabric_lanes, uint32_t* index_bits, uint32_t* cell_words) {
+#pragma HLS INLINE
+  *version = kVersion;
+  *lanes = kLanes;
+  *rows = kRows;
+  *cols = kCols;
+  *requant_units = kRequantUnits;
+  *taps = kTaps;
+  *vector_words = kVectorWords;
+  *block_words = kBlockWords;
+  *queue_words = kQueueWords;
+  *block_rows = kBlockRows;
+  *sum_words = kSumWords;
+  *image_words = kImageWords;
+  *chain_words = kChainWords;
+  *fabric_lanes = kFabricLanes;
+  *index_bits = kIndexBits;
+  *cell_words = kCellWords;
 }
 
 }  // namespace
@@ -154,51 +182,29 @@ void bbs_engine(const uint64_t* program, const uint64_t* weights, const uint64_t
   bbs::ChainStream chain("chain");
   uint32_t chain_level = 0;
 
-  *version = bbs::kVersion;
-  *lanes = bbs::kLanes;
-  *rows = bbs::kRows;
-  *cols = bbs::kCols;
-  *requant_units = bbs::kRequantUnits;
-  *taps = bbs::kTaps;
-  *vector_words = bbs::kVectorWords;
-  *block_words = bbs::kBlockWords;
-  *queue_words = bbs::kQueueWords;
-  *block_rows = bbs::kBlockRows;
-  *sum_words = bbs::kSumWords;
-  *image_words = bbs::kImageWords;
-  *chain_words = bbs::kChainWords;
-  *fabric_lanes = bbs::kFabricLanes;
-  *index_bits = bbs::kIndexBits;
-  *cell_words = bbs::kCellWords;
+  bbs::report_build(version, lanes, rows, cols, requant_units, taps, vector_words, block_words,
+                    queue_words, block_rows, sum_words, image_words, chain_words, fabric_lanes,
+                    index_bits, cell_words);
 
+  // Before the first command comes one that does nothing, but the first is brought and checked
+  // beside it: a second place for that would be a second copy of the check.
   uint32_t done = 0;
-  bbs::Job job;
-  job.status = bbs::kStatusOk;
-  if (command_count > 0) {
-    const bool inside = (uint64_t)first_command + bbs::kCommandWords <= memory_words;
-    const bbs::Next first = {first_command, inside, memory_words, 0};
-    bbs::CommandStream words("first_words");
-  first_command_words:
-    for (uint32_t i = 0; i < (inside ? bbs::kCommandWords : 0); i++) {
-#pragma HLS PIPELINE II=1
-      words.write(program[first_command + i]);
-    }
-    bbs::prepare(first, words, job);
-    if (!inside) job.status = bbs::kStatusOutOfMemoryRange;
-  }
+  uint32_t begun = 0;
+  bbs::Job job = {};
+  job.command.op = bbs::kNoOp;
 commands:
-  while (done < command_count && job.status == bbs::kStatusOk) {
-    done++;
+  while (command_count > 0 && begun <= command_count && job.status == bbs::kStatusOk) {
     chain_level += job.shape.chain_change;
-    const uint64_t offset = first_command + (uint64_t)done * bbs::kCommandWords;
+    const uint64_t offset = first_command + (uint64_t)begun * bbs::kCommandWords;
     const bool inside = offset + bbs::kCommandWords <= memory_words;
-    const bool more = done < command_count;
+    const bool more = begun < command_count;
     const bbs::Next next = {(uint32_t)offset, more && inside, memory_words, chain_level};
     const bbs::Job now = job;
-    bbs::run_command(now.command, now.shape, next, program, weights, indices, activations,
-                     residuals, results, image, block, cells, chain, job);
+    bbs::run_command(now.command, now.shape, next, next.exists, next.offset, program, weights,
+                     indices, activations, residuals, results, image, block, cells, chain, job);
     if (more && !inside) job.status = bbs::kStatusOutOfMemoryRange;
     if (!more) job.status = bbs::kStatusOk;
+    done = begun++;
   }
   bbs::drain(chain, chain_level);
   *status = job.status;

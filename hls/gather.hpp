@@ -43,7 +43,10 @@ bytes:
 // Banks that share an activation word: more than one where banks are narrower than a word.
 inline uint32_t banks_of_word(const Command& c) {
 #pragma HLS INLINE
-  return c.bank_size < kPack ? kPack / c.bank_size : 1;
+  // Checked: a power of two there, so that no divider is needed.
+  const uint32_t half = kPack >= 2 ? kPack / 2 : 1, quarter = kPack >= 4 ? kPack / 4 : 1;
+  if (c.bank_size >= kPack) return 1;
+  return c.bank_size == 1 ? kPack : c.bank_size == 2 ? half : quarter;
 }
 
 // The features of an activation word, each bank's at the front of a word of its own.
@@ -199,30 +202,83 @@ inline void next_channel(const Command& c, uint32_t taps, Walk& walk) {
   walk.done = ++walk.kernel_y == c.kernel_height;
 }
 
+// Pixel of a window that is tap `tap` of each column, whatever lies there.
+inline void pick_pixels(uint32_t stride, const Window& window, int tap, int8_t pixels[kCols]) {
+#pragma HLS INLINE
+  const int8_t* first = window.v + tap;
+  if (stride == 1) {
+  ones:
+    for (uint32_t col = 0; col < kCols; col++) {
+#pragma HLS UNROLL
+      pixels[col] = first[col];
+    }
+  } else {
+  others:
+    for (uint32_t col = 0; col < kCols; col++) {
+#pragma HLS UNROLL
+      pixels[col] = stride == 2   ? first[col % kHalf * 2]
+                    : stride == 4 ? first[col % kQuarter * 4]
+                                  : first[0];
+    }
+  }
+}
+
+// What decides which pixels count, the same for all columns of a tap.
+struct Bounds {
+  int16_t right;   // from where the window begins
+  int16_t down;
+  int16_t least_x;
+  int16_t end_x;
+  int16_t height;
+  int16_t begin;   // columns that this read serves
+  int16_t end;
+  act_t pad;
+};
+
+// Pixels into the columns of a word, padding where they lie beside the image. A function of its
+// own because g++ works on all columns at once only where it knows that nothing overlaps.
+#ifndef __SYNTHESIS__
+__attribute__((noinline))
+#endif
+inline void place_pixels(const int16_t* __restrict window_x, const int16_t* __restrict window_y,
+                         const int8_t* __restrict pixels, const Bounds bounds,
+                         act_t* __restrict word) {
+#pragma HLS INLINE
+columns:
+  for (int16_t col = 0; col < kCols; col++) {
+#pragma HLS UNROLL
+    // All within 16 bits (check_image). The sum with `right` is the same for all taps.
+    const int16_t x = (int16_t)(window_x[col] + bounds.right);
+    const int16_t y = (int16_t)(window_y[col] + bounds.down);
+    const act_t pixel = pixels[col];
+    const act_t before = word[col];
+    const bool inside = (x >= bounds.least_x) & (x < bounds.end_x) & (y >= 0) & (y < bounds.height);
+    const bool covered = (col >= bounds.begin) & (col < bounds.end);
+    const act_t value = inside ? pixel : bounds.pad;
+    word[col] = covered ? value : before;
+  }
+}
+
 // The pixels of one read, as far as they are taps of its columns.
 inline void pick_taps(const Command& c, const TileColumns& tile, const Walk& walk,
                       const Window& window, uint32_t end, VectorWrite& write) {
 #pragma HLS INLINE
-  const int32_t down = (int32_t)scaled(walk.kernel_y, c.dilation_y);
+  Bounds bounds;
+  bounds.right = (int16_t)scaled(walk.kernel_x, c.dilation_x);
+  bounds.down = (int16_t)scaled(walk.kernel_y, c.dilation_y);
+  bounds.height = (int16_t)c.height;
+  bounds.begin = (int16_t)walk.column;
+  bounds.end = (int16_t)end;
+  bounds.pad = (act_t)c.pad_value;
 taps:
-  for (int i = 0; i < kTaps; i++) {
+  for (int16_t i = 0; i < kTaps; i++) {
 #pragma HLS UNROLL
-    const int32_t right = (int32_t)scaled(walk.kernel_x, c.dilation_x);
-  columns:
-    for (uint32_t col = 0; col < kCols; col++) {
-#pragma HLS UNROLL
-      const int8_t pixel = c.stride_x == 1   ? window.v[col + i]
-                           : c.stride_x == 2 ? window.v[col % kHalf * 2 + i]
-                           : c.stride_x == 4 ? window.v[col % kQuarter * 4 + i]
-                                             : window.v[i];
-      // All within 16 bits (check_image). The sum with `right` is the same for all taps.
-      const int16_t x = (int16_t)(tile.x[col] + right);
-      const bool inside = x >= -i && x < (int16_t)c.width - i && tile.y[col] >= -down &&
-                          tile.y[col] < (int16_t)c.height - down;
-      const act_t value = inside ? pixel : (act_t)c.pad_value;
-      const bool covered = col >= walk.column && col < end;
-      write.word[i].v[col] = covered ? value : write.word[i].v[col];
-    }
+    int8_t pixels[kCols];
+#pragma HLS ARRAY_PARTITION variable=pixels complete
+    pick_pixels(c.stride_x, window, i, pixels);
+    bounds.least_x = (int16_t)-i;
+    bounds.end_x = (int16_t)(c.width - i);
+    place_pixels(tile.x, tile.y, pixels, bounds, write.word[i].v);
   }
 }
 
@@ -310,6 +366,65 @@ inline Arrival no_arrival(const Command& c, const Shape& s) {
   return arrival;
 }
 
+// Where the gathering of windows stands.
+struct Windows {
+  Fill fill;
+  TileColumns tile;
+  Walk walk;
+  uint32_t fills;      // that are still to come
+  uint32_t rest;       // tiles of the fill, this one included
+  uint32_t tile_base;  // in the vector buffer
+  uint32_t pass_place;
+  bool fresh;          // the next cycle begins a tile
+};
+
+inline void start_windows(const Shape& s, Windows& at) {
+#pragma HLS INLINE
+  at.fills = s.fills;
+  at.rest = at.tile_base = at.pass_place = 0;
+  at.fresh = true;
+  start_walk(at.walk);
+}
+
+inline void begin_tile(const Command& c, FillStream& fills, ColumnsStream& tiles, Windows& at) {
+#pragma HLS INLINE
+  if (at.rest == 0) {
+    at.fill = fills.read();
+    at.fills--;
+    at.rest = at.fill.tiles;
+    at.tile_base = 0;
+    // Where the groups of this pass begin, were all groups there: 16 bits times 9.
+    at.pass_place = (at.fill.first_group & 0xffff) * (c.bank_size & 0x1ff);
+  }
+  at.tile = tiles.read();
+  start_walk(at.walk);
+  at.fresh = false;
+}
+
+// One read of a window; with the last column of its tile the taps are complete.
+inline void gather_taps(const Command& c, const ImageWord* image, Windows& at, VectorWrite& write,
+                        VectorWriteStream& writes) {
+#pragma HLS INLINE
+  Window window;
+  read_taps(c, at.tile, at.walk, at.tile.ring_start, image, window);
+  const uint32_t end = at.walk.column + at.tile.run[at.walk.column];
+  if (at.walk.column == 0) clear_taps(c, write);
+  pick_taps(c, at.tile, at.walk, window, end, write);
+  if (end < at.tile.count) {
+    at.walk.column = end;
+    return;
+  }
+  address_taps(c, at.fill, at.walk, at.tile_base, at.pass_place, write);
+  next_channel(c, taps_at(c, at.walk), at.walk);
+  write.last = at.walk.done && at.rest == 1;
+  writes.write(write);
+  if (at.walk.done) {
+    at.fresh = true;
+    at.rest--;
+    at.tile_base += at.fill.stride;
+  }
+}
+
 // All windows of a command in one loop, so that no pipeline has to empty between tiles. A cycle
 // reads a window, or waits for its pixels; beside that it takes a word of the image, always when
 // it waits and else every `load_pace` cycles, as long as it overwrites nothing that is needed.
@@ -326,65 +441,27 @@ settle:
 #pragma HLS UNROLL
     settling.tiles[i] = arrival.tiles;
   }
-  Fill fill = {0, 0, 0, 0, 0, false};
-  TileColumns tile = {};
-  Walk walk;
-  start_walk(walk);
+  Windows at = {};
+  start_windows(s, at);
   VectorWrite write = {};
-  uint32_t fill_count = s.fills;
-  uint32_t rest = 0;       // tiles of the fill, this one included
-  uint32_t tile_base = 0;  // in the vector buffer
-  uint32_t pass_place = 0;
   uint32_t wait = c.load_pace;
-  bool fresh = true;       // the next cycle begins a tile
 windows:
-  while (fill_count > 0 || rest > 0 || arrival.tiles < s.image_tiles) {
+  while (at.fills > 0 || at.rest > 0 || arrival.tiles < s.image_tiles) {
 #pragma HLS PIPELINE II=1
     // A pixel is read `kReuseDistance` cycles after it was written, at the earliest.
 #pragma HLS DEPENDENCE variable=image inter RAW distance=4 true
     // Whatever was fetched is taken in the end, so that nothing stands in the way of the next
     // command. In the same loop, because each that takes pixels is a copy of the multiplexers.
-    const bool ends = fill_count == 0 && rest == 0;
-    if (fresh && !ends) {
-      if (rest == 0) {
-        fill = fills.read();
-        fill_count--;
-        rest = fill.tiles;
-        tile_base = 0;
-        // Where the groups of this pass begin, were all groups there: 16 bits times 9.
-        pass_place = (fill.first_group & 0xffff) * (c.bank_size & 0x1ff);
-      }
-      tile = tiles.read();
-      start_walk(walk);
-      fresh = false;
-    }
-    const uint32_t needed = ends ? s.image_tiles : tile.needed[walk.kernel_y];
+    const bool ends = at.fills == 0 && at.rest == 0;
+    if (at.fresh && !ends) begin_tile(c, fills, tiles, at);
+    const uint32_t needed = ends ? s.image_tiles : at.tile.needed[at.walk.kernel_y];
     const bool waits = ends || settled(settling, arrival.tiles) < needed;
     const bool due = --wait == 0;
     if (due) wait = c.load_pace;
-    const uint32_t allowed = tile.limit < s.image_tiles ? tile.limit : s.image_tiles;
+    const uint32_t allowed = at.tile.limit < s.image_tiles ? at.tile.limit : s.image_tiles;
     const uint32_t wanted = waits ? needed : due ? allowed : 0;
     if (arrival.tiles < wanted) take_pixels(c, port, chain, source, arrival, image);
-    if (!waits) {
-      Window window;
-      read_taps(c, tile, walk, tile.ring_start, image, window);
-      const uint32_t end = walk.column + tile.run[walk.column];
-      if (walk.column == 0) clear_taps(c, write);
-      pick_taps(c, tile, walk, window, end, write);
-      if (end < tile.count) {
-        walk.column = end;
-      } else {
-        address_taps(c, fill, walk, tile_base, pass_place, write);
-        next_channel(c, taps_at(c, walk), walk);
-        write.last = walk.done && rest == 1;
-        writes.write(write);
-        if (walk.done) {
-          fresh = true;
-          rest--;
-          tile_base += fill.stride;
-        }
-      }
-    }
+    if (!waits) gather_taps(c, image, at, write, writes);
   }
 }
 

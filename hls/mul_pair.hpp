@@ -55,17 +55,48 @@ inline PairSums pair_sums_packed(int8_t w0, int8_t w1, int8_t a0, int8_t a1, int
   return split(product_a + product_b - 1);
 }
 
-// The same in LUTs: packing would only make the multipliers wider.
-inline int16_t pair_sum_fabric(int8_t w0, int8_t w1, int8_t a, int8_t b) {
+// The weight in four digits from -2 to 2 (Booth): a product is four rows, of which each is 0, a or
+// 2a, turned over bit by bit where its digit is negative. Turning over is one less than negating.
+// Digits are those of a weight, so all columns share them; a row and the sum it goes to take a LUT
+// a bit.
+constexpr int kDigits = 4;
+
+inline int32_t booth_row(int8_t weight, int digit, int8_t a) {
 #pragma HLS INLINE
-  const int16_t product_a = (int16_t)(a * w0);
-#pragma HLS BIND_OP variable=product_a op=mul impl=fabric
-  const int16_t product_b = (int16_t)(b * w1);
-#pragma HLS BIND_OP variable=product_b op=mul impl=fabric
-  return (int16_t)(product_a + product_b - 1);
+  const int bits = weight * 2 >> (2 * digit);  // the digit's two bits and the one below
+  const bool one = (bits ^ bits >> 1) & 1;
+  const bool two = !one && ((bits >> 1 ^ bits >> 2) & 1);
+  const int16_t size = one ? a : two ? (int16_t)(2 * a) : (int16_t)0;
+  return bits >> 2 & 1 ? ~size : size;
 }
 
-// For every column: a*w0 + b*w1 - 1, which always fits 16 bits. The caller owes the 1 back.
+// What the rows of a product leave out: a 1 for each negative digit.
+inline uint32_t booth_owed(int8_t weight) {
+#pragma HLS INLINE
+  return ((uint32_t)(uint8_t)weight >> 1) & 0x55;
+}
+
+// a*w0 + b*w1 less what both owe. It fits 16 bits: 2^15 comes of two weights of -128, which owe.
+inline int16_t pair_sum_fabric(int8_t w0, int8_t w1, int8_t a, int8_t b) {
+#pragma HLS INLINE
+  int32_t product_a = 0, product_b = 0;
+digits:
+  for (int d = 0; d < kDigits; d++) {
+#pragma HLS UNROLL
+    product_a += booth_row(w0, d, a) * (1 << 2 * d);
+    product_b += booth_row(w1, d, b) * (1 << 2 * d);
+  }
+  return (int16_t)(product_a + product_b);
+}
+
+// What the sums of a pair of lanes owe: the same for all columns.
+template <Place kPlace>
+inline uint32_t pair_owed(int8_t w0, int8_t w1) {
+#pragma HLS INLINE
+  return kPlace == Place::kDsp ? 1 : booth_owed(w0) + booth_owed(w1);
+}
+
+// For every column: a*w0 + b*w1 less what they owe, which always fits 16 bits. The caller adds it.
 // A single column has no partner to share a DSP with.
 template <Place kPlace>
 inline void pair_sums(int8_t w0, int8_t w1, const act_t* __restrict a, const act_t* __restrict b,
@@ -84,9 +115,12 @@ columns:
       sums[c + 1] = pair_sum_fabric(w0, w1, a[c + 1], b[c + 1]);
     }
   }
-  if (kCols == 1) sums[0] = (int16_t)(w0 * a[0] + w1 * b[0] - 1);
+  if (kCols == 1)
+    sums[0] = kPlace == Place::kDsp ? (int16_t)(w0 * a[0] + w1 * b[0] - 1)
+                                    : pair_sum_fabric(w0, w1, a[0], b[0]);
 #else
-  for (int c = 0; c < kCols; c++) sums[c] = (int16_t)(w0 * a[c] + w1 * b[c] - 1);
+  const int owed = (int)pair_owed<kPlace>(w0, w1);
+  for (int c = 0; c < kCols; c++) sums[c] = (int16_t)(w0 * a[c] + w1 * b[c] - owed);
 #endif
 }
 

@@ -52,9 +52,11 @@ inline void multiply_row(const int8_t* __restrict weight, const index_t* __restr
 #pragma HLS INLINE
   int16_t pairs[kLanes / 2][kCols];
 #pragma HLS ARRAY_PARTITION variable=pairs complete dim=0
+  uint32_t owed = 0;  // by the sums of pairs
 dsp_pairs:
   for (int l = 0; l < kLanes - kFabricLanes; l += 2) {
 #pragma HLS UNROLL
+    owed += pair_owed<Place::kDsp>(weight[l], weight[l + 1]);
     pair_sums<Place::kDsp>(weight[l], weight[l + 1],
                            feature_at(vectors[l], half, base + index[l]),
                            feature_at(vectors[l + 1], half, base + index[l + 1]), pairs[l / 2]);
@@ -62,6 +64,7 @@ dsp_pairs:
 fabric_pairs:
   for (int l = kLanes - kFabricLanes; l < kLanes; l += 2) {
 #pragma HLS UNROLL
+    owed += pair_owed<Place::kFabric>(weight[l], weight[l + 1]);
     pair_sums<Place::kFabric>(weight[l], weight[l + 1],
                               feature_at(vectors[l], half, base + index[l]),
                               feature_at(vectors[l + 1], half, base + index[l + 1]),
@@ -70,7 +73,7 @@ fabric_pairs:
 columns:
   for (int c = 0; c < kCols; c++) {
 #pragma HLS UNROLL
-    uint32_t s = kLanes / 2;  // what pair_sums took off
+    uint32_t s = owed;
   reduce:
     for (int l = 0; l < kLanes / 2; l++) {
 #pragma HLS UNROLL
@@ -249,7 +252,7 @@ inline void multiply(const Command c, const Shape s, VectorWriteStream& writes,
   uint32_t half = 0;
   bool working = false;
   bool fresh = true;  // the next cycle of work begins a visit
-  bool over = false;
+  bool over = is_nothing(c);
 csb_words:
   while (!over) {
 #pragma HLS PIPELINE II=1

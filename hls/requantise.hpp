@@ -54,28 +54,51 @@ inline int32_t requantise_one(int32_t sum, float multiplier, int32_t zero_point)
 }
 
 // Bytes `part` * kRequantUnits and on of a row group: one for each unit. `gate` is that of the
-// group's first row, where rows are gates.
+// group's first row, where rows are gates. One loop for each thing that is done: g++ then takes
+// all units at once.
 inline word_t requantise_bytes(const Command& c, const TotalWord& total, uint32_t part,
                                uint32_t gate,
                                const int8_t table[kRequantUnits][kTableEntries],
                                word_t residual) {
 #pragma HLS INLINE
-  const bool use_table = has(c, kFlagTable);
-  word_t word = 0;
+  const uint32_t first = part * kRequantUnits;
+  int32_t y[kRequantUnits];
+#pragma HLS ARRAY_PARTITION variable=y complete
 units:
   for (int u = 0; u < kRequantUnits; u++) {
 #pragma HLS UNROLL
-    const uint32_t i = part * kRequantUnits + u;
-    const float multiplier = float_of_bits(total.multiplier[i / kCols]);
-    const int32_t q = requantise_one(total.v[i], multiplier, c.zero_point);
-    // Both parts of a GRU's candidate are no gates yet.
-    const bool plain = has(c, kFlagGru) && ((gate + i / kCols) & 2);
-    const int32_t a = use_table && !plain ? table[u][q + 128] : q;
-    const int32_t b = (int8_t)(uint8_t)(residual >> (8 * u));
-    const int32_t y = has(c, kFlagResidual) ? combine_one(c, a, b) : a;
-    // Columns that are not there come out as 0, whatever lay in theirs before.
-    const bool counts = !total.last_tile || i % kCols < c.last_columns;
-    word |= (word_t)(uint8_t)(counts ? y : 0) << (8 * u);
+    const float multiplier = float_of_bits(total.multiplier[kRows == 1 ? 0 : (first + u) / kCols]);
+    y[u] = requantise_one(total.v[first + u], multiplier, c.zero_point);
+  }
+  if (has(c, kFlagTable)) {
+  lookups:
+    for (int u = 0; u < kRequantUnits; u++) {
+#pragma HLS UNROLL
+      // Both parts of a GRU's candidate are no gates yet.
+      const bool plain = has(c, kFlagGru) && ((gate + (first + u) / kCols) & 2);
+      if (!plain) y[u] = table[u][y[u] + 128];
+    }
+  }
+  if (has(c, kFlagResidual)) {
+  combinations:
+    for (int u = 0; u < kRequantUnits; u++) {
+#pragma HLS UNROLL
+      y[u] = combine_one(c, y[u], (int8_t)(uint8_t)(residual >> (8 * u)));
+    }
+  }
+  if (total.last_tile) {
+  columns:
+    for (int u = 0; u < kRequantUnits; u++) {
+#pragma HLS UNROLL
+      // Columns that are not there come out as 0, whatever lay in theirs before.
+      if ((first + u) % kCols >= c.last_columns) y[u] = 0;
+    }
+  }
+  word_t word = 0;
+bytes:
+  for (int u = 0; u < kRequantUnits; u++) {
+#pragma HLS UNROLL
+    word |= (word_t)(uint8_t)y[u] << (8 * u);
   }
   return word;
 }

@@ -178,11 +178,24 @@ inline Burst state_burst(const Command& c, uint32_t offset) {
   return burst;
 }
 
+// Ends every stage that touches memory.
+inline void end_ports(BurstStream& weights, BurstStream& indices, BurstStream& rows,
+                      BurstStream& activations, BurstStream& residuals, BurstStream& stores) {
+#pragma HLS INLINE
+  weights.write(no_burst(true));
+  indices.write(no_burst(true));
+  rows.write(no_burst(true));
+  activations.write(no_burst(true));
+  residuals.write(no_burst(true));
+  stores.write(no_burst(true));
+}
+
 // The sizes of a visit.
 inline Visit visit_at(const Command& c, const Position& at) {
 #pragma HLS INLINE
   Visit visit;
   visit.tiles = at.tiles;
+  visit.first_pass = at.pass == 0;
   visit.rows = at.rows;
   visit.row_words = (uint32_t)times(at.groups, c.keep);
   visit.stride = (uint32_t)times(at.groups, bank_space(c));
@@ -200,6 +213,10 @@ inline void sequence(const Command c, const Shape s, BurstStream& weight_bursts,
 #pragma HLS INLINE off
 #pragma HLS ALLOCATION function instances=times limit=1
 #pragma HLS ALLOCATION function instances=plane_row_words limit=1
+  if (is_nothing(c)) {
+    end_ports(weight_bursts, index_bursts, row_bursts, act_bursts, residual_bursts, store_bursts);
+    return;
+  }
   sequence_table(c, row_bursts);
   sequence_image(c, s, act_bursts);
   if (!has(c, kFlagResidual))
@@ -228,7 +245,6 @@ tile_groups:
           sequence_fill(c, s, next, act_bursts, tile_fills, fills);
         sequence_block(c, s, at, final, weight_bursts, index_bursts, row_bursts);
         Visit visit = visit_at(c, at);
-        visit.first_pass = at.pass == 0;
         visit.last_pass = last_pass;
         visit.last_group = last_group;
         visit.fill_end = s.passes > 1 || last_block;

@@ -141,8 +141,8 @@ static_assert(kRows * kLanes % kPortBytes == 0, "a CSB word must fill whole port
 static_assert(kLanes % 2 == 0, "products are summed by pairs of lanes");
 static_assert(kPack * kCols % kPortBytes == 0, "an activation word must fill whole port words");
 static_assert(kCols == 1 || kCols % 2 == 0, "two columns share a multiplier");
-static_assert(kRequantUnits == (kWide < kPortBytes ? kWide : kPortBytes),
-              "the drain packs a port word a cycle, or a row group");
+static_assert(kRequantUnits >= 1 && kPortBytes % kRequantUnits == 0 && kWide % kRequantUnits == 0,
+              "port words and row groups are packed from as many bytes");
 static_assert(kWide >= 2, "two sums share a port word");
 static_assert(kRowStep % kRows == 0 && kRowStep % kPack == 0, "row groups and words must nest");
 static_assert((kVectorWords & (kVectorWords - 1)) == 0, "buffer addresses wrap by masking");
@@ -165,12 +165,5 @@ inline uint32_t block_words_of(const Visit& visit) {
 }
 
 static_assert(kBlockWords < 1 << 16 && kBlockRows * kRows < 1 << 16, "periods have 16 bits");
-
-// Cycles of a loop that meets every tile for `period` cycles, one DSP: tiles are counted in 8 bits,
-// and only a lone tile meets a block that is longer than the buffer.
-inline uint32_t tile_cycles(uint32_t tiles, uint32_t period) {
-#pragma HLS INLINE
-  return tiles == 1 ? period : (tiles & 0xff) * (period & 0xffff);
-}
 
 }  // namespace bbs

@@ -57,7 +57,7 @@ inline void unpack(const Command c, VisitStream& visits, WordStream& weights,
   Gearbox weight_gear = {0, 0};
   Gearbox index_gear = {0, 0};
   WeightWord word = {};
-  bool final = false;
+  bool final = is_nothing(c);
 slices:
   while (!final || rest > 0) {
 #pragma HLS PIPELINE II=1

@@ -31,7 +31,7 @@ _CDEF = """
 void bbs_counting_reset(int tracing);
 uint64_t bbs_counting_trips(int process, int loop);
 uint64_t bbs_counting_replay(uint32_t command, double bytes_per_cycle, uint32_t fill,
-                             uint64_t memory_loops);
+                             uint64_t memory_loops, int checker, uint64_t check);
 """
 _PIPELINE = re.compile(r"\bHLS\s+PIPELINE\b", re.IGNORECASE)
 _PRAGMA = re.compile(r"^\s*#pragma HLS PIPELINE II=1$")
@@ -135,20 +135,27 @@ class CountingEngine(Engine):
                     found[f"{loop}({argument})"] += trips
         return dict(found)
 
-    def replay(self, command: int, bytes_per_cycle: float, fill: int) -> int:
-        """Cycles from the start of a traced command to its last word in memory.
+    def replay(self, command: int, bytes_per_cycle: float, fill: int, check: int) -> int:
+        """Cycles from the start of a traced command until it and the check of the next one end.
 
         Args:
-            command: which of the commands that ran since `reset`.
+            command: which of the commands that ran since `reset`, in one run: before the first
+                one runs one that does nothing.
             bytes_per_cycle: what the memory gives to all ports together.
             fill: latency of every pipelined loop.
+            check: cycles to check the next command, once its words are there.
         """
         memory = sum(
             1 << number
             for number, loop in enumerate(self._sources.loops)
             if loop.file == "memory.hpp" and loop.label != _LINKS
         )
-        return int(self._library.bbs_counting_replay(command, bytes_per_cycle, fill, memory))
+        checker = [function for function, _ in self._sources.processes].index("prepare")
+        return int(
+            self._library.bbs_counting_replay(
+                command + 1, bytes_per_cycle, fill, memory, checker, check
+            )
+        )
 
 
 def instrumented_copy(folder: Path) -> Instrumented:

@@ -32,6 +32,8 @@ _FORBIDDEN = {
     CursorKind.GOTO_STMT: "goto",
     CursorKind.CXX_FOR_RANGE_STMT: "a range-based for",
 }
+#: Lines of a function.
+MOST_LINES = 60
 _FORBIDDEN_WORDS = {"double", "volatile", "virtual", "std", "printf", "__VITIS_HLS__"}
 
 
@@ -429,6 +431,15 @@ def _is_memory(declared: Type) -> bool:
     return declared.get_canonical().kind in (TypeKind.CONSTANTARRAY, TypeKind.INCOMPLETEARRAY)
 
 
+def check_length(source: Source) -> Problems:
+    """No function is longer than a screen, but a dataflow region, which is a list."""
+    for function in source.functions:
+        extent = function.cursor.extent
+        lines = extent.end.line - extent.start.line + 1
+        if lines > MOST_LINES and not function.has("DATAFLOW"):
+            yield function.file, function.line, f"{function.name} has {lines} lines"
+
+
 def check_ports(source: Source) -> Problems:
     """Each memory port is used by one process of a region, so that it bursts."""
     for region in _regions(source):
@@ -457,6 +468,7 @@ RULES: dict[str, Callable[[Source], Problems]] = {
     "channel": check_channels,
     "lasting": check_lasting,
     "port": check_ports,
+    "length": check_length,
 }
 
 

@@ -38,6 +38,13 @@ _AFTER = (0, FLAG_TABLE, FLAG_RESIDUAL, FLAG_RESIDUAL | FLAG_PRODUCT | FLAG_TABL
 _MORE = (0, 0, FLAG_MAXIMUM, FLAG_SUM_COLUMNS, FLAG_INT4)
 
 
+def _built(flags: tuple[int, ...], build: Build) -> list[int]:
+    """Those of the sets of flags that the build has something for."""
+    missing = 0 if build.image_words else FLAG_MAXIMUM | FLAG_SUM_COLUMNS
+    missing |= 0 if build.image_words or build.cell_words else FLAG_RESIDUAL
+    return [one for one in flags if not one & missing]
+
+
 def chain_words(c: Command, build: Build) -> int:
     """Words that the command takes from the chain."""
     if not c.flags & FLAG_FROM_CHAIN:
@@ -133,9 +140,9 @@ def commands(draw: st.DrawFn, build: Build) -> Command:
         most_rows = min(most_rows, build.block_words // (per_pass * keep) * build.rows)
     if per_pass < groups:
         most_rows = min(most_rows, build.sum_words // tiles_per_block * build.rows)
-    flags = c.flags | draw(st.sampled_from(_OUTPUTS)) | draw(st.sampled_from(_MORE))
+    flags = c.flags | draw(st.sampled_from(_OUTPUTS)) | draw(st.sampled_from(_built(_MORE, build)))
     if not flags & FLAG_SUMS_OUT:
-        flags |= draw(st.sampled_from(_AFTER))
+        flags |= draw(st.sampled_from(_built(_AFTER, build)))
     if per_pass == groups and groups * keep * (rows // build.rows) <= build.block_words:
         flags |= draw(st.sampled_from([0, 0, FLAG_KEEP_WEIGHTS, FLAG_RESIDENT_WEIGHTS]))
     c = replace(

@@ -36,8 +36,10 @@ class Replay {
     held_.resize(recorder().links.size(), 0);  // a stream is known from its first command on
   }
 
-  uint64_t run() {
+  // The end of the last process, where `checker` takes `check` cycles longer than its steps.
+  uint64_t run(int checker, uint64_t check) {
     uint64_t last_step = 0;
+    uint64_t checked = 0;
     uint64_t now = 0;
     for (; !ended(); now++) {
       // The rate is an average over bursts: what is not taken is kept, up to one burst.
@@ -45,15 +47,20 @@ class Replay {
       const int after = last_mover_ + 1;  // the memory serves its ports in turn
       for (int i = 0; i < kMostProcesses; i++)
         if (step((after + i) % kMostProcesses)) last_step = now;
+      if (!trace_.of[checker].empty() && checked == 0 && ended(checker)) checked = now + 1 + check;
       if (now - last_step > 1000 + 4 * fill_) fail("the replay is stuck");
     }
-    return now;
+    return std::max(now, checked);
   }
 
  private:
+  bool ended(int p) const {
+    return processes_[p].at == trace_.of[p].size() && !busy(processes_[p]);
+  }
+
   bool ended() const {
     for (int p = 0; p < kMostProcesses; p++)
-      if (processes_[p].at < trace_.of[p].size() || busy(processes_[p])) return false;
+      if (!ended(p)) return false;
     return true;
   }
 
@@ -141,10 +148,11 @@ extern "C" uint64_t bbs_counting_trips(int process, int loop) {
 }
 
 // Cycles of one of the commands traced since the last reset. `memory_loops`: bit set of the loops
-// that move a word of memory in every trip.
+// that move a word of memory in every trip; process `checker` takes `check` cycles more.
 extern "C" uint64_t bbs_counting_replay(uint32_t command, double bytes_per_cycle, uint32_t fill,
-                                        uint64_t memory_loops) {
+                                        uint64_t memory_loops, int checker, uint64_t check) {
   using namespace bbs::counting;
   if (command >= recorder().commands.size()) fail("no such command was traced");
-  return Replay(recorder().commands[command], bytes_per_cycle, fill, memory_loops).run();
+  return Replay(recorder().commands[command], bytes_per_cycle, fill, memory_loops)
+      .run(checker, check);
 }

@@ -13,8 +13,10 @@ from layers import random_layer
 from oracle import oracle_model
 from pynq_bbs import Accelerator, Program
 from pynq_bbs import compile as compile_model
+from pynq_bbs.builds import load_build
+from pynq_bbs.cpu.device import CpuDevice
 from pynq_bbs.device.emulator import load_engine
-from pynq_bbs.device.engine import EngineProgram
+from pynq_bbs.device.engine import MOST_IMAGES, EngineProgram
 from pynq_bbs.device.session import describe, open_device
 from pynq_bbs.errors import (
     BuildError,
@@ -24,8 +26,10 @@ from pynq_bbs.errors import (
     ProgramError,
     VerificationError,
 )
-from pynq_bbs.model.graph import QuantInput, QuantModel, QuantOutput
+from pynq_bbs.model.graph import QuantInput, QuantModel, QuantOutput, Window
+from pynq_bbs.pack.image import pack
 from pynq_bbs.pack.plan import Plan
+from test_windows import model_of, random_window_layer
 
 DEVICES = ["cpu", "standin", "emulated-pynq"]
 
@@ -136,9 +140,7 @@ def sums_of(error: VerificationError) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def test_damaged_weights_show_both_sums(
-    program: Program, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damaged_weights_show_both_sums(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     damage(monkeypatch, program.layers[0].weights, 0x40)
     with (
         Accelerator(program, "standin", verify=True) as accelerator,
@@ -180,6 +182,86 @@ def test_weights_that_stay_are_loaded_once(program: Program) -> None:
         np.asarray(engine._block)[weights] = words
         engine.sums(0, np.zeros((1, 64), np.int8))
         np.testing.assert_array_equal(accelerator.run(x)["sums"], expected)
+
+
+SCALES = np.float32([0.5, 1, 0.25, 2, 4])  # of the rows of the second layer
+
+
+@pytest.fixture(scope="module")
+def convolutions() -> Program:
+    """x -> a table -> stride 2, images in and out; an input of zeros hides every weight."""
+    rng = np.random.default_rng(7)
+    first = random_window_layer(rng, Window(3, 9, 11, (3, 3), pads=(1, 1, 1, 1)), 6, 1, "table")
+    second = random_window_layer(rng, Window(6, 9, 11, (3, 3), (2, 2)), 5, 1, "plain")
+    first = replace(first, name="first", output="h", input_zero_point=0)
+    second = replace(second, name="second", input="h")
+    program = pack(model_of([first, second], (3, 9, 11)), {}, load_build("8x32"))
+    program.outputs = [
+        QuantOutput("hidden", "h", (6, 9, 11), "uint8"),
+        QuantOutput("real", "y", (5, 4, 5), "float32", SCALES, 9),
+    ]
+    return program
+
+
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_a_mismatch_in_a_convolution_names_its_pixel(
+    convolutions: Program, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Samples go in pieces; what differs first lies beyond the first one."""
+    index, row = ["first", "second"].index(name), 3
+    layer = convolutions.layers[index]
+    row_words = layer.csb(convolutions.build).weight_row_bytes(layer.groups_per_pass) // 8
+    word = layer.weights + row * row_words + 2
+    image = convolutions.image.copy()
+    image[word] ^= np.uint64(0x4000)
+    wrong = replace(convolutions, image=image)
+    x = np.zeros((MOST_IMAGES + 9, 3, 9, 11), np.int8)
+    x[-5:] = np.random.default_rng(8).integers(-128, 128, x[-5:].shape)
+    flat = {"x": x.reshape(len(x), -1)}
+    tensor = convolutions.tensors[layer.output]
+    good, bad = (
+        CpuDevice(p).run(flat)[layer.output].reshape(len(x), tensor.features, tensor.pixels)
+        for p in (convolutions, wrong)
+    )
+    differing = np.argwhere(good != bad)
+    if name == "first":
+        assert differing[0, 0] == MOST_IMAGES + 4
+    else:  # the first layer's outputs for zeros are none
+        differing = differing[differing[:, 0] == differing[0, 0]]
+    sample, found_row, pixel = differing[0]
+    assert found_row == row
+
+    damage(monkeypatch, word, 0x4000)
+    with (
+        Accelerator(convolutions, "standin", verify=True) as accelerator,
+        pytest.raises(VerificationError) as caught,
+    ):
+        accelerator.run(x)
+    text = str(caught.value)
+    assert f"layer '{name}', row {row}, column {pixel} of sample {sample}: " in text
+    right, found = int(good[tuple(differing[0])]), int(bad[tuple(differing[0])])
+    assert f"the device gave {found}, the cpu device {right} " in text
+    device, cpu = sums_of(caught.value)
+    assert device != cpu
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_images_in_and_out(convolutions: Program, device: str) -> None:
+    x = np.random.default_rng(9).integers(-128, 128, (70, 3, 9, 11)).astype(np.int8)
+    with Accelerator(convolutions, needs(device), verify=device != "cpu") as accelerator:
+        y = accelerator.run(x)
+        report = accelerator.report()
+    reference = CpuDevice(convolutions).run({"x": x.reshape(70, -1)})
+    h, t = (reference[name].astype(int) for name in ("h", "y"))
+    np.testing.assert_array_equal(y["hidden"], h.reshape(70, 6, 9, 11) + 128)
+    expected = (t.reshape(70, 5, 4, 5) - 9) * SCALES[:, None, None]
+    np.testing.assert_array_equal(y["real"], expected)
+    if device != "cpu":
+        assert report.verified_columns == report.columns == 70
+        products = 70 * (6 * 27 * 99 + 5 * 54 * 20)
+        assert report.dense_equivalent_gops == pytest.approx(
+            2e-9 * products / report.modelled_seconds
+        )
 
 
 def test_memory_that_only_holds_small_batches(program: Program) -> None:

@@ -23,7 +23,7 @@ from pynq_bbs.model.graph import QuantLayer, Window
 from test_windows import images, model_of, pool, random_window_layer, run_all, windows
 
 pytest.importorskip("onnxruntime")
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from onnx import TensorProto, helper, numpy_helper
 
 BUILD = load_build("8x32")
 #: Without VNNI onnxruntime adds pairs of unsigned times signed products in 16 bits, which saturate;
@@ -38,7 +38,11 @@ def session():
 
 
 def run_node(
-    op: str, feeds: dict[str, NDArray[Any]], constants: dict[str, Any], inputs: str, **attributes: Any
+    op: str,
+    feeds: dict[str, NDArray[Any]],
+    constants: dict[str, Any],
+    inputs: str,
+    **attributes: Any,
 ) -> NDArray[Any]:
     """The first output of one node; `inputs` names its inputs in order."""
     domain = attributes.pop("domain", "")

@@ -55,8 +55,10 @@ BROKEN: list[dict[str, Any]] = [
     {"cols": 3, "requant_units": 3, "image_words": 0},
     {"rows": 3, "cols": 4, "requant_units": 8, "image_words": 0},
     {"lanes": 16, "rows": 1, "cols": 1, "requant_units": 1, "image_words": 0},
-    {"requant_units": 4},
+    {"requant_units": 3},
     {"requant_units": 16},
+    {"rows": 2, "cols": 1, "requant_units": 4, "taps": 8, "image_words": 0},
+    {"taps": 1, "cols": 4, "image_words": 0},
     {"vector_words": 500},
     {"vector_words": 128},
     {"block_words": 256},
@@ -89,10 +91,11 @@ def test_a_broken_relation_is_refused_here_and_there(
     [
         {"lanes": 16, "rows": 2, "cols": 16},
         {"lanes": 4, "rows": 2, "cols": 8},
-        {"lanes": 8, "rows": 2, "cols": 4, "image_words": 0},
-        {"lanes": 64, "rows": 2, "cols": 1, "requant_units": 2, "image_words": 0},
+        {"lanes": 8, "rows": 2, "cols": 4, "image_words": 0, "taps": 2},
+        {"lanes": 64, "rows": 2, "cols": 1, "requant_units": 2, "image_words": 0, "taps": 8},
         {"lanes": 24, "fabric_lanes": 24, "index_bits": 6, "taps": 8},
         {"rows": 3, "cols": 8},
+        {"requant_units": 4},
         {"cols": 64, "queue_words": 1, "image_words": 1, "chain_words": 0},
     ],
 )
@@ -111,7 +114,7 @@ def test_what_holds_is_taken_here_and_there(change: dict[str, Any], tmp_path: Pa
         ({"sum_memory": "lutram"}, "sum_memory is 'lutram', wanted one of bram, uram"),
         ({"block_memory": 1}, "block_memory is 1, wanted one of bram, uram"),
         ({"colour": "pink"}, "unknown ['colour']"),
-        ({"index_bits": 5, "taps": 0}, "taps is 1 to 8, lanes at most; index_bits is 4, 6 or 8"),
+        ({"index_bits": 5, "taps": 9}, "taps is 1 to 8, lanes at most; index_bits is 4, 6 or 8"),
     ],
 )
 def test_messages_name_what_is_wanted(change: dict[str, Any], message: str, tmp_path: Path) -> None:

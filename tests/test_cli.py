@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 
 from oracle import oracle_model, run_onnxruntime, shared_file
+from pynq_bbs.builds import load_build
 from pynq_bbs.cli import main
 from pynq_bbs.model.onnx_import import load_onnx
+from pynq_bbs.pack.image import pack
+from test_program import a_network
 
 DIGITS = Path(__file__).parents[1] / "examples" / "digits" / "digits.onnx"
 
@@ -105,6 +108,19 @@ def test_info(program: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "75.0 % sparse" in printed
     assert "input pixels: float32 (N, 64)" in printed
     assert "256 x 64" in printed
+
+
+def test_info_of_windows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line a layer: what its windows are, how many pixels come out, what is added."""
+    pack(a_network(), {"first": (4, 1)}, load_build("8x32")).save(tmp_path / "p")
+    assert main(["info", str(tmp_path / "p")]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    lines = {name: " ".join(rest) for name, *rest in map(str.split, printed)}
+    assert "3 x 3 stride 1 dilation 2 9 x 7 INT8, table" in lines["first"]
+    assert lines["second:256"].endswith("1/44 8 6 1 3 x 3 stride 1 9 x 7 INT8 + first")
+    assert "2 x 2 max stride 2 4 x 3 INT8" in lines["third"]
+    assert "all pixels - INT8" in lines["fourth"]
+    assert lines["fifth"].startswith("10 x 300") and lines["fifth"].endswith("- - INT32 sums")
 
 
 def test_boards(capsys: pytest.CaptureFixture[str]) -> None:

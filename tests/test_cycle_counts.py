@@ -3,7 +3,8 @@
 
 The replay (`replay.cpp`) knows nothing of the model: it takes the trips and stream accesses that
 a counting build of `hls/` recorded, and runs them cycle by cycle. It shares three assumptions
-with the model: an iteration a cycle, `PIPELINE_CYCLES` for every loop, `COMMAND_CYCLES`.
+with the model: an iteration a cycle, `PIPELINE_CYCLES` for every loop, and how long a command's
+check and the start of the region take.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ from pynq_bbs.interface import (
     Command,
 )
 from pynq_bbs.pack.cycles import (
-    COMMAND_CYCLES,
+    CHECK_CYCLES,
     PIPELINE_CYCLES,
+    REGION_CYCLES,
     Memory,
     layer_cycles,
     trip_counts,
@@ -49,8 +51,7 @@ SHORT_CYCLES = 100
 #: The model's shares of the memory are coarse: of short layers that ask much of it the cycles are
 #: off by up to 9 %, either way. Networks as a whole stay within 2 %.
 SHORT = 0.1
-FIRST = "engine.cpp:bbs_engine:first_command_words"
-FOLLOWING = "memory.hpp:fetch_program:command_words"
+FETCHED = "memory.hpp:fetch_program:command_words"
 DRAIN = "engine.cpp:drain:chain_words"
 
 
@@ -73,7 +74,7 @@ def count(build: Build, run: list[Command], *, tracing: bool = False) -> dict[st
 
 def expected(build: Build, run: list[Command]) -> Counter[str]:
     """The sum of the commands' trips, the words of each, and what is left in the chain."""
-    total = Counter({FIRST: COMMAND_WORDS, FOLLOWING: (len(run) - 1) * COMMAND_WORDS})
+    total = Counter({FETCHED: len(run) * COMMAND_WORDS})
     for command in run:
         total.update(trip_counts(command, build))
         total[DRAIN] -= chain_words(command, build)
@@ -87,7 +88,7 @@ def replayed(build: Build, run: list[Command], memory: Memory = MEMORY) -> list[
     assert count(build, run, tracing=True) == expected(build, run)
     engine = counting_engine(build)
     return [
-        COMMAND_CYCLES + engine.replay(i, memory.bytes_per_cycle, PIPELINE_CYCLES)
+        REGION_CYCLES + engine.replay(i, memory.bytes_per_cycle, PIPELINE_CYCLES, CHECK_CYCLES)
         for i in range(len(run))
     ]
 
@@ -251,5 +252,5 @@ def test_a_trace_starts_with_what_the_chain_holds() -> None:
     cycles = []
     for words in (8, 64):
         count(BUILD, [chain_filler(words, BUILD), taker], tracing=True)
-        cycles.append(engine.replay(1, MEMORY.bytes_per_cycle, PIPELINE_CYCLES))
+        cycles.append(engine.replay(1, MEMORY.bytes_per_cycle, PIPELINE_CYCLES, CHECK_CYCLES))
     assert cycles[0] == cycles[1] > 0

@@ -272,6 +272,7 @@ FAULTS = [
     ("lasting", "  feed(back, count);", "  hold(back, kept, count);", "memory kept wants one proc"),
     ("lasting", "  hold(back, kept, count);\n", "", "memory kept wants one process: none"),
     ("port", "  forward(words", "  fetch(source, count, words);\n  forward(words", "2 processes"),
+    ("length", "  *status = 0;\n", "  *status = 0;\n" * 60, "bbs_engine has 70 lines"),
 ]  # fmt: skip
 
 

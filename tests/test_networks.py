@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from models import NETWORKS, Network
 from numpy.typing import NDArray
 
-from models import NETWORKS, Network
+from pynq_bbs.accelerator import Accelerator
 from pynq_bbs.builds import Build, load_build
 from pynq_bbs.codegen import build_header
+from pynq_bbs.compiler import compile as compile_model
 from pynq_bbs.cpu.device import CpuDevice
 from pynq_bbs.device.emulator import Engine
 from pynq_bbs.device.engine import EngineProgram
@@ -110,3 +112,16 @@ def test_network_through_bounded_streams(name: str) -> None:
         outputs = runner.run({"x": x}, [last])[0]
         runner.close()
     np.testing.assert_array_equal(outputs[last], expected)
+
+
+def test_compiled_at_75_percent() -> None:
+    """`compile` prunes convolutions along their channels; the first one, of three, stays dense."""
+    model = NETWORKS["resnet8"](0, 8).model()
+    program = compile_model(model, sparsity=0.75)
+    kept = {layer.name: layer.keep / layer.bank_size for layer in program.layers}
+    assert kept["conv0"] == 1 and kept["conv1"] == kept["conv8"] == kept["dense10"] == 0.25
+    x = samples(program, 1)
+    expected = CpuDevice(program).run({"x": x})
+    with Accelerator(program, device="standin", verify=True) as accelerator:
+        y = accelerator.run(x.reshape(1, 3, 32, 32))
+    np.testing.assert_array_equal(y.reshape(1, -1), expected[program.outputs[0].tensor])

@@ -12,12 +12,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layers import alone, random_layer
+from layers import alone, pruned, random_layer
 from pynq_bbs.builds import load_build
+from pynq_bbs.cpu.device import CpuDevice
 from pynq_bbs.errors import InputError, ProgramError
-from pynq_bbs.model.graph import Function, QuantInput, QuantOutput
+from pynq_bbs.model.arithmetic import sum_of
+from pynq_bbs.model.graph import (
+    Combination,
+    Function,
+    QuantInput,
+    QuantLayer,
+    QuantModel,
+    QuantOutput,
+    Window,
+)
+from pynq_bbs.pack.cycles import Memory
 from pynq_bbs.pack.image import folded_bias, pack
+from pynq_bbs.pack.plan import make_plan
 from pynq_bbs.pack.program import Program
+from test_windows import model_of, pool, random_window_layer
 
 BUILD = load_build("8x32")
 
@@ -125,3 +138,158 @@ def test_multipliers_must_be_finite_and_positive(multiplier: float) -> None:
     layer.multiplier[3] = multiplier
     with pytest.raises(InputError, match=r"layer 'layer': row 3 has multiplier"):
         pack(alone(layer), {"layer": (8, 8)}, BUILD)
+
+
+MEMORY = Memory(142.857e6, 1.5e9)
+
+
+def a_network() -> QuantModel:
+    """Pruned convolution, depthwise in parts, residual, maximum, average, linear layer."""
+    rng = np.random.default_rng(6)
+    window = Window(4, 9, 7, (3, 3), (1, 1), (2, 2), (2, 2, 2, 2))
+    first = random_window_layer(rng, window, 300, 1, "table")
+    flat = pruned(first.weights.transpose(0, 2, 3, 1).reshape(-1, 4), 4, 1)
+    first.weights = np.ascontiguousarray(flat.reshape(300, 3, 3, 4).transpose(0, 3, 1, 2))
+    window = Window(300, 9, 7, (3, 3), pads=(1, 1, 1, 1))
+    second = random_window_layer(rng, window, 300, 300, "plain")
+    scaled = (np.float32(0.5), 3)
+    second.combination = sum_of("first", scaled, scaled, (np.float32(1), -2))
+    third = pool(Window(300, 9, 7, (2, 2), (2, 2)), maximum=True)
+    fourth = pool(Window(300, 4, 3, (4, 3)), maximum=False)
+    fifth = random_layer(rng, 10, 300, 1, 1, kind="sums")
+    layers = [first, second, third, fourth, fifth]
+    names = ["first", "second", "third", "fourth", "fifth"]
+    for layer, name, source in zip(layers, names, ["x", *names], strict=False):
+        layer.name = layer.output = name
+        layer.input = source
+    return model_of(layers, (4, 9, 7))
+
+
+def test_round_trip_of_windows(tmp_path: Path) -> None:
+    program = pack(a_network(), {"first": (4, 1)}, BUILD)
+    program.save(tmp_path / "p.bbs.npz")
+    loaded = Program.load(tmp_path / "p.bbs.npz")
+    assert loaded.layers == program.layers
+    names = [layer.name for layer in loaded.layers]
+    assert names == ["first", "second", "second:256", "third", "third:256", "fourth", "fifth"]
+    assert all(type(layer.combination) is Combination for layer in loaded.layers[1:3])
+    assert loaded.layers[2].window == Window(44, 9, 7, (3, 3), pads=(1, 1, 1, 1))
+    assert [layer.maximum for layer in loaded.layers] == [False] * 3 + [True] * 2 + [False] * 2
+    assert [layer.sum_columns for layer in loaded.layers] == [False] * 5 + [True, False]
+    assert loaded.tensors == program.tensors and loaded.has_pixels
+    plans = [make_plan(p, 3, MEMORY) for p in (program, loaded)]
+    np.testing.assert_array_equal(plans[0].words(), plans[1].words())
+    x = np.random.default_rng(7).integers(-128, 128, (3, 4 * 9 * 7)).astype(np.int8)
+    before, after = (CpuDevice(p).run({"x": x}) for p in (program, loaded))
+    for name in program.tensors:
+        np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+
+
+def test_what_counts_as_sparse() -> None:
+    """Pruned weights do; those of other channels, which a depthwise layer has not got, do not."""
+    model = a_network()
+    assert pack(model, {"first": (4, 1)}, BUILD).sparsity == pytest.approx(
+        0.75 * 300 * 36 / (300 * 36 + 300 * 9 + 10 * 300)
+    )
+    rng = np.random.default_rng(8)
+    window = Window(20, 9, 7, (3, 3))
+    depthwise = model_of([random_window_layer(rng, window, 20, 20, "plain")], (20, 9, 7))
+    assert pack(depthwise, {}, BUILD).sparsity == 0
+    pooling = model_of([pool(window, maximum=True)], (20, 9, 7))
+    assert pack(pooling, {}, BUILD).sparsity == 0
+
+
+IMAGE = (4, 20, 20)
+
+
+def convolution(window: Window, rows: int = 2, groups: int = 1) -> QuantLayer:
+    return random_window_layer(np.random.default_rng(9), window, rows, groups, "plain")
+
+
+def with_weights(layer: QuantLayer, *shape: int) -> QuantLayer:
+    return replace(layer, weights=np.ones(shape, np.int8))
+
+
+SIZE = Combination("x", 1, 0, 1, 0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (convolution(Window(*IMAGE, (16, 1))), r"kernel \(16, 1\).*takes 1 to 15"),
+        (convolution(Window(*IMAGE, (20, 20))), r"kernel \(20, 20\).*takes 1 to 15"),
+        (convolution(Window(*IMAGE, (1, 1), (1, 16))), r"strides \(1, 16\)"),
+        (convolution(Window(*IMAGE, (2, 1), dilations=(16, 1))), r"dilations \(16, 1\)"),
+        (convolution(Window(*IMAGE, (3, 3), pads=(1, 16, 1, 1))), r"padding \(1, 16, 1, 1\)"),
+        (
+            convolution(Window(*IMAGE, (15, 15), dilations=(2, 2))),
+            "gives 0 x 0 pixels.*at least one pixel",
+        ),
+        (convolution(Window(4, 20, 19, (3, 3))), r"width=19.*its input is.*width=20"),
+        (convolution(Window(3, 20, 20, (3, 3))), r"channels=3.*its input is.*features=4"),
+        (
+            with_weights(convolution(Window(*IMAGE, (3, 3))), 2, 4, 3, 2),
+            r"weights have shape \(2, 4, 3, 2\).*need \(rows, 4, 3, 3\)",
+        ),
+        (
+            with_weights(convolution(Window(*IMAGE, (3, 3)), 4, 4), 4, 4, 3, 3),
+            r"4 groups of .*need \(rows, 1, 3, 3\)",
+        ),
+        (
+            replace(with_weights(convolution(Window(*IMAGE, (1, 1))), 4, 1, 1, 1), groups=3),
+            "4 channels and 4 rows do not divide into 3 groups",
+        ),
+        (random_layer(np.random.default_rng(9), 2, 1600, 1, 1), "1600 features, its input is"),
+        (random_layer(np.random.default_rng(9), 2, 4, 1, 1), "4 features, its input is"),
+        (
+            replace(convolution(Window(*IMAGE, (3, 3)), 4), combination=SIZE),
+            "combines .*height=18.* with 'x', which is .*height=20",
+        ),
+        (
+            replace(
+                convolution(Window(*IMAGE, (1, 1)), 4), combination=replace(SIZE, tensor="later")
+            ),
+            "reads 'later', which no input and no layer before it gives",
+        ),
+        (
+            replace(convolution(Window(*IMAGE, (1, 1)), 4), combination=SIZE, multiplier=None),
+            "INT32 sums, which cannot be combined",
+        ),
+    ],
+)
+def test_windows_that_do_not_fit(layer: QuantLayer, message: str) -> None:
+    over = QuantInput("x", "x", IMAGE, "int8", np.float32(1), 0)
+    other = replace(convolution(Window(*IMAGE, (1, 1))), name="other", output="t")
+    model = QuantModel("wrong", [over], [other, layer], [])
+    with pytest.raises(InputError, match=f"layer 'layer': .*{message}"):
+        pack(model, {}, BUILD)
+
+
+def test_images_too_long() -> None:
+    layer = convolution(Window(1, 1, 4097, (1, 3)))
+    with pytest.raises(InputError, match="1 x 4097 pixels, the engine takes 4096 each way"):
+        pack(model_of([layer], (1, 1, 4097)), {}, BUILD)
+
+
+def test_a_build_without_image_memory() -> None:
+    model = model_of([convolution(Window(*IMAGE, (3, 3)))], IMAGE)
+    with pytest.raises(InputError, match=r"build 32x4x1 has no image memory.*another build"):
+        pack(model, {}, load_build("32x4x1"))
+
+
+def test_rows_that_the_image_memory_cannot_hold() -> None:
+    """Found when the plan is made: it depends on where the image comes from."""
+    layer = convolution(Window(300, 20, 200, (3, 3)))
+    program = pack(model_of([layer], (300, 20, 200)), {}, BUILD)
+    with pytest.raises(InputError, match="layer 'layer': the image memory of build 8x32 holds"):
+        make_plan(program, 1, MEMORY)
+
+
+@pytest.mark.parametrize(
+    ("build", "bank", "message"),
+    [("32x4x1", (64, 8), "sizes up to 16 that"), ("32x4x1", (12, 3), "multiples or parts of 8")],
+)
+def test_banks_that_a_build_does_not_take(build: str, bank: tuple[int, int], message: str) -> None:
+    layer = random_layer(np.random.default_rng(10), 8, 128, *bank)
+    with pytest.raises(InputError, match=f"layer 'layer': bank size {bank[0]}: .*{message}"):
+        pack(alone(layer), {"layer": bank}, load_build(build))

@@ -84,7 +84,7 @@ int64_t run(tb::Random& random) {
   const uint32_t kinds[] = {0, bbs::kFlagMaximum, bbs::kFlagSumColumns};
   Streams streams;
   bbs::Command c = {};
-  c.flags = kinds[random.between(0, 2)];
+  c.flags = kinds[random.between(0, 2)] & bbs::kBuiltFlags;
   tb::Words table;
   if (random.once_in(2)) {
     c.flags |= bbs::kFlagTable;

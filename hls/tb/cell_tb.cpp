@@ -250,6 +250,7 @@ int64_t refused() {
   c.flags ^= bbs::kFlagLstm | bbs::kFlagGru;
   c.shift = 9;
   expect(c, bbs::kStatusBadOp, "shift");
+  if (bbs::kCellWords == 0) return count;
   c = good();
   c.output_stride = c.rows / 4 - bbs::kPack;
   expect(c, bbs::kStatusBadShape, "output stride");
@@ -260,7 +261,6 @@ int64_t refused() {
   c = good();
   c.last_columns = bbs::kCols + 1;
   expect(c, bbs::kStatusBadShape, "last columns");
-  if (bbs::kCellWords == 0) return count;
   c = good();
   c.last_columns = 0;
   expect(c, bbs::kStatusOk, "a step without columns");
@@ -288,7 +288,8 @@ int64_t refused() {
 
 int main() {
   tb::Random random(31);
-  int64_t count = tanh_table() + cells(random) + refused();
+  int64_t count = tanh_table() + refused();
+  if (bbs::kCellWords > 0) count += cells(random);
   for (int i = 0; i < 300 / tb::kShare; i++) {
     if (bbs::kCellWords > 0) count += sequences(random);
     count += passes(random);

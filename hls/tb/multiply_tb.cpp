@@ -133,7 +133,7 @@ int64_t run(tb::Random& random, bool long_block, bool kept) {
   if (random.once_in(4))
     for (c.bank_size = bbs::kPack; c.bank_size > 1 && random.once_in(2);) c.bank_size /= 2;
   c.keep = random.between(1, std::min<int>(c.bank_size, 12));
-  c.flags = random.once_in(3) ? (uint32_t)bbs::kFlagMaximum : 0u;
+  c.flags = random.once_in(3) ? bbs::kFlagMaximum & bbs::kBuiltFlags : 0u;
   c.pace = random.once_in(4) ? random.between(1, 500) : random.between(1, 4);
   if (kept) c.flags |= bbs::kFlagKeepWeights;
   const int fit = bbs::kVectorWords / tb::bank_room(c);

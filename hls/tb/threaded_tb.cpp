@@ -57,7 +57,7 @@ bbs::Command command_of(const Case& k) {
   bbs::Command c = {};
   c.op = bbs::kOpMatrix;
   c.signature = bbs::kSignature;
-  c.flags = k.flags | bbs::kFlagToMemory;
+  c.flags = (k.flags & bbs::kBuiltFlags) | bbs::kFlagToMemory;
   c.features = c.input_stride = tb::round_up(k.features, bbs::kPack);
   c.rows = tb::round_up(k.rows, tb::row_step(c));
   c.output_stride = tb::output_rows(c);

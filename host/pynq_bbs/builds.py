@@ -140,8 +140,9 @@ def _relations(build: Build) -> Iterator[tuple[bool, str]]:
     )
     yield cols <= 120, "cols is at most 120"
     yield wide >= 2, "rows x cols is at least 2"
-    units = min(wide, PORT_BYTES)
-    yield build.requant_units == units, f"requant_units is {units}"
+    units = build.requant_units
+    packs = units >= 1 and PORT_BYTES % units == 0 and wide % units == 0
+    yield packs, "requant_units divides 8 and rows x cols"
     power = build.vector_words >= 256 and build.vector_words & (build.vector_words - 1) == 0
     yield power, "vector_words is a power of two, 256 at least"
     yield build.block_words >= build.vector_words, "block_words is at least vector_words"
@@ -150,6 +151,8 @@ def _relations(build: Build) -> Iterator[tuple[bool, str]]:
     yield build.queue_words >= 1, "queue_words is at least 1"
     yield build.sum_words >= 1 and build.block_rows >= 1, "sum_words and block_rows are at least 1"
     yield 1 <= build.taps <= min(lanes, 8), "taps is 1 to 8, lanes at most"
+    packed = build.taps >= build.pack and lanes % build.pack == 0
+    yield packed, "taps is at least the features of a word, 8 / cols, which divide lanes"
     yield build.image_words == 0 or cols >= PORT_BYTES, "image_words is 0 where cols is below 8"
     yield build.image_words & (build.image_words - 1) == 0, "image_words is 0 or a power of two"
     fabric = build.fabric_lanes <= lanes and build.fabric_lanes % 2 == 0

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from .builds import Build, load_build
 from .compress.prune import bank_prune, choose_bank
 from .compress.quantize import quantize
@@ -37,7 +39,8 @@ def compile(
         sparsity: share of the weights to remove from every bank; 0 keeps the model dense. A model
             whose weights have that pattern already loses nothing.
         bank_size: the largest bank to use; each layer takes the one that fills the lanes best.
-            2:4 is `sparsity=0.5, bank_size=4`.
+            2:4 is `sparsity=0.5, bank_size=4`. Banks of a convolution lie along the channels of
+            a tap; one of too few channels for any bank stays dense, as depthwise ones do.
         weight_bits: 8, or 4 for half the memory and memory traffic of the weights.
         calibration: samples for a float model, an array (N, ...), a dict of arrays by input name,
             or an iterable of either. A quantised model brings its scales and needs none.
@@ -56,11 +59,8 @@ def compile(
 
         model = load_onnx(model)
 
-    def bank(layer: Layer | QuantLayer) -> tuple[int, int]:
-        features = layer.weights.shape[1]
-        if sparsity == 0:
-            return dense_bank(features, target)
-        return choose_bank(features, sparsity, bank_size, target.lanes, target.takes_bank)
+    def bank(layer: Layer | QuantLayer) -> tuple[int, int] | None:
+        return _bank(layer, sparsity, bank_size, target)
 
     if isinstance(model, Model):
         model = replace(model, layers=_pruned(model.layers, bank))
@@ -77,10 +77,42 @@ def compile(
         layers = _pruned(model.layers, bank)
         layers = [replace(layer, weight_bits=weight_bits) for layer in layers]
         model = replace(model, layers=layers)
-    return pack(model, {layer.name: bank(layer) for layer in model.layers}, target)
+    chosen = {layer.name: bank(layer) for layer in model.layers}
+    return pack(model, {name: b for name, b in chosen.items() if b is not None}, target)
+
+
+def _bank(
+    layer: Layer | QuantLayer, sparsity: float, bank_size: int, build: Build
+) -> tuple[int, int] | None:
+    """Bank size and keep; None for a layer whose banks are not chosen but follow from what it
+    does, and for a convolution of too few channels for any bank of that sparsity."""
+    features = layer.weights.shape[1]
+    if isinstance(layer, Layer) or layer.weights.ndim == 2:
+        if isinstance(layer, QuantLayer) and layer.weight_tensor:
+            return None
+        if sparsity == 0:
+            return dense_bank(features, build)
+        return choose_bank(features, sparsity, bank_size, build.lanes, build.takes_bank)
+    if layer.groups > 1 or layer.maximum or sparsity == 0:
+        return None
+    try:  # channels of one tap: whatever their number, taps fill the lanes
+        return choose_bank(features, sparsity, min(bank_size, features), 1, build.takes_bank)
+    except InputError:
+        return None
 
 
 def _pruned(
-    layers: list[AnyLayer], bank: Callable[[Layer | QuantLayer], tuple[int, int]]
+    layers: list[AnyLayer], bank: Callable[[Layer | QuantLayer], tuple[int, int] | None]
 ) -> list[AnyLayer]:
-    return [replace(la, weights=bank_prune(la.weights, *bank(la))) for la in layers]
+    return [_pruned_layer(layer, bank(layer)) for layer in layers]
+
+
+def _pruned_layer(layer: AnyLayer, bank: tuple[int, int] | None) -> AnyLayer:
+    if bank is None:
+        return layer
+    if layer.weights.ndim == 2:
+        return replace(layer, weights=bank_prune(layer.weights, *bank))
+    rows, channels, *kernel = layer.weights.shape
+    taps = np.ascontiguousarray(layer.weights.transpose(0, 2, 3, 1)).reshape(-1, channels)
+    kept = bank_prune(taps, *bank).reshape(rows, *kernel, channels)
+    return replace(layer, weights=np.ascontiguousarray(kept.transpose(0, 3, 1, 2)))

@@ -17,12 +17,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .boards import Board, load_board
 from .builds import PORT_BYTES, Build, load_build
 from .errors import BbsError, BuildError
-from .interface import BUILD_REGISTERS, PORTS, REGISTERS
+from .interface import BUILD_REGISTERS, COMMAND_WORDS, PORTS, REGISTERS
 from .report import table
 
 #: What HLS is taken to need over hand-written RTL. An assumption: no ratio has been measured.
@@ -36,35 +36,42 @@ _YOSYS_MAC_LUTS = 3800
 _YOSYS_UNITS = 8
 _YOSYS_DRAIN_LUTS = 3400
 _YOSYS_UNPACK_LUTS = 500  # of one plane
-#: A product of INT8 made of LUTs, with its share of the sum. No margin: Vivado's own multipliers
-#: of LUTs are smaller than those of yosys.
-_YOSYS_FABRIC_PRODUCT_LUTS = 164
+#: A product of INT8 by four digits of its weight (`hls/mul_pair.hpp`), with its share of the sum;
+#: of 154 written as a plain product.
+_YOSYS_FABRIC_PRODUCT_LUTS = 66
 
 #: Multipliers for counts and offsets: (function, how many, bits of the operands, of the result).
-#: `check_command` and `sequence` share as many as their ALLOCATION allows.
+#: `check_command`, `sequence` and `cell` share as many as their ALLOCATION allows.
 COUNTING = (
-    ("check_command", 2, (32, 32), 64),
+    ("check_command", 1, (32, 32), 64),
     ("sequence", 1, (32, 32), 64),
     ("unpack", 1, (24, 16), 32),
     ("multiply", 1, (24, 16), 32),
-    ("multiply", 1, (16, 8), 32),
-    ("accumulate", 1, (16, 8), 32),
 )
-#: Those that only images need.
-IMAGE_COUNTING = (("columns", 1, (16, 16), 32), ("gather", 3, (16, 16), 32))
+#: Those that only images or cells need. `gather` multiplies in `read_taps` and `begin_tile`.
+IMAGE_COUNTING = (("columns", 3, (16, 16), 32), ("gather", 2, (16, 16), 32))
+CELL_COUNTING = (("cell", 1, (32, 32), 64),)
+#: Calls of `times` that share a multiplier, and so choose its operands: (source, calls).
+TIMES_CALLS = (("check.hpp", 27), ("sequence.hpp", 16))
+CELL_TIMES_CALLS = (("cell.hpp", 3),)
 #: Products that `BIND_OP impl=fabric` keeps out of DSPs: (variable, bits of the operands, copies).
-FABRIC_COUNTING = (
-    ("plane_bits", (40, 4), 2),  # check_command and sequence
-    ("product", (16, 4), 4),  # scaled(): two sizes in the check, two coordinates in columns
-    ("product", (4, 4), 5),  # scaled(): taps in the check, four distances in gather
-)
+FABRIC_COUNTING = (("plane_bits", (40, 4), 2),)  # check_command and sequence
 #: Those that only images need; five sums of 45 bits make the product with a constant.
-IMAGE_FABRIC_COUNTING = (("pass_place", (16, 9), 1), ("words", (45, 5), 2))
-#: Quotients by a variable in `hls/check.hpp`.
-_DIVIDERS = 5
+IMAGE_FABRIC_COUNTING = (
+    ("product", (16, 4), 4),  # scaled(): sizes in the check, coordinates in columns
+    ("product", (4, 4), 4),  # taps in the check, a row in columns, distances in gather
+    ("product", (7, 4), 1),  # columns of a read
+    ("words", (45, 5), 2),
+)
+#: Streams that nobody writes where a build has no images, no cells.
+IMAGE_STREAMS: tuple[str, ...] = ("tile_fills", "tile_columns")
+CELL_STREAMS: tuple[str, ...] = ("cell_visits", "states")
 #: `sequence`, five `fetch`, `unpack`, `columns`, `gather`, `multiply`, `accumulate`,
-#: `requantise`, `deliver`, and the command loop around them.
-_PROCESSES = 14
+#: `requantise`, `cell`, `deliver`, `prepare`, and the command loop around them.
+_PROCESSES = 16
+#: Products of a column of a cell: gate times gate or candidate, times state, times tanh, and the
+#: slope of tanh. None is wider than 17 x 11 bits.
+_CELL_DSPS = 4
 _FLOAT_DSPS = 3  # of a float32 multiplier in full use of DSPs; hand-written RTL took 2
 _COMBINE_DSPS = 2  # 9 x 24 and 18 x 24 bits
 _BURST_WORDS = 64  # max_read_burst_length in hls/ports.hpp
@@ -77,12 +84,15 @@ _SHIFT_REGISTER_DEPTH = 2
 _LUTRAM_DEPTH = 32
 #: Lanes of the vector buffer as deep as this are block RAM (`hls/multiply.hpp`).
 _VECTOR_BRAM_DEPTH = 256
-#: Loops into which `take_pixels` is inlined.
-_TAKE_PIXELS_LOOPS = 2
+#: Columns of a unit that `cell` works on in a cycle.
+_CELL_COLUMNS = 2
+#: Rows of a window (`hls/columns.hpp`).
+_MOST_KERNEL = 15
 
 # Assumed LUTs.
 _FIFO_CONTROL = 30
 _DIVIDER = 256
+_COMPARISONS = 600  # of a command check, some forty
 _PROCESS_CONTROL = 250
 _M_AXI = 800
 #: (each output, each input) of an AXI interconnect: AXI4 to AXI3 of the same width on a 7-series,
@@ -212,7 +222,9 @@ def streams(build: Build) -> tuple[StreamGroup, ...]:
     port_bits = 8 * PORT_BYTES
     ports = ("weight_words", "index_words", "row_words", "feature_words", "residual_words")
     bursts = tuple(f"{n}_bursts" for n in ("weight", "index", "row", "act", "residual", "store"))
-    visits = ("unpack_visits", "multiply_visits", "accumulate_visits")
+    visits = ("unpack_visits", "multiply_visits", "accumulate_visits", "cell_visits")
+    words = (*ports, "outputs", "states", "requantised")
+    tile = 40 * build.cols + 8 + 32 * _MOST_KERNEL + 64
     sums, acts = 32 * build.rows * build.cols, word_bits(build)
     entries = _TABLE_ENTRIES // PORT_BYTES
     chain = max(build.chain_words, 2)
@@ -220,8 +232,9 @@ def streams(build: Build) -> tuple[StreamGroup, ...]:
         ("Burst", bursts, "4 counts and a flag", 4 * 32 + 8, 8),
         ("Fill", ("tile_fills", "fills"), "5 counts and a flag", 5 * 32 + 8, 8),
         ("Visit", visits, "5 counts and 5 flags", 5 * 32 + 5 * 8, 8),
-        ("Word", (*ports, "outputs"), "a port word", port_bits, 64),
-        ("Columns", ("tile_columns",), "40 bits a column and 24", 40 * build.cols + 24, 2),
+        ("Word", words, "a port word", port_bits, 64),
+        ("Command", ("next_words",), "a port word", port_bits, COMMAND_WORDS),
+        ("Columns", ("tile_columns",), "40 bits a column and 15 + 2 counts", tile, 2),
         (
             "VectorWrite",
             ("vector_writes",),
@@ -236,6 +249,16 @@ def streams(build: Build) -> tuple[StreamGroup, ...]:
         ("Chain", ("chain",), "an activation word", acts, chain),
     )
     return tuple(StreamGroup(*group) for group in groups)
+
+
+def built_streams(build: Build) -> Iterator[StreamGroup]:
+    """Those of `streams` that a process of this build writes and reads."""
+    unused = () if build.image_words else IMAGE_STREAMS
+    unused += () if build.cell_words else CELL_STREAMS
+    for group in streams(build):
+        names = tuple(name for name in group.names if name not in unused)
+        if names:
+            yield replace(group, names=names)
 
 
 def estimate(build: Build, device_family: str) -> Resources:
@@ -254,8 +277,9 @@ def estimate(build: Build, device_family: str) -> Resources:
         *_arithmetic_terms(build),
         *_output_terms(build),
         *_image_terms(build),
+        *_cell_terms(build),
         *_control_terms(build, device_family),
-        *(_stream_term(group) for group in streams(build)),
+        *(_stream_term(group) for group in built_streams(build)),
         *_bus_terms(device_family),
     )
     return Resources(build.name, device_family, terms)
@@ -313,6 +337,15 @@ def _vector_terms(build: Build) -> Iterator[Term]:
         "declared",
         lut=reads + writes,
     )
+    if pack > 1:
+        # Banks of 1, 2, 4 or 8 features: what follows in a word goes to a lane of its own.
+        sizes = pack.bit_length()
+        yield Term(
+            "narrow banks",
+            f"{build.taps} words of {bits} bits from 1 of {sizes} places, a place of 16 bits each",
+            "declared",
+            lut=build.taps * (bits * mux_luts(sizes) + 16),
+        )
 
 
 def _memory_terms(build: Build) -> Iterator[Term]:
@@ -353,32 +386,42 @@ def _arithmetic_terms(build: Build) -> Iterator[Term]:
     yield Term(
         "products in fabric",
         f"{build.fabric_lanes} lanes x {build.rows} x {build.cols}, {_YOSYS_FABRIC_PRODUCT_LUTS} "
-        "LUTs each, its share of the sum included",
+        f"LUTs each, x {HLS_MARGIN}, its share of the sum included",
         "yosys",
-        lut=_YOSYS_FABRIC_PRODUCT_LUTS * in_luts,
+        lut=round(HLS_MARGIN * _YOSYS_FABRIC_PRODUCT_LUTS * in_luts),
     )
-    # Of two bytes the larger: 4 LUTs compare, 4 choose. Where weights are zero, a byte more. Then
-    # once more with the sum, and 16 LUTs choose between that and the products.
-    yield Term(
-        "maximum",
-        f"{wide} x ({build.lanes} x 8 LUTs for the larger of two bytes and 4 for those that count, "
-        "and a choice of 32 bits)",
-        "declared",
-        lut=wide * (12 * build.lanes + 16),
-    )
+    if build.image_words:
+        # Of two bytes the larger: 4 LUTs compare, 4 choose. Where weights are zero, a feature is
+        # the least: two more inputs of the LUTs of the first such pair, so that 8 choose. Then once
+        # more with the sum, and 16 LUTs choose between that and the products.
+        larger = build.lanes // 2 * 12 + build.lanes // 2 * 8
+        yield Term(
+            "maximum",
+            f"{wide} x ({build.lanes // 2} x 12 for the larger of two bytes that count, "
+            f"{build.lanes // 2} x 8 for the larger of those and the sum, and a choice of 32 bits)",
+            "declared",
+            lut=wide * (larger + 16),
+        )
     yield Term(
         "unpack",
         f"2 planes x {_YOSYS_UNPACK_LUTS}, x {HLS_MARGIN}",
         "yosys",
         lut=round(HLS_MARGIN * 2 * _YOSYS_UNPACK_LUTS),
     )
+    # Bias or partial sum, two bits a LUT, and the sum.
     yield Term(
         "accumulate",
-        f"{wide} x 32 bits: bias or partial sum, a comparison, a sum; "
-        f"{build.rows} x {build.cols - 1} sums of columns",
+        f"{wide} x 32 bits: bias or partial sum, a sum",
         "declared",
-        lut=wide * (16 + 16 + 32) + 32 * build.rows * (build.cols - 1),
+        lut=wide * (16 + 32),
     )
+    if build.image_words:
+        yield Term(
+            "accumulate for images",
+            f"{wide} x 32 bits: a comparison; {build.rows} x {build.cols - 1} sums of columns",
+            "declared",
+            lut=wide * 16 + 32 * build.rows * (build.cols - 1),
+        )
 
 
 def _output_terms(build: Build) -> Iterator[Term]:
@@ -391,23 +434,27 @@ def _output_terms(build: Build) -> Iterator[Term]:
         dsp=_FLOAT_DSPS * units,
         lut=round(HLS_MARGIN * _YOSYS_DRAIN_LUTS * units / _YOSYS_UNITS),
     )
-    # 48 bits shifted by up to 47 places: three choices of 1 in 4 for each bit. The bit that is
-    # odd: 1 in 48. Two sums, three clamps of 18 bits and the sums of zero points.
-    yield Term(
-        "combine units",
-        f"{units} x {_COMBINE_DSPS} multipliers; LUT: 3 x 48 for the shift, 12 for the odd bit, "
-        "43 + 48 for sums, 80 for clamps and zero points",
-        "declared",
-        dsp=_COMBINE_DSPS * units,
-        lut=units * (3 * 48 + 12 + 43 + 48 + 80),
-    )
+    if build.image_words or build.cell_words:
+        # 48 bits shifted by up to 47 places: three choices of 1 in 4 for each bit. The bit that is
+        # odd: 1 in 48. Two sums, three clamps of 18 bits and the sums of zero points.
+        yield Term(
+            "combine units",
+            f"{units} x {_COMBINE_DSPS} multipliers; LUT: 3 x 48 for the shift, 12 for the odd "
+            "bit, 43 + 48 for sums, 80 for clamps and zero points",
+            "declared",
+            dsp=_COMBINE_DSPS * units,
+            lut=units * (3 * 48 + 12 + 43 + 48 + 80),
+        )
     # wide/units : 1 for the units' sums, wide/2 : 1 for a word of two sums: both 8 LUTs a sum.
+    # Fewer units than bytes of a port word put theirs at one of several places.
     wide = build.rows * build.cols
+    places = PORT_BYTES // units
     yield Term(
         "output muxes",
-        f"{wide} sums to {units} units, and to words of two: 16 LUTs a sum",
+        f"{wide} sums to {units} units, and to words of two: 16 LUTs a sum; bytes to 1 of {places} "
+        "places of a port word, and residuals from there",
         "declared",
-        lut=16 * wide,
+        lut=16 * wide + (64 + 8 * units) * mux_luts(places),
     )
 
 
@@ -440,23 +487,64 @@ def _image_terms(build: Build) -> Iterator[Term]:
     )
     yield Term(
         "pixels in",
-        f"in {_TAKE_PIXELS_LOOPS} loops {banks} bytes, each of {banks // 8}, and two addresses",
+        f"{banks} bytes, each of {banks // 8}, and two addresses",
         "declared",
-        lut=_TAKE_PIXELS_LOOPS * (banks * 8 * mux_luts(banks // 8) + banks // 8 * place_bits),
+        lut=banks * 8 * mux_luts(banks // 8) + banks // 8 * place_bits,
+    )
+    # Five sums of 26 bits to a pixel's word, two places in a ring of two sums and a comparison,
+    # eight counters of 16 bits with their ends, the need of one of 15 kernel rows and three
+    # comparisons with it; of each tap a place and a group. Features and windows write the same
+    # stream.
+    words = taps * (word_bits(build) + 16)
+    yield Term(
+        "window walk",
+        f"5 x 26 bits, 2 x 2.5 x {place_bits}, 8 x 24, 4 x 32 + 3 x 16; {taps} x 48; a choice of "
+        f"{words} bits",
+        "declared",
+        lut=130 + 5 * place_bits + 192 + 32 * mux_luts(_MOST_KERNEL) + 48 + 48 * taps + words // 2,
+    )
+
+
+def _cell_terms(build: Build) -> Iterator[Term]:
+    if not build.cell_words:
+        return
+    yield Term(
+        "cell memory",
+        f"{build.cell_words} x 32 bits; tanh: 256 x 16 and 256 x 16 bits, two ports each",
+        "declared",
+        bram36=block_rams(32, build.cell_words) + 1,
+    )
+    # A gate is a byte of two halves. Sum, shift by 0 to 8 (three LUTs a bit) and rounding of 27
+    # bits, clamps of 16; the absolute value, the cap, the line and its sign of 16; product and
+    # blend rounded, 26 and 17 bits twice, clamp.
+    choices = 4 * 8 * mux_luts(max(2 * build.cols // _CELL_COLUMNS, 2))
+    arithmetic = 27 * (1 + 3 + 1) + 2 * 16 + 4 * 16 + 2 * 26 + 3 * 17 + 16
+    yield Term(
+        "cells",
+        f"{_CELL_COLUMNS} columns x {_CELL_DSPS} multipliers; LUT: {choices} to find four gates, "
+        f"{arithmetic} for sums, shifts and clamps",
+        "declared",
+        dsp=_CELL_COLUMNS * _CELL_DSPS,
+        lut=_CELL_COLUMNS * (choices + arithmetic),
     )
 
 
 def _control_terms(build: Build, family: str) -> Iterator[Term]:
-    counting = COUNTING + (IMAGE_COUNTING if build.image_words else ())
+    image, cell = build.image_words > 0, build.cell_words > 0
+    counting = COUNTING + IMAGE_COUNTING * image + CELL_COUNTING * cell
     dsps = [n * multiplier_dsps(a, b, bits, family) for _, n, (a, b), bits in counting]
+    calls = TIMES_CALLS + CELL_TIMES_CALLS * cell
     yield Term(
         "counts and offsets",
         "multipliers of "
-        + ", ".join(f"{name} {dsp}" for (name, *_), dsp in zip(counting, dsps, strict=True)),
+        + ", ".join(f"{name} {dsp}" for (name, *_), dsp in zip(counting, dsps, strict=True))
+        + "; LUT: 64 bits of operands, each 1 of "
+        + ", ".join(f"{n} ({name})" for name, n in calls),
         "declared",
         dsp=sum(dsps),
+        lut=sum(64 * mux_luts(n) for _, n in calls),
     )
-    in_fabric = FABRIC_COUNTING + (IMAGE_FABRIC_COUNTING if build.image_words else ())
+    in_fabric = FABRIC_COUNTING + IMAGE_FABRIC_COUNTING * image
     yield Term(
         "narrow products",
         "in fabric, a LUT for each pair of bits: "
@@ -466,9 +554,9 @@ def _control_terms(build: Build, family: str) -> Iterator[Term]:
     )
     yield Term(
         "command check",
-        f"{_DIVIDERS} sequential dividers of 32 bits, {_DIVIDER} LUTs each",
+        f"a sequential divider of 32 bits, {_DIVIDER} LUTs, and comparisons, {_COMPARISONS}",
         "assumed",
-        lut=_DIVIDERS * _DIVIDER,
+        lut=_DIVIDER + _COMPARISONS,
     )
     yield Term(
         "state machines",
@@ -481,8 +569,8 @@ def _control_terms(build: Build, family: str) -> Iterator[Term]:
 def _stream_term(group: StreamGroup) -> Term:
     count, bits = len(group.names), group.width * group.depth
     block_ram, lut = 0.0, 0
-    bound = group.type == "Word"  # to LUTRAM, in hls/engine.cpp
-    if group.depth <= _SHIFT_REGISTER_DEPTH or bits <= _SHIFT_REGISTER_BITS:
+    bound = group.type in ("Word", "Columns")  # to LUTRAM, in hls/engine.cpp
+    if not bound and (group.depth <= _SHIFT_REGISTER_DEPTH or bits <= _SHIFT_REGISTER_BITS):
         where, lut = "shift registers", group.width
     elif bound or group.depth <= _LUTRAM_DEPTH:
         where, lut = "LUTRAM", lutram_luts(group.width, group.depth)

@@ -148,7 +148,10 @@ def dequantize_output(spec: QuantOutput, tensor: NDArray[Any]) -> NDArray[Any]:
     """
     result: NDArray[Any] = tensor
     if spec.dtype == "float32":
-        values = dequantise(tensor, spec.scale, spec.zero_point)
+        scale = spec.scale
+        if scale.size > 1:  # one for each row, of every pixel
+            scale = np.repeat(scale, tensor.shape[1] // scale.size)
+        values = dequantise(tensor, scale, spec.zero_point)
         result = apply_functions(spec.functions, values)
     elif spec.dtype == "uint8":
         result = np.ascontiguousarray(tensor ^ np.int8(-128)).view(np.uint8)

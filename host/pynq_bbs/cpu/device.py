@@ -45,7 +45,9 @@ class CpuDevice:
             rows = slice(layer.first_row, layer.first_row + layer.rows)
             x = known[layer.input].astype(np.int8, copy=False)
             if layer.weight_tensor:
-                weights = np.ascontiguousarray(known[layer.weight_tensor].T)
+                weights = np.ascontiguousarray(known[layer.weight_tensor].T).astype(
+                    np.int8, copy=False
+                )
                 self._ops[index] = replace(self._ops[index], values=weights)
             y = self._layer(index, x)[:, : target.features - layer.first_row]
             if layer.combination is not None:

@@ -30,18 +30,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from ..builds import PORT_BYTES, Build
-from ..interface import COMMAND_WORDS, FLAG_RESIDUAL, FLAG_TABLE, FLAG_TO_MEMORY, Command
-from .fillings import Fillings, Layer
-from .timing import PIPELINE_CYCLES, Timing
+from ..interface import (
+    COMMAND_WORDS,
+    FLAG_RESIDENT_WEIGHTS,
+    FLAG_RESIDUAL,
+    FLAG_STATE_IN,
+    FLAG_STATE_OUT,
+    FLAG_TABLE,
+    FLAG_TO_MEMORY,
+    Command,
+)
+from .fillings import Layer
+from .timing import PIPELINE_CYCLES, PORT_DEPTH, STEPS, Timing
 
-#: Cycles to fetch, decode and check a command and to start the region.
-COMMAND_CYCLES = 100
+#: To decode and check a command, once its words are there: a few dividers one after the other,
+#: each of some thirty stages, and what hangs on their quotients. Assumed, not measured.
+CHECK_CYCLES = 250
+#: What the first command of a run costs before anything works on it; the others are fetched and
+#: checked beside the command before them.
+RUN_CYCLES = 2 * (COMMAND_WORDS + PIPELINE_CYCLES) + CHECK_CYCLES
+#: From the end of a command to the start of the next one: handshakes of the region's processes,
+#: and the sums that say where the next command lies. Assumed, not measured.
+REGION_CYCLES = 20
 _TABLE_WORDS = 256 // PORT_BYTES
-#: What stands outside of loops on the way to the first loop of the multipliers.
-_STEPS = 6
 #: Row groups that the streams before requantisation take.
 _ROWS_IN_FLIGHT = 8
 
@@ -52,19 +64,20 @@ _LOAD = "memory.hpp:fetch:words(activations)"
 _RESIDUALS = "memory.hpp:fetch:words(residuals)"
 _STORES = "memory.hpp:deliver:stores"
 _LINKS = "memory.hpp:deliver:links"
-_COLUMNS = "columns.hpp:columns:cols"
+_COLUMNS = "columns.hpp:columns:steps"
 _FEATURES = "gather.hpp:gather_features:feature_words"
-_RING = "gather.hpp:keep_from:ring"
-_WINDOWS = "gather.hpp:gather_tile:windows"
-_IMAGE_REST = "gather.hpp:gather_image:image_rest"
-_IMAGE_END = "gather.hpp:gather_image:image_end"
+_WINDOWS = "gather.hpp:gather_image:windows"
 _UNPACK = "unpack.hpp:unpack:slices"
-_MULTIPLY = "multiply.hpp:multiply_visit:csb_words"
-_FILL_REST = "multiply.hpp:multiply:fill_rest"
+_MULTIPLY = "multiply.hpp:multiply:csb_words"
 _ACCUMULATE = "accumulate.hpp:accumulate:rows"
 _TABLE = "accumulate.hpp:accumulate:table"
 _TABLE_BYTES = "requantise.hpp:requantise:table_bytes"
+_STATES = "requantise.hpp:requantise:state_words"
 _REQUANTISE = "requantise.hpp:requantise:output_words"
+_PASSED = "cell.hpp:cell:passed"
+_GATES = "cell.hpp:cell_visit:gate_words"
+_LOADED = "cell.hpp:load_states:loaded"
+_STORED = "cell.hpp:store_states:stored"
 
 
 @dataclass(frozen=True)
@@ -109,138 +122,71 @@ def trip_counts(command: Command, build: Build) -> dict[str, int]:
     """
     c, layer = command, Layer(command, build)
     table = _TABLE_WORDS if c.flags & FLAG_TABLE else 0
-    outputs, to_memory = layer.sum("outputs"), bool(c.flags & FLAG_TO_MEMORY)
+    to_memory = bool(c.flags & FLAG_TO_MEMORY)
+    loaded = c.state_words if c.flags & FLAG_STATE_IN else 0
+    stored = c.state_words if c.flags & FLAG_STATE_OUT else 0
+    outputs = layer.sum("outputs") + stored
     words = layer.input_words()
+    resident = bool(c.flags & FLAG_RESIDENT_WEIGHTS)
+    gates = layer.sum("requantised") + max(build.cols // 2, 1) * layer.sum("last_visits")
     trips = {
         "engine.cpp:prepare:command_words": COMMAND_WORDS,
         _WEIGHTS: layer.sum("weights"),
         _INDICES: layer.sum("indices"),
         _PARAMETERS: table + layer.sum("parameters"),
         _LOAD: 0 if layer.from_chain else words,
-        _RESIDUALS: outputs if c.flags & FLAG_RESIDUAL else 0,
+        _RESIDUALS: layer.sum("outputs") if c.flags & FLAG_RESIDUAL else loaded,
         _STORES: outputs if to_memory else 0,
         _LINKS: 0 if to_memory else outputs,
-        _UNPACK: layer.sum("unpack"),
+        _UNPACK: layer.sum("visits") if resident else layer.sum("unpack"),
         _FEATURES: 0 if layer.image else words,
-        _MULTIPLY: layer.sum("multiply"),
-        _FILL_REST: layer.fill_rest(),
+        _MULTIPLY: layer.multiply_trips(),
         _ACCUMULATE: layer.sum("accumulate"),
         _TABLE: table,
         _TABLE_BYTES: table * PORT_BYTES,
+        _STATES: loaded,
         _REQUANTISE: layer.sum("requantise"),
+        _PASSED: 0 if layer.cell else layer.sum("requantised"),
+        _GATES: gates if layer.cell else 0,
+        _LOADED: 2 * loaded,
+        _STORED: 2 * stored,
+        _COLUMNS: 0,
+        _WINDOWS: 0,
     }
-    return trips | _image_trips(layer)
-
-
-def _image_trips(layer: Layer) -> dict[str, int]:
-    if not layer.image:
-        return dict.fromkeys((_COLUMNS, _RING, _WINDOWS, _IMAGE_REST, _IMAGE_END), 0)
-    fillings = layer.last.count  # of each tile
-    return {
-        _COLUMNS: layer.c.tiles * layer.build.cols * fillings,
-        _RING: layer.loading.turns,
-        _WINDOWS: int(layer.reads.sum()) * fillings,
-        _IMAGE_REST: int(layer.loading.rest.sum()),
-        _IMAGE_END: layer.loading.end,
-    }
+    if layer.image:
+        tiles = c.tiles * layer.last.count
+        trips[_COLUMNS] = tiles * (build.cols + c.kernel_height + 1)
+        trips[_WINDOWS] = sum(layer.loading.trips) + layer.loading.end
+    return trips
 
 
 def layer_cycles(command: Command, build: Build, memory: Memory) -> LayerCycles:
-    """Modelled cycles, bytes and products of one command that the engine accepts."""
+    """Modelled cycles, bytes and products of one command that the engine accepts.
+
+    A run takes `RUN_CYCLES` besides: its first command is fetched and checked beforehand.
+    """
     c, layer = command, Layer(command, build)
     timing = Timing(layer, memory.bytes_per_cycle / PORT_BYTES)
-    total = COMMAND_CYCLES + _lead(layer, timing)
-    total += _window_steps(layer, timing) if layer.image else _feature_steps(layer, timing)
-    # Behind the multipliers there are three more pipelines, and the words of a row group.
-    total += 3 * PIPELINE_CYCLES + build.rows * build.cols / build.requant_units
+    total, starts = timing.run(_table(layer))
+    # Behind the multipliers' own pipeline there are four more, and the words of a row group.
+    total += 5 * PIPELINE_CYCLES + build.rows * build.cols / build.requant_units
     macs = c.rows * c.groups * build.lanes * c.keep * c.tiles * build.cols
     read, written = _bytes(layer)
-    total = max(total, COMMAND_CYCLES + (read + written) / memory.bytes_per_cycle)
+    total = max(total, (read + written) / memory.bytes_per_cycle)
+    total = REGION_CYCLES + max(total, _next_command(layer, timing, starts))
     return LayerCycles(float(total), macs // build.products_per_cycle, read, written, macs)
 
 
 def _bytes(layer: Layer) -> tuple[int, int]:
     """Read and written."""
-    flags, outputs = layer.c.flags, layer.sum("outputs")
+    c, outputs = layer.c, layer.sum("outputs")
     read = sum(layer.sum(x) for x in ("weights", "indices", "parameters"))
     read += 0 if layer.from_chain else layer.input_words()
-    read += _TABLE_WORDS if flags & FLAG_TABLE else 0
-    read += outputs if flags & FLAG_RESIDUAL else 0
-    return PORT_BYTES * read, PORT_BYTES * (outputs if flags & FLAG_TO_MEMORY else 0)
-
-
-def _feature_steps(layer: Layer, t: Timing) -> float:
-    """Cycles of all fillings, from the first word that is multiplied on."""
-    full, last, groups = layer.full, layer.last, layer.groups
-    inner, end, first = slice(-1), slice(last.count - 1, None), slice(1)
-    bring = t.features(last)
-    total = t.cycles(last, inner, bring.at(slice(1, None))) + float(t.work(last)[-1])
-    if groups == 1:
-        return total
-    total += t.cycles(full, end, bring.at(first))
-    bring = t.features(full)
-    total += (groups - 1) * t.cycles(full, inner, bring.at(slice(1, None)))
-    return total + (groups - 2) * t.cycles(full, end, bring.at(first))
-
-
-def _window_steps(layer: Layer, t: Timing) -> float:
-    """The same where the features are windows: every group of tiles is a case of its own."""
-    full, last, groups = layer.full, layer.last, layer.groups
-    inner, end = slice(-1), slice(last.count - 1, None)
-    # Pixels that no window needs come beside the work on the last filling.
-    total = max(float(t.work(last)[-1]), t.alone(layer.loading.end))
-    if last.count > 1:
-        for f, at in ((full, slice(0, groups - 1)), (last, slice(groups - 1, groups))):
-            total += t.cycles(f, inner, t.windows_again(f, at).crossed())
-    others, ports = t.others(full)[end], t.ports(full)[end]
-    later = max(groups - 1, 1)
-    for f, at in (
-        (full, slice(1, min(later, 2))),
-        (full, slice(2, later)),
-        (last, slice(later, groups)),
-    ):
-        if at.stop > at.start:
-            bring = t.windows(f, at, others, ports).crossed()
-            total += t.cycles(full, end, bring, first=at.start == 1 and full.count == 1)
-    return total
-
-
-def _lead(layer: Layer, t: Timing) -> float:
-    """Cycles until the vector buffer is filled for the first time.
-
-    Notes in `t` how many weights come meanwhile: as many as wait before the block buffer.
-    """
-    build, f = layer.build, layer.full
-    weights, indices = layer.sum("weights"), layer.sum("indices")
-    planes = weights + indices
-    queued = planes * min(1.0, t.queue / max(layer.sum("unpack"), 1))
-    ports = planes / max(weights, indices, 1)
-    if layer.image:
-        b = t.windows(f, slice(0, 1), np.array([queued]), np.array([ports]))
-        lead = float(b.gather[0]) + build.cols + PIPELINE_CYCLES
-    else:
-        b = t.features(f)
-        runs = np.array([f.tiles])
-        load = t.load(b.words[:1], runs, np.array([queued]), np.array([ports]))
-        lead = max(float(b.gather[0]), float(load[0]) + PIPELINE_CYCLES * layer.from_memory)
-    lead += 2 * PIPELINE_CYCLES + _STEPS
-    if planes:
-        spare = max(lead * t.rate - float(b.words[0]), 0.0)
-        fetched = min(queued, spare, (lead - 2 * PIPELINE_CYCLES) * ports)
-        t.left = max(0.0, 1 - fetched / int((layer.last.weights + layer.last.indices).sum()))
-        lead += _first_block(f, t, fetched)
-    return max(lead, _table(layer))
-
-
-def _first_block(f: Fillings, t: Timing, fetched: float) -> float:
-    """Cycles that the first weight block costs more than one that comes beside another one:
-    of it only `fetched` words are there, and its first tile takes as long as the others."""
-    visits = int(f.visits[0])
-    words = int(f.weights[0] + f.indices[0]) / visits
-    come, hidden = (float(x[0]) / visits for x in t.come(f))
-    come *= max(0.0, 1 - fetched / words)
-    tile = int(f.multiply[0]) / visits / f.tiles
-    return max(come, tile) - max(come - hidden, tile)
+    read += _TABLE_WORDS if c.flags & FLAG_TABLE else 0
+    read += outputs if c.flags & FLAG_RESIDUAL else 0
+    read += c.state_words if c.flags & FLAG_STATE_IN else 0
+    written = outputs + (c.state_words if c.flags & FLAG_STATE_OUT else 0)
+    return PORT_BYTES * read, PORT_BYTES * (written if c.flags & FLAG_TO_MEMORY else 0)
 
 
 def _table(layer: Layer) -> float:
@@ -249,4 +195,25 @@ def _table(layer: Layer) -> float:
     if not c.flags & FLAG_TABLE:
         return 0.0
     row = c.keep * min(c.groups, c.groups_per_pass)
-    return PORT_BYTES * _TABLE_WORDS + 3 * PIPELINE_CYCLES + _STEPS - _ROWS_IN_FLIGHT * row
+    return PORT_BYTES * _TABLE_WORDS + 3 * PIPELINE_CYCLES + STEPS - _ROWS_IN_FLIGHT * row
+
+
+def _next_command(layer: Layer, timing: Timing, starts: list[float]) -> float:
+    """Cycles until the command that follows is checked: its words come behind the last row
+    parameters, and of those the last wait for the stages' streams to have room."""
+    left = PORT_DEPTH
+    begin = float(STEPS + PIPELINE_CYCLES + min(layer.sum("parameters"), PORT_DEPTH))
+    works = timing.works()
+    rows = [int(x) for x in layer.full.parameters] * (layer.groups - 1)
+    rows += [int(x) for x in layer.last.parameters]
+    for at in reversed(range(len(works))):
+        if rows[at] > left:
+            # All but those were taken: row by row, while each block meets its first tile.
+            work = works[at]
+            end = starts[at] + work.multiply / (work.tiles if work.visits == 1 else 1)
+            begin = max(begin, starts[at] + (end - starts[at]) * (1 - left / rows[at]))
+            begin += PIPELINE_CYCLES
+            break
+        left -= rows[at]
+    table = _TABLE_WORDS if layer.c.flags & FLAG_TABLE else 0
+    return begin + table + COMMAND_WORDS + 2 * PIPELINE_CYCLES + CHECK_CYCLES

@@ -13,8 +13,10 @@ import numpy as np
 from ..builds import PORT_BYTES, Build
 from ..interface import (
     FLAG_FROM_CHAIN,
+    FLAG_GRU,
     FLAG_IMAGE,
     FLAG_INT4,
+    FLAG_LSTM,
     FLAG_RESIDENT_INPUT,
     FLAG_RESIDENT_WEIGHTS,
     FLAG_SUMS_OUT,
@@ -24,6 +26,8 @@ from .gathering import Counts, Loading, image_tiles, loading, steps, tile_words,
 
 #: What one tile leaves in a memory is read this many cycles later (`kReuseDistance`).
 _REUSE = 4
+#: Rows that an LSTM or GRU has for each unit (`kGates`).
+_GATES = 4
 
 
 class Fillings:
@@ -47,8 +51,11 @@ class Fillings:
         bits = 4 if c.flags & FLAG_INT4 else 8
         sums_out = bool(c.flags & FLAG_SUMS_OUT)
         outputs = tiles * rows * last_pass * (build.rows * build.cols)
+        units = _GATES if c.flags & (FLAG_LSTM | FLAG_GRU) else 1
         self.visits = self._add(np.ones_like(rows))
-        self.runs = self._add(tiles * last_pass)  # of the loops that move outputs
+        self.last_visits = self._add(last_pass.astype(np.int64))  # those that make outputs
+        whole = rows * build.rows // units == c.output_stride
+        self.runs = self._add(np.where(whole, 1, tiles) * last_pass)  # of neighbouring outputs
         self.weights = self._add(fetched * rows * -(-words * lane_bits * bits // 64))
         self.indices = self._add(fetched * rows * -(-words * lane_bits * c.index_bits // 64))
         self.parameters = self._add(rows * build.rows)
@@ -56,7 +63,8 @@ class Fillings:
         self.multiply = self._add(tiles * np.maximum(rows * words, _REUSE))
         self.accumulate = self._add(tiles * np.maximum(rows * build.rows, _REUSE))
         self.requantise = self._add(outputs // (2 if sums_out else build.requant_units))
-        self.outputs = self._add(outputs * (4 if sums_out else 1) // PORT_BYTES)
+        self.requantised = self._add(outputs * (4 if sums_out else 1) // PORT_BYTES)
+        self.outputs = self.requantised // units
         space = build.lanes * c.bank_size
         first = np.arange(len(passes)) * c.groups_per_pass * space
         features = np.minimum(passes * space, c.features - first)
@@ -78,6 +86,7 @@ class Layer:
         self.c, self.build = c, build
         self.image = bool(c.flags & FLAG_IMAGE)
         self.from_chain = bool(c.flags & FLAG_FROM_CHAIN)
+        self.cell = bool(c.flags & (FLAG_LSTM | FLAG_GRU))
         self.from_memory = not c.flags & (FLAG_FROM_CHAIN | FLAG_RESIDENT_INPUT)
         self.groups = -(-c.tiles // c.tiles_per_block)
         self.last = Fillings(c, build, c.tiles - (self.groups - 1) * c.tiles_per_block)
@@ -122,20 +131,26 @@ class Layer:
             return np.full(f.count, f.tiles * steps(self.c, self.build))
         return f.tiles * f.features // self.pack
 
-    def taken(self, f: Fillings) -> Counts:
-        """Writes that are taken beside the work on each filling, at most."""
-        return -(-f.multiply // self.c.pace)
-
-    def fill_rest(self) -> int:
-        """Writes that are taken while the multipliers wait."""
+    def multiply_trips(self) -> int:
+        """Iterations of the one loop of the multipliers: their work, and what lies between."""
         full, last = self.writes(self.full), self.writes(self.last)
-        taken, taken_last = self.taken(self.full), self.taken(self.last)
-        rest = int(np.maximum(last[1:] - taken_last[:-1], 0).sum())
-        if self.groups == 1:
-            return int(last[0]) + rest
-        rest += int(full[0]) + max(int(last[0] - taken[-1]), 0)
-        rest += (self.groups - 1) * int(np.maximum(full[1:] - taken[:-1], 0).sum())
-        return rest + (self.groups - 2) * max(int(full[0] - taken[-1]), 0)
+        begin = full if self.groups > 1 else last
+        trips = self.sum("multiply") + int(begin[0]) + _REUSE
+        trips += int(self._changes(self.last.multiply[:-1], last[1:]).sum())
+        if self.groups > 1:
+            inner = int(self._changes(self.full.multiply[:-1], full[1:]).sum())
+            trips += (self.groups - 1) * inner
+            trips += (self.groups - 2) * int(self._changes(self.full.multiply[-1:], full[:1])[0])
+            trips += int(self._changes(self.full.multiply[-1:], last[:1])[0])
+        return trips
+
+    def _changes(self, multiply: Counts, writes: Counts) -> Counts:
+        """Iterations between a filling and the next one, which has so many writes: those that
+        were not taken beside the work, and until the last one may be read."""
+        pace = self.c.pace
+        rest = writes - -(-multiply // pace)
+        age = multiply - (writes - 1) * pace - 1  # when the work ends, if all writes were taken
+        return np.where(rest > 0, rest + _REUSE, np.maximum(_REUSE - np.minimum(age, _REUSE), 1))
 
 
 def _cut(total: int, step: int) -> Counts:

@@ -24,6 +24,8 @@ Counts = NDArray[np.int64]
 _MORE_PIXELS = 8
 #: Where a window lies that belongs to no pixel of the output.
 _BEYOND = -32768
+#: Iterations between one that takes a pixel and the first that may read it.
+_SETTLING = 4
 #: Geometries whose tiles are kept: the scheduler asks for the same ones with other cuts.
 _KEPT = 256
 
@@ -33,19 +35,22 @@ class Tiles:
     """The column tiles of an image's output, an entry each."""
 
     reads: Counts  # of the image memory, for a channel and row of taps
-    needed: Counts  # tiles of the image that must be there
+    needed: Counts  # tiles of the image that must be there, for every kernel row
     first: Counts  # word of the image that is read first, not counting turns of the ring
 
 
 @dataclass(frozen=True)
 class Loading:
-    """How the pixels of an image come in, in words (of the port, or of the chain)."""
+    """How an image is gathered: iterations, and words (of the port, or of the chain) of it.
 
-    rest: Counts  # for each tile: taken because it cannot begin without them (`image_rest`)
-    beside: Counts  # for each tile: taken beside its windows
-    again: Counts  # for each group of tiles: beside the same windows, gathered for later passes
-    end: int  # behind the last tile (`image_end`)
-    turns: int  # of the ring (`ring`)
+    There is an entry for each gathering of a tile's kernel row, in order: groups of tiles come as often as
+    there are fillings.
+    """
+
+    trips: list[int]  # iterations of the one loop, those included in which it waits for pixels
+    reads: list[int]  # of them those that read the image memory
+    words: list[int]  # taken until then, since the command began
+    end: int  # words that are taken behind the last tile
 
 
 def image_tiles(c: Command, build: Build) -> int:
@@ -68,22 +73,23 @@ def tiles_of(c: Command, build: Build) -> Tiles:
     """What every tile of the command's output needs."""
     return _tiles(
         build.cols, c.tiles, c.height, c.width, c.out_height, c.out_width, c.stride_y, c.stride_x,
-        c.pad_top, (c.kernel_height - 1) * c.dilation_y,
+        c.pad_top, c.kernel_height, c.dilation_y,
     )  # fmt: skip
 
 
 @lru_cache(_KEPT)
 def _tiles(
     cols: int, tiles: int, height: int, width: int, out_height: int, out_width: int,
-    stride_y: int, stride_x: int, pad_top: int, below: int,
+    stride_y: int, stride_x: int, pad_top: int, kernel_height: int, dilation_y: int,
 ) -> Tiles:  # fmt: skip
     pixels = out_height * out_width
     begin = np.arange(tiles, dtype=np.int64) * cols
     inside = begin < pixels
     last = np.minimum(begin + cols, pixels) - 1
     first_y = np.where(inside, begin // out_width * stride_y - pad_top, _BEYOND)
-    last_y = np.where(inside, last // out_width * stride_y - pad_top, -1)
-    row = np.minimum(last_y + below, height - 1)
+    last_y = np.where(inside, last // out_width * stride_y - pad_top, _BEYOND)
+    below = np.arange(kernel_height) * dilation_y
+    row = np.minimum(last_y[:, None] + below, height - 1)
     needed = np.where(row < 0, 0, ((row + 1) * width - 1) // cols + 1)
     reads = np.ones(tiles, np.int64)
     if not (stride_x == 1 and stride_y == 1 and out_width == width):
@@ -103,38 +109,48 @@ def _tiles(
 def loading(c: Command, build: Build, repeats: int) -> Loading:
     """When the pixels come, if every group of tiles is gathered `repeats` times.
 
-    A word is taken every `load_pace` reads as far as there is room; what a tile then lacks is
-    taken before it begins.
+    A word is taken every `load_pace` iterations as far as there is room, and in every one in which
+    a kernel row waits for pixels.
     """
     tiles, banks = tiles_of(c, build), build.cols + _MORE_PIXELS
     unit, count = tile_words(c, build), image_tiles(c, build)
-    everything = unit * count
-    taken = everything if c.flags & FLAG_RESIDENT_INPUT else 0
-    group = c.tiles_per_block
+    everything, pace, group = unit * count, c.load_pace, c.tiles_per_block
     firsts = tiles.first[::group]
-    room = unit * np.minimum((firsts + c.image_words) * banks // build.cols, count)
-    # Lists, because they are gone through one by one: a group may be a single tile.
-    chances = (steps(c, build) * tiles.reads // c.load_pace).tolist()
+    room = (unit * np.minimum((firsts + c.image_words) * banks // build.cols, count)).tolist()
+    # Lists, because they are gone through one by one.
+    row_reads = (steps(c, build) // c.kernel_height * tiles.reads).tolist()
     needed = (unit * tiles.needed).tolist()
-    rest, beside, again = [0] * c.tiles, [0] * c.tiles, [0] * len(firsts)
-    for g, most in enumerate(room.tolist()):
-        if taken == everything:
-            break
-        first, last = g * group, min((g + 1) * group, c.tiles)
-        for t in range(first, last):
-            if taken < needed[t]:
-                rest[t] = needed[t] - taken
-                taken = needed[t]
-            if taken < most:
-                beside[t] = min(chances[t], most - taken)
-                taken += beside[t]
-        if repeats > 1 and taken < most:
-            again[g] = min((repeats - 1) * sum(chances[first:last]), most - taken)
-            taken += again[g]
-    return Loading(
-        np.array(rest, np.int64),
-        np.array(beside, np.int64),
-        np.array(again, np.int64),
-        everything - taken,
-        int(firsts.max()) // c.image_words,
-    )
+    resident = bool(c.flags & FLAG_RESIDENT_INPUT)
+    taken, now = everything if resident else 0, 0
+    # When a number of words was reached last: how far back that counts is a few iterations.
+    moments: list[tuple[int, int, int]] = []  # words before, iteration of the first one, step
+    trips, reads, words = [], [], []
+    for g, most in enumerate(room):
+        for t in [*range(g * group, min((g + 1) * group, c.tiles))] * repeats:
+            count_reads = row_reads[t]
+            for need in needed[t]:
+                before = now
+                if taken < need:
+                    moments = [(taken, now + 1, 1)]
+                    now += need - taken + _SETTLING
+                    taken = need
+                elif moments and need > 0:
+                    now = max(now, _reached(need, moments) + _SETTLING)
+                if taken < most:
+                    due = (now + count_reads) // pace - now // pace
+                    if due:
+                        moments = [*moments[-4:], (taken, (now // pace + 1) * pace, pace)]
+                        taken += min(due, most - taken)
+                now += count_reads
+                trips.append(now - before)
+                reads.append(count_reads)
+                words.append(0 if resident else taken)
+    return Loading(trips, reads, words, everything - taken)
+
+
+def _reached(need: int, moments: list[tuple[int, int, int]]) -> int:
+    """The iteration in which the word number `need` was taken; 0 if that is long ago."""
+    for before, first, step in reversed(moments):
+        if before < need:
+            return first + (need - before - 1) * step
+    return 0

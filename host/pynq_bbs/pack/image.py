@@ -21,6 +21,8 @@ _INT32 = 2**31 - 1
 _LEAST = -128
 #: What a kernel, stride, dilation or padding can be at most: fields of 4 bits.
 _MOST_FIELD = 15
+#: Pixels of an image in a row or column at most (`check_image` of `hls/check.hpp`).
+_MOST_PIXELS = 4096
 
 
 class _Image:
@@ -54,6 +56,7 @@ def pack(model: QuantModel, banks: dict[str, tuple[int, int]], build: Build) -> 
     layers: list[PackedLayer] = []
     for layer in model.layers:
         try:
+            _check_tensors(layer, tensors)
             made = _pack_layer(layer, banks.get(layer.name), tensors[layer.input], build, image)
         except InputError as error:
             raise InputError(f"layer {layer.name!r}: {error}") from None
@@ -77,6 +80,40 @@ def output_tensor(layer: QuantLayer) -> Tensor:
     return Tensor(len(layer.weights), layer.window.out_height, layer.window.out_width)
 
 
+def _check_tensors(layer: QuantLayer, tensors: dict[str, Tensor]) -> None:
+    """Whether the tensors that a layer reads are there, and as large as it takes them to be."""
+    combination, window = layer.combination, layer.window
+    read = [layer.input, *([combination.tensor] if combination else [])]
+    read += [layer.weight_tensor] if layer.weight_tensor else []
+    missing = [name for name in read if name not in tensors]
+    if missing:
+        raise InputError(f"it reads {missing[0]!r}, which no input and no layer before it gives")
+    source = tensors[layer.input]
+    if window is None:
+        if (layer.weights.shape[1], 1) != (source.features, source.pixels):
+            raise InputError(
+                f"it has weights for {layer.weights.shape[1]} features, its input is {source}"
+            )
+    elif layer.weights.shape[1:] != (window.channels // layer.groups, *window.kernel):
+        raise InputError(
+            f"its weights have shape {layer.weights.shape}, {layer.groups} groups of {window} "
+            f"need (rows, {window.channels // layer.groups}, {window.kernel[0]}, "
+            f"{window.kernel[1]})"
+        )
+    elif window.channels % layer.groups or len(layer.weights) % layer.groups:
+        raise InputError(
+            f"{window.channels} channels and {len(layer.weights)} rows do not divide into "
+            f"{layer.groups} groups"
+        )
+    if combination is None:
+        return
+    if layer.multiplier is None:
+        raise InputError("it gives INT32 sums, which cannot be combined with another tensor")
+    other, own = tensors[combination.tensor], output_tensor(layer)
+    if other != own:
+        raise InputError(f"it combines {own} with {combination.tensor!r}, which is {other}")
+
+
 def _pack_layer(
     layer: QuantLayer,
     bank: tuple[int, int] | None,
@@ -92,9 +129,10 @@ def _pack_layer(
         weights = layer.weights.reshape(len(layer.weights), -1)
         bank = bank or dense_bank(weights.shape[1], build)
         return [_packed(layer, weights, bank, build, image)]
-    _check_window(window, source, build)
+    _check_image(window, source, build)
     if _sums_all(layer):
         return [_pack_column_sums(layer, window, build, image)]
+    _check_window(window)
     if layer.groups == 1:
         size, keep = bank or (1, 1)
         matrix = tap_matrix(layer.weights, size)
@@ -146,7 +184,7 @@ def dense_bank(features: int, build: Build) -> tuple[int, int]:
     return size, size
 
 
-def _check_window(window: Window, source: Tensor, build: Build) -> None:
+def _check_image(window: Window, source: Tensor, build: Build) -> None:
     if build.image_words == 0:
         raise InputError(
             f"build {build.name} has no image memory and runs fully connected layers only: "
@@ -158,16 +196,22 @@ def _check_window(window: Window, source: Tensor, build: Build) -> None:
         source.width,
     ):
         raise InputError(f"its window is over {window}, its input is {source}")
+    if max(window.height, window.width) > _MOST_PIXELS:
+        raise InputError(
+            f"its input has {window.height} x {window.width} pixels, the engine takes "
+            f"{_MOST_PIXELS} each way"
+        )
+
+
+def _check_window(window: Window) -> None:
     fields = [*window.kernel, *window.strides, *window.dilations]
     out = (window.out_height, window.out_width)
     if min(*fields, *out) < 1 or max(*fields, *window.pads) > _MOST_FIELD:
-        whole = window.kernel == (window.height, window.width) and min(out) == 1
-        if not whole:
-            raise InputError(
-                f"its window has kernel {window.kernel}, strides {window.strides}, dilations "
-                f"{window.dilations}, padding {window.pads} and gives {out[0]} x {out[1]} pixels: "
-                f"the engine takes 1 to {_MOST_FIELD} of each, and at least one pixel"
-            )
+        raise InputError(
+            f"its window has kernel {window.kernel}, strides {window.strides}, dilations "
+            f"{window.dilations}, padding {window.pads} and gives {out[0]} x {out[1]} pixels: "
+            f"the engine takes 1 to {_MOST_FIELD} of each, and at least one pixel"
+        )
 
 
 def _sums_all(layer: QuantLayer) -> bool:

@@ -134,8 +134,10 @@ class Program:
 
     @property
     def sparsity(self) -> float:
-        """Share of the model's weights that is not stored, over all layers but pooling."""
-        layers = [la for la in self.layers if not (la.maximum or la.sum_columns)]
+        """Share of the model's weights that is not stored, over all layers that have any."""
+        layers = [
+            la for la in self.layers if not (la.maximum or la.sum_columns or la.weight_tensor)
+        ]
         dense = sum(layer.model_weights for layer in layers)
         return max(0.0, 1 - sum(layer.kept_weights for layer in layers) / dense) if dense else 0.0
 

@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long the stages take for a filling: the parts that the cycle model is made of."""
+"""When the stages of a layer come to the fillings of the vector buffer: for the cycle model.
+
+Two clocks go along: that of the gathering, tile by tile, and that of the multipliers, filling by
+filling. Each waits for the other: the gathering is a few writes ahead at most, and the multipliers
+stop where a write that they take beside their work has not come.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ..builds import PORT_BYTES
-from ..interface import FLAG_RESIDUAL, FLAG_TO_MEMORY
+from ..interface import FLAG_RESIDENT_WEIGHTS, FLAG_RESIDUAL, FLAG_TO_MEMORY
 from .fillings import Fillings, Layer
 from .gathering import steps, tile_words
-
-#: Whole or not: what is an average over fillings is not.
-Cycles = NDArray[Any]
 
 #: Latency of a pipelined loop, the same for all of them.
 PIPELINE_CYCLES = 20
@@ -23,30 +22,36 @@ PIPELINE_CYCLES = 20
 ENTERED = PIPELINE_CYCLES + 1
 #: Words that wait between a port and its stage (`kPortDepth`).
 PORT_DEPTH = 64
-#: Writes to the vector buffer that the gathering is ahead: in the stream, and in its pipeline.
-_WRITES_AHEAD = 16 + PIPELINE_CYCLES
+#: Writes to the vector buffer that wait before the multipliers.
+_WRITES_DEPTH = 16
+#: Iterations between the last write to a half of the vector buffer and its first read.
+_REUSE = 4
+#: What stands outside of loops before the first one of a command.
+STEPS = 6
 
 
 @dataclass(frozen=True)
-class Bring:
-    """What the stages before the multipliers do for fillings, an entry each."""
+class Work:
+    """What the work on a filling takes of each stage."""
 
-    writes: Cycles  # to the vector buffer
-    gather: Cycles  # with all that is waited for
-    words: Cycles  # that the port of the activations fetches
-    fetch: Cycles
-    columns: Cycles  # cycles to work out the columns of the tiles
-    late: Cycles  # how much later a write comes than the multipliers would take it
+    multiply: int
+    tiles: int
+    visits: int
+    slowest: float  # cycles of the slowest of the other stages, and of the memory
+    come: float  # cycles in which the weights of a visit come
+    ahead: float  # of these, those for as many as wait before the block buffer
+    planes: int  # words of weights and indices
+    moved: int  # words of memory in all
+    ports: float  # that move them
 
-    def at(self, which: slice) -> Bring:
-        return Bring(*(x[which] for x in self._fields()))
 
-    def crossed(self) -> Bring:
-        """In a dimension of its own: each of these with each of the fillings worked on."""
-        return Bring(*(x[:, None] for x in self._fields()))
+@dataclass
+class Gathering:
+    """The gathering's clock."""
 
-    def _fields(self) -> tuple[Cycles, ...]:
-        return (self.writes, self.gather, self.words, self.fetch, self.columns, self.late)
+    now: float = 0.0
+    fetched: float = 0.0  # when the port had what was taken until then
+    words: int = 0  # taken until then
 
 
 class Timing:
@@ -54,145 +59,224 @@ class Timing:
 
     def __init__(self, layer: Layer, rate: float) -> None:
         self.layer, self.rate = layer, rate
-        self._moves = bool(layer.c.flags & FLAG_TO_MEMORY) + bool(layer.c.flags & FLAG_RESIDUAL)
-        build = layer.build
+        c, build = layer.c, layer.build
+        self._moves = bool(c.flags & FLAG_TO_MEMORY) + bool(c.flags & FLAG_RESIDUAL)
         #: slices of weights that wait before the block buffer
-        self.queue = build.queue_words * build.rows * build.lanes // PORT_BYTES + PORT_DEPTH
-        #: Share of the weights of the last group that come only while it is worked on. What comes
-        #: before the multipliers begin fills the queue; from then on weights come that fill it up
-        #: again, until the last group finds its own there.
-        self.left = 1.0
+        self._queue = build.queue_words * build.rows * build.lanes // PORT_BYTES + PORT_DEPTH
+        self._resident = bool(c.flags & FLAG_RESIDENT_WEIGHTS)
+        self._full = self._works(layer.full)
+        self._last = self._works(layer.last) if layer.groups > 1 else self._full
+        #: Parts of a tile that are gathered one after the other, each with pixels to wait for.
+        self._parts = c.kernel_height if layer.image else 1
+        if layer.image:
+            loading = layer.loading
+            self._trips: Sequence[int] = loading.trips
+            self._reads: Sequence[int] = loading.reads
+            self._words: Sequence[int] = loading.words
+            #: Cycles that a word costs because every tile of the image is fetched by itself.
+            apart = c.input_stride != c.channels
+            self._latency = PIPELINE_CYCLES / tile_words(c, build) if apart else 0.0
 
-    def others(self, f: Fillings) -> Cycles:
-        """Words of memory that the work on each filling moves."""
-        left = self.left if f is self.layer.last else 1.0
-        return (f.weights + f.indices) * left + f.parameters + f.outputs * self._moves
+    def _works(self, f: Fillings) -> list[Work]:
+        """Of each filling."""
+        works = []
+        for i in range(f.count):
+            visits, tiles, outputs = int(f.visits[i]), f.tiles, int(f.outputs[i])
+            weights, indices = int(f.weights[i]), int(f.indices[i])
+            unpack = 0 if self._resident else int(f.unpack[i])
+            planes = weights + indices
+            moved = planes + int(f.parameters[i]) + outputs * self._moves
+            busiest = max(weights, indices, outputs, 1)
+            ports = planes + outputs * self._moves
+            entered = visits * ENTERED
+            slowest = max(
+                int(f.accumulate[i]),
+                int(f.parameters[i]) + entered,
+                weights + entered,
+                int(f.requantise[i]),
+                int(f.requantised[i]),
+                outputs + int(f.runs[i]) * ENTERED,
+                moved / self.rate,
+            )
+            # Row parameters come with the weights, and outputs of the tile they meet first go.
+            words = planes + int(f.parameters[i]) + outputs * self._moves / tiles
+            come = max(weights, unpack, words / self.rate) / visits if unpack else 0.0
+            ahead = come * min(1.0, self._queue * visits / max(unpack, 1))
+            works.append(
+                Work(
+                    multiply=int(f.multiply[i]),
+                    tiles=tiles,
+                    visits=visits,
+                    slowest=slowest,
+                    come=come,
+                    ahead=ahead,
+                    planes=planes,
+                    moved=moved,
+                    ports=ports / busiest,
+                )
+            )
+        return works
 
-    def ports(self, f: Fillings) -> Cycles:
-        """Ports that compete with the activations', those with few words in proportion."""
-        outputs = f.outputs * self._moves
-        busiest = np.maximum.reduce((f.weights, f.indices, outputs))
-        ports: Cycles = (f.weights + f.indices + outputs) / np.maximum(busiest, 1)
-        return ports
+    def works(self) -> list[Work]:
+        """Of all fillings, one after the other."""
+        return self._full * (self.layer.groups - 1) + self._last
 
-    def load(self, words: Cycles, runs: Cycles, others: Cycles, ports: Cycles) -> Cycles:
-        """Until `words` in `runs` have come while `ports` other ports move `others` words.
-
-        The memory serves its ports in turn, until those have all they want.
-        """
-        alone = np.maximum(1 + PIPELINE_CYCLES * runs / np.maximum(words, 1), 1 / self.rate)
-        shared = np.maximum((1 + ports) / self.rate, alone)
-        together = np.minimum(others * shared / np.maximum(ports, 1), words * shared)
-        cycles: Cycles = together + (words - together / shared) * alone
-        return cycles
-
-    def alone(self, words: int) -> float:
-        """Until `words` of the image have come while nothing else is wanted."""
-        if not self.layer.from_memory:
-            return float(words)
-        tile = tile_words(self.layer.c, self.layer.build)
-        return words * max(1 + PIPELINE_CYCLES / tile, 1 / self.rate)
-
-    def features(self, f: Fillings) -> Bring:
-        """Plain features for the fillings of a group."""
-        layer, writes = self.layer, self.layer.writes(f)
-        words = f.tiles * f.features * layer.build.cols // PORT_BYTES
-        gather = (words if layer.from_memory else writes) + ENTERED
-        words = words * layer.from_memory
-        fetch = words + f.tiles * PIPELINE_CYCLES * layer.from_memory
-        return Bring(writes, gather, words, fetch, 0 * writes, 0.0 * writes)
-
-    def windows(self, f: Fillings, at: slice, others: Cycles, ports: Cycles) -> Bring:
-        """The windows of the groups at `at`, of as many tiles as `f`, for the first time."""
-        layer, shape = self.layer, (at.stop - at.start, f.tiles)
-        tiles = self._tiles(at)
-        reads = layer.reads[tiles].reshape(shape)
-        rest = layer.loading.rest[tiles].reshape(shape)
-        beside = layer.loading.beside[tiles].reshape(shape)
-        words = (rest + beside).sum(1) * layer.from_memory
-        runs = words / tile_words(layer.c, layer.build)
-        slow = self.load(words, runs, others, ports) / np.maximum(words, 1)
-        # A tile begins when its words are there, and ends when those beside its windows are.
-        # Before the first tile nothing waits in the stream.
-        waits = rest + (rest > 0) * PIPELINE_CYCLES + 1
-        own = np.stack((waits, reads + PIPELINE_CYCLES), 2).reshape(len(words), -1).cumsum(1)
-        come = np.stack((rest, beside), 2).reshape(len(words), -1).cumsum(1)
-        come = (come - (PORT_DEPTH if at.start else 0)) * np.maximum(slow, 1)[:, None]
-        behind = come * layer.from_memory - own
-        ends = own + np.maximum.accumulate(np.maximum(behind, 0), 1)
-        count = steps(layer.c, layer.build)
-        late = (ends[:, ::2] - layer.c.pace * count * np.arange(f.tiles)).max(1)
-        return self._bring(f, ends[:, -1] + 1, words, runs, late)
-
-    def windows_again(self, f: Fillings, at: slice) -> Bring:
-        """The same windows for later passes and blocks, on average."""
-        layer = self.layer
-        reads = layer.reads[self._tiles(at)].reshape(-1, f.tiles).sum(1)
-        words = layer.loading.again[at] / max(f.count - 1, 1) * layer.from_memory
-        runs = words / tile_words(layer.c, layer.build)
-        return self._bring(f, reads + f.tiles * ENTERED + 1, words, runs, 0 * words)
-
-    def _tiles(self, at: slice) -> slice:
-        group = self.layer.c.tiles_per_block
-        return slice(at.start * group, at.stop * group)
-
-    def _bring(
-        self, f: Fillings, gather: Cycles, words: Cycles, runs: Cycles, late: Cycles
-    ) -> Bring:
-        writes = np.full(len(words), f.tiles * steps(self.layer.c, self.layer.build))
-        columns = np.full(len(words), f.tiles * (self.layer.build.cols + ENTERED))
-        return Bring(writes, gather, words, words + runs * PIPELINE_CYCLES, columns, late)
-
-    def work(self, f: Fillings) -> Cycles:
-        """Of each filling, if nothing were brought beside it."""
-        stages = (
-            f.multiply + f.visits * ENTERED,
-            self._blocks(f) + f.visits * ENTERED,
-            f.accumulate + f.visits * ENTERED,
-            f.parameters + f.visits * ENTERED,
-            f.requantise,
-            f.outputs + f.runs * PIPELINE_CYCLES + f.visits,
-            self.others(f) / self.rate,
-        )
-        cycles: Cycles = np.maximum.reduce(stages)
-        return cycles
-
-    def come(self, f: Fillings) -> tuple[Cycles, Cycles]:
-        """Until the weights of each filling have come, and how much of that is before its blocks:
-        while the other tiles of the block before go by, as far as the queue takes them."""
-        # Row parameters come with them, and outputs of the tile that they meet first go.
-        words = f.weights + f.indices + f.parameters + f.outputs * self._moves / f.tiles
-        come = np.maximum(np.maximum(f.weights, f.unpack), words / self.rate)
-        queued = np.minimum(1, self.queue * f.visits / np.maximum(f.unpack, 1))
-        return come, np.minimum(f.multiply / f.tiles * (f.tiles - 1), come * queued)
-
-    def _blocks(self, f: Fillings) -> Cycles:
-        """Of the weight blocks of each filling: a block's words that were not in the queue come
-        while its first tile goes by, so that takes longer."""
-        come, before = self.come(f)
-        tile = f.multiply / f.tiles
-        left = self.left if f is self.layer.last else 1.0
-        cycles: Cycles = tile * (f.tiles - 1) + np.maximum((come - before) * left, tile)
-        return np.where(f.unpack > 0, cycles, 0)
-
-    def cycles(self, f: Fillings, at: slice, b: Bring, *, first: bool = False) -> float:
-        """Of the work on the fillings `at` of `f`, while each time one of `b` is brought.
+    def run(self, table: float) -> tuple[float, list[float]]:
+        """Cycles until the multipliers have done, and when they began with each filling.
 
         Args:
-            first: nothing has been worked on before.
+            table: cycles before which no outputs are made.
         """
-        multiply, pace = f.multiply[at], self.layer.c.pace
-        beside = np.minimum(b.writes, -(-multiply // pace))
-        rest = b.writes - beside
-        # Before the multipliers begin, the gathering has got ahead beside the filling before.
-        ahead: Cycles = np.maximum(
-            0 if first else multiply - (b.writes - _WRITES_AHEAD) * pace, 2 * PIPELINE_CYCLES
-        )
-        stall = np.maximum(b.gather * (beside / b.writes) - beside * pace, b.late - ahead)
-        busy = multiply + f.visits[at] * ENTERED + np.maximum(stall, 0)
-        busy = busy + np.where(rest > 0, rest + PIPELINE_CYCLES, 0)
-        moved = (self.others(f)[at] + b.words) / self.rate
-        found = np.maximum(busy, self.work(f)[at])
-        for stage in (b.gather, b.fetch, b.columns, moved):
-            found = np.maximum(found, stage)
-        return float(found.sum())
+        works = self.works()
+        gathering = Gathering(now=self._lead())
+        starts: list[float] = []
+        begin = end = weights = 0.0
+        busy: Work | None = None
+        for number, work in enumerate([*works, None]):
+            if work is not None:  # is brought while `busy` is worked on
+                stall, brought, taken = self._bring(number, work, busy, begin, gathering)
+                writes = self._writes(number) * work.tiles * self._parts
+            if busy is not None:
+                rest = busy.multiply + (stall if work is not None else 0.0)
+                end, weights = _finish(busy, begin, begin + rest, weights)
+            if work is not None:
+                left = writes - taken
+                change = left + _REUSE if left > 0 else 1
+                begin = max(end + change, brought + PIPELINE_CYCLES + _REUSE + 1)
+                if busy is None:
+                    begin = max(begin, table)
+                starts.append(begin)
+            busy = work
+        if self.layer.image:
+            end = max(end, gathering.now + self.layer.loading.end * max(1.0, 1 / self.rate))
+        return end, starts
+
+    def _lead(self) -> float:
+        """Cycles before the first word is gathered."""
+        layer = self.layer
+        if layer.image:  # the columns of the first tile
+            return STEPS + layer.build.cols + layer.c.kernel_height + 1 + PIPELINE_CYCLES
+        return STEPS + (PIPELINE_CYCLES if layer.from_memory else 0)
+
+    def _writes(self, number: int) -> int:
+        """To the vector buffer, of each part of a filling."""
+        layer = self.layer
+        if layer.image:
+            return steps(layer.c, layer.build) // self._parts
+        return int(layer.last.features[number % layer.last.count]) // layer.pack
+
+    def _bring(
+        self, number: int, work: Work, busy: Work | None, begin: float, gathering: Gathering
+    ) -> tuple[float, float, int]:
+        """Gathers a filling while `busy` is worked on from `begin` on.
+
+        Returns how long the multipliers stand still for it, when it is there, and how many of its
+        writes they take beside their work.
+        """
+        writes, pace = self._writes(number), self.layer.c.pace
+        taken = min(writes * work.tiles * self._parts, -(-busy.multiply // pace)) if busy else 0
+        words = self._fill_words(number, work.tiles, writes, gathering)
+        slow = self._slow(words, busy)
+        stall = 0.0
+        if not self.layer.image:
+            gathering.now += ENTERED if number else 0
+        for part in range(work.tiles * self._parts):
+            trips, reads, words = self._part(number, part, writes)
+            ahead = _WRITES_DEPTH + PIPELINE_CYCLES * writes // max(reads, 1)
+            before = gathering.now
+            there = done = self._fetch(gathering, before + trips, words, slow)
+            first = there - reads if self.layer.image else before
+            last = (part + 1) * writes - ahead
+            if busy and last > 0:  # there is room when the multipliers have taken this one
+                beside = begin + stall + min(last, taken) * pace
+                done = max(done, beside + max(last - taken, 0))
+            gathering.now = done
+            for at, when in ((part * writes, first), ((part + 1) * writes - 1, there)):
+                if at < taken:
+                    stall = max(stall, when + PIPELINE_CYCLES - begin - at * pace)
+        return stall, gathering.now, taken
+
+    def _part(self, number: int, part: int, writes: int) -> tuple[int, int, int]:
+        """Iterations of the gathering, those that make writes, and words taken, for one part."""
+        layer = self.layer
+        if layer.image:
+            group, again = divmod(number, layer.last.count)
+            first = group * layer.c.tiles_per_block * layer.last.count
+            size = layer.last.tiles if group == layer.groups - 1 else layer.full.tiles
+            at = (first + again * size) * self._parts + part
+            return self._trips[at], self._reads[at], self._words[at]
+        if layer.from_memory:
+            trips = writes * layer.build.cols * layer.pack // PORT_BYTES
+            return trips, trips, -trips
+        return writes, writes, 0
+
+    def _fill_words(self, number: int, tiles: int, writes: int, gathering: Gathering) -> int:
+        """Words of the input that a filling takes."""
+        if not self.layer.from_memory:
+            return 0
+        words = self._part(number, tiles * self._parts - 1, writes)[2]
+        return -words * tiles if words < 0 else words - gathering.words
+
+    def _fetch(self, gathering: Gathering, done: float, words: int, slow: float) -> float:
+        """When the words of a tile have come, `done` at the earliest; `words` since the command
+        began, or those of this tile where negative."""
+        if not self.layer.from_memory:
+            return done
+        more = -words if words < 0 else words - gathering.words
+        gathering.words += more
+        if more:
+            if words < 0:  # tiles of features are runs of their own if they are not all read
+                slow += (
+                    PIPELINE_CYCLES
+                    / more
+                    * (self.layer.c.input_stride * self.layer.c.tiles > 0 and not self._joined())
+                )
+            else:
+                slow += self._latency
+            ahead = PORT_DEPTH + PIPELINE_CYCLES
+            gathering.fetched = max(
+                gathering.fetched + more * slow, gathering.now + (more - ahead) * slow
+            )
+            done = max(done, gathering.fetched + PIPELINE_CYCLES + STEPS)
+        return done
+
+    def _joined(self) -> bool:
+        """Whether the features of neighbouring tiles come in one run."""
+        return bool(self.layer.last.features[0] == self.layer.c.input_stride)
+
+    def _slow(self, words: int, busy: Work | None) -> float:
+        """Cycles for each of the `words` of the input that come while `busy` is worked on.
+
+        The memory serves the ports in turn, until those have all they want.
+        """
+        alone = max(1.0, 1 / self.rate)
+        if words == 0:
+            return alone
+        if busy is None:  # the first weights, as many as wait before the block buffer
+            busy = self._full[0]
+            others = busy.planes / busy.visits * busy.ahead / busy.come if busy.come else 0.0
+        else:
+            others = busy.moved
+        if others == 0:
+            return alone
+        shared = max((1 + busy.ports) / self.rate, alone)
+        together = min(others * shared / busy.ports, words * shared)
+        return (together + (words - together / shared) * alone) / words
+
+
+def _finish(work: Work, begin: float, end: float, weights: float) -> tuple[float, float]:
+    """When the work on a filling ends, and when its last weights have come.
+
+    A block's words that were not in the queue come while its first tile goes by, so that takes
+    longer.
+    """
+    end = max(end, begin + work.slowest)
+    if not work.come:
+        return end, weights
+    tile = work.multiply / (work.visits * work.tiles)
+    others = tile * (work.tiles - 1)
+    steady = others + max(work.come - min(others, work.ahead), tile)
+    first = max(weights + work.come, begin + work.come - work.ahead)
+    done = max(begin + tile, first) + others + (work.visits - 1) * steady
+    latest = max(first + (work.visits - 1) * work.come, done - steady + work.come - work.ahead)
+    return max(end, done), latest if work.visits > 1 else first

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the cycle model says of whole networks on a Pynq-Z2. Modelled, nothing is measured.
+
+    python benchmarks/networks.py [--layers NAME]
+
+142.857 MHz and 1.5 GB/s are assumed. With `--layers`, each layer of the networks whose name begins
+so: its cycles, what it moves, and how its loops are cut.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+from models import NETWORKS
+
+from pynq_bbs.builds import Build, load_build
+from pynq_bbs.interface import (
+    FLAG_FROM_CHAIN,
+    FLAG_IMAGE,
+    FLAG_LSTM,
+    FLAG_RESIDENT_INPUT,
+    FLAG_RESIDENT_WEIGHTS,
+    FLAG_TABLE,
+    FLAG_TO_CHAIN,
+    FLAG_TO_MEMORY,
+    OP_MATRIX,
+    Command,
+)
+from pynq_bbs.pack.cycles import RUN_CYCLES, LayerCycles, Memory, layer_cycles
+from pynq_bbs.pack.image import pack
+from pynq_bbs.pack.plan import make_plan
+from pynq_bbs.report import table
+
+MEMORY = Memory(142.857e6, 1.5e9)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network on a build; `published` inferences a second are the ones to compare with."""
+
+    title: str
+    network: str
+    build: str
+    sparsity: float = 0.0
+    samples: int = 1
+    resident: bool = False
+    published: int = 0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The modelled commands of one run, and how many inferences they make."""
+
+    build: Build
+    commands: list[Command]
+    cycles: list[LayerCycles]
+    inferences: int
+
+    @property
+    def total(self) -> float:
+        return RUN_CYCLES + sum(x.total for x in self.cycles)
+
+    @property
+    def per_second(self) -> float:
+        return self.inferences * MEMORY.clock_hz / self.total
+
+    @property
+    def busy(self) -> float:
+        return sum(x.multiply for x in self.cycles) / self.total
+
+    @property
+    def memory(self) -> float:
+        return sum(x.bytes for x in self.cycles) / MEMORY.bytes_per_cycle / self.total
+
+
+#: Published figures are of MLPerf Tiny submissions on boards of this class, inferences a second.
+CASES = [
+    Case("ResNet-8", "resnet8", "8x32", published=2431),
+    Case("ResNet-8, 75 % sparse", "resnet8", "8x32", 0.75, published=2431),
+    Case("DS-CNN", "ds_cnn", "8x32", published=3088),
+    Case("DS-CNN, 75 % sparse", "ds_cnn", "8x32", 0.75, published=3088),
+    Case("MobileNet 0.25", "mobilenet", "8x32", published=105),
+    Case("MobileNet 0.25, 75 % sparse", "mobilenet", "8x32", 0.75, published=105),
+    Case("autoencoder, 32 samples", "autoencoder", "8x32", samples=32, published=53365),
+    Case("autoencoder, 75 % sparse, 32 samples", "autoencoder", "8x32", 0.75, 32, published=53365),
+    Case("autoencoder, 1 sample, on chip", "autoencoder", "32x4x1", resident=True),
+    Case("LSTM-512 step, 87.5 % sparse, on chip", "lstm512", "32x4x1", 0.875, resident=True),
+]
+
+
+def cost_of(case: Case) -> Cost:
+    """The modelled cost of one run of the case."""
+    build = load_build(case.build)
+    if case.network == "lstm512":
+        commands = [lstm_step(512, 512, 16, 2, build)]
+    else:
+        net = NETWORKS[case.network](case.sparsity, build.lanes)
+        program = pack(net.model(), net.banks, build)
+        plan = make_plan(program, case.samples, MEMORY, resident=case.resident)
+        commands = plan.commands
+        resident = all(c.flags & FLAG_RESIDENT_WEIGHTS for c in commands)
+        if case.resident and not resident:
+            raise SystemExit(f"{case.title}: the weights do not fit the block buffer")
+    cycles = [layer_cycles(command, build, MEMORY) for command in commands]
+    return Cost(build, commands, cycles, case.samples)
+
+
+def lstm_step(inputs: int, units: int, bank_size: int, keep: int, build: Build) -> Command:
+    """One step of an LSTM whose gates are one matrix over the input and the hidden values."""
+    rows, features = 4 * units, inputs + units
+    groups = features // (bank_size * build.lanes)
+    words = rows // build.rows * groups * keep
+    if words > build.block_words or groups * bank_size > build.vector_words:
+        raise SystemExit(f"an LSTM of {units} units does not fit build {build.name}")
+    return Command(
+        op=OP_MATRIX,
+        flags=FLAG_RESIDENT_WEIGHTS | FLAG_LSTM | FLAG_TABLE | FLAG_TO_MEMORY,
+        features=features,
+        rows=rows,
+        tiles=1,
+        tiles_per_block=1,
+        bank_size=bank_size,
+        keep=keep,
+        index_bits=next(bits for bits in (4, 6, 8) if bank_size <= 1 << bits),
+        groups=groups,
+        groups_per_pass=groups,
+        rows_per_block=min(rows, build.block_rows * build.rows),
+        pace=1,
+        input_stride=features,
+        last_columns=1,
+        output_stride=units,
+    )
+
+
+def route(command: Command) -> str:
+    """How a command's input comes and its output goes."""
+    flags = command.flags
+    source = "chain" if flags & FLAG_FROM_CHAIN else "memory"
+    if flags & FLAG_RESIDENT_INPUT:
+        source = "on chip"
+    targets = [
+        name for flag, name in ((FLAG_TO_CHAIN, "chain"), (FLAG_TO_MEMORY, "memory"))
+        if flags & flag
+    ]  # fmt: skip
+    return f"{source} -> {' + '.join(targets)}"
+
+
+def layers(title: str, cost: Cost) -> str:
+    """A table of the network's layers."""
+    rows: list[tuple[str, ...]] = [
+        ("", "cycles", "MACs busy", "memory busy", "rows x features", "keep/bank", "tiles", "rows",
+         "pace", "load pace", "input -> output")
+    ]  # fmt: skip
+    for number, (c, x) in enumerate(zip(cost.commands, cost.cycles, strict=True)):
+        kind = f"{c.kernel_height}x{c.kernel_width}" if c.flags & FLAG_IMAGE else "dense"
+        rows.append(
+            (
+                f"{number} {kind}",
+                f"{x.total:.0f}",
+                f"{x.utilisation:.0%}",
+                f"{x.bytes / MEMORY.bytes_per_cycle / x.total:.0%}",
+                f"{c.rows} x {c.features}",
+                f"{c.keep}/{c.bank_size}",
+                f"{c.tiles_per_block} of {c.tiles}",
+                f"{c.rows_per_block} of {c.rows}",
+                str(c.pace),
+                str(c.load_pace),
+                route(c),
+            )
+        )
+    return f"{title} on {cost.build.name}\n{table(rows)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--layers", metavar="NAME", help="each layer of these networks")
+    args = parser.parse_args()
+    if args.layers is not None:
+        chosen = [c for c in CASES if c.title.lower().startswith(args.layers.lower())]
+        if not chosen:
+            parser.error(f"no network begins with {args.layers!r}: {', '.join(map(_title, CASES))}")
+        print("\n\n".join(layers(case.title, cost_of(case)) for case in chosen))
+        return
+    rows = [
+        ("network", "build", "cycles", "inferences/s", "MACs busy", "memory busy", "published",
+         "times")
+    ]  # fmt: skip
+    for case in CASES:
+        cost = cost_of(case)
+        rows.append(
+            (
+                case.title,
+                case.build,
+                f"{cost.total:.0f}",
+                f"{cost.per_second:.0f}",
+                f"{cost.busy:.0%}",
+                f"{cost.memory:.0%}",
+                str(case.published or ""),
+                f"{cost.per_second / case.published:.2f}" if case.published else "",
+            )
+        )
+    print(table(rows))
+
+
+def _title(case: Case) -> str:
+    return case.title
+
+
+if __name__ == "__main__":
+    main()
