@@ -72,7 +72,7 @@ class Network:
         return self._add(layer, (rows, window.out_height, window.out_width))
 
     def _tap_bank(self, channels: int, taps: int) -> tuple[int, int]:
-        """The bank size and keep of a convolution that fill the lanes best; the largest of those."""
+        """Bank size and keep of a convolution that fill the lanes best; the largest of those."""
         fitting = [
             size
             for size in range(1, min(channels, 64) + 1)

@@ -39,7 +39,7 @@ class Work:
     multiply: int
     tiles: int
     visits: int
-    slowest: float  # cycles of the slowest stage beside them, and of the memory
+    slowest: int  # cycles of the slowest stage beside them
     drain: float  # cycles of the slowest of the stages that outputs go through
     slack: float  # how much later than the multipliers these may be
     come: float  # cycles in which the weights of a visit come
@@ -65,6 +65,8 @@ class Timing:
         self.layer, self.rate = layer, rate
         c, build = layer.c, layer.build
         sums_out = bool(c.flags & FLAG_SUMS_OUT)
+        #: words of the input that came before the multipliers began
+        self.first_words = 0
         self._moves = bool(c.flags & FLAG_TO_MEMORY) + bool(c.flags & FLAG_RESIDUAL)
         #: slices of weights that wait before the block buffer
         self._queue = build.queue_words * build.rows * build.lanes // PORT_BYTES + PORT_DEPTH
@@ -96,9 +98,7 @@ class Timing:
             busiest = max(weights, indices, outputs, 1)
             ports = planes + outputs * self._moves
             entered = visits * ENTERED
-            slowest = max(
-                int(f.accumulate[i]), int(f.parameters[i]) + entered, moved / self.rate
-            )
+            slowest = max(int(f.accumulate[i]), int(f.parameters[i]) + entered)
             drain = max(
                 int(f.requantise[i]), int(f.requantised[i]), outputs + int(f.runs[i]) * ENTERED
             )
@@ -139,7 +139,7 @@ class Timing:
         works = self.works()
         gathering = Gathering(now=self._lead())
         starts: list[float] = []
-        begin = end = weights = drained = 0.0
+        begin = end = weights = drained = served = 0.0
         busy: Work | None = None
         for number, work in enumerate([*works, None]):
             if work is not None:  # is brought while `busy` is worked on
@@ -149,13 +149,16 @@ class Timing:
                 rest = busy.multiply + (stall if work is not None else 0.0)
                 end, weights = _finish(busy, begin, begin + rest, weights)
                 drained = max(drained, begin + 2 * PIPELINE_CYCLES) + busy.drain
-                end = max(end, drained - busy.slack)
+                moved = busy.moved / self.rate  # by the memory, some of it before
+                served = max(served + moved, begin + moved - busy.ahead)
+                end = max(end, drained - busy.slack, served)
             if work is not None:
                 left = writes - taken
                 change = left + _REUSE if left > 0 else 1
                 begin = max(end + change, brought + PIPELINE_CYCLES + _REUSE + 1)
                 if busy is None:
                     begin = max(begin, table)
+                    self.first_words = gathering.words
                 starts.append(begin)
             busy = work
         if self.layer.image:
