@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pynq_bbs.compress.prune import bank_prune, choose_bank
 from pynq_bbs.model.arithmetic import sum_of
@@ -57,9 +58,7 @@ class Network:
         weights = self._rng.integers(-127, 128, shape).astype(np.int8)
         name = f"conv{len(self._layers)}"
         if not depthwise and not keep_dense and self._sparsity:
-            taps = kernel[0] * kernel[1]
-            largest = min(channels, 64)
-            bank = choose_bank(channels, self._sparsity, largest, self._lanes, taps=taps)
+            bank = self._tap_bank(channels, kernel[0] * kernel[1])
             flat = weights.transpose(0, 2, 3, 1).reshape(-1, channels)
             kept = bank_prune(np.ascontiguousarray(flat), *bank)
             weights = np.ascontiguousarray(
@@ -71,6 +70,20 @@ class Network:
         if add:
             layer.combination = sum_of(add, one, one, one)
         return self._add(layer, (rows, window.out_height, window.out_width))
+
+    def _tap_bank(self, channels: int, taps: int) -> tuple[int, int]:
+        """Bank size and keep of a convolution that fill the lanes best; the largest of those."""
+        fitting = [
+            size
+            for size in range(1, min(channels, 64) + 1)
+            if channels % size == 0 and (size * (1 - self._sparsity)) % 1 == 0
+        ]
+
+        def words(size: int) -> float:
+            return -(-(taps * channels // size) // self._lanes) * size * (1 - self._sparsity)
+
+        size = min(fitting, key=lambda size: (words(size), -size))
+        return size, int(size * (1 - self._sparsity))
 
     def average(self, source: str) -> str:
         """A global average."""
@@ -100,7 +113,7 @@ class Network:
         )
 
     def _layer(
-        self, name: str, source: str, weights: np.ndarray, window: Window | None, groups: int
+        self, name: str, source: str, weights: NDArray[np.int8], window: Window | None, groups: int
     ) -> QuantLayer:
         rows = len(weights)
         spread = 75 * 75 * np.sqrt(weights[0].size)

@@ -172,6 +172,10 @@ def layer_cycles(command: Command, build: Build, memory: Memory) -> LayerCycles:
     total += 5 * PIPELINE_CYCLES + build.rows * build.cols / build.requant_units
     macs = c.rows * c.groups * build.lanes * c.keep * c.tiles * build.cols
     read, written = _bytes(layer)
+    # The memory is not busy all the time before the multipliers begin, and outputs come after that.
+    later = read + written - PORT_BYTES * (timing.first_words + layer.sum("weights"))
+    later -= PORT_BYTES * layer.sum("indices")
+    total = max(total, starts[0] + 3 * PIPELINE_CYCLES + later / memory.bytes_per_cycle)
     total = max(total, (read + written) / memory.bytes_per_cycle)
     total = REGION_CYCLES + max(total, _next_command(layer, timing, starts))
     return LayerCycles(float(total), macs // build.products_per_cycle, read, written, macs)

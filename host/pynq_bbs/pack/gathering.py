@@ -43,8 +43,8 @@ class Tiles:
 class Loading:
     """How an image is gathered: iterations, and words (of the port, or of the chain) of it.
 
-    There is an entry for each gathering of a tile's kernel row, in order: groups of tiles come as often as
-    there are fillings.
+    There is an entry for each gathering of a tile's kernel row, in order: groups of tiles come as
+    often as there are fillings.
     """
 
     trips: list[int]  # iterations of the one loop, those included in which it waits for pixels

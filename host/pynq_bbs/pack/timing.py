@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..builds import PORT_BYTES
-from ..interface import FLAG_RESIDENT_WEIGHTS, FLAG_RESIDUAL, FLAG_TO_MEMORY
+from ..interface import FLAG_RESIDENT_WEIGHTS, FLAG_RESIDUAL, FLAG_SUMS_OUT, FLAG_TO_MEMORY
 from .fillings import Fillings, Layer
 from .gathering import steps, tile_words
 
@@ -24,6 +24,8 @@ ENTERED = PIPELINE_CYCLES + 1
 PORT_DEPTH = 64
 #: Writes to the vector buffer that wait before the multipliers.
 _WRITES_DEPTH = 16
+#: Row groups that wait in the streams before requantisation.
+_ROWS_DEPTH = 8
 #: Iterations between the last write to a half of the vector buffer and its first read.
 _REUSE = 4
 #: What stands outside of loops before the first one of a command.
@@ -37,7 +39,9 @@ class Work:
     multiply: int
     tiles: int
     visits: int
-    slowest: float  # cycles of the slowest of the other stages, and of the memory
+    slowest: int  # cycles of the slowest stage beside them
+    drain: float  # cycles of the slowest of the stages that outputs go through
+    slack: float  # how much later than the multipliers these may be
     come: float  # cycles in which the weights of a visit come
     ahead: float  # of these, those for as many as wait before the block buffer
     planes: int  # words of weights and indices
@@ -60,10 +64,15 @@ class Timing:
     def __init__(self, layer: Layer, rate: float) -> None:
         self.layer, self.rate = layer, rate
         c, build = layer.c, layer.build
+        sums_out = bool(c.flags & FLAG_SUMS_OUT)
+        #: words of the input that came before the multipliers began
+        self.first_words = 0
         self._moves = bool(c.flags & FLAG_TO_MEMORY) + bool(c.flags & FLAG_RESIDUAL)
         #: slices of weights that wait before the block buffer
         self._queue = build.queue_words * build.rows * build.lanes // PORT_BYTES + PORT_DEPTH
         self._resident = bool(c.flags & FLAG_RESIDENT_WEIGHTS)
+        #: cycles of the requantisation for a row group
+        self._row_cycles = build.rows * build.cols // (2 if sums_out else build.requant_units)
         self._full = self._works(layer.full)
         self._last = self._works(layer.last) if layer.groups > 1 else self._full
         #: Parts of a tile that are gathered one after the other, each with pixels to wait for.
@@ -89,18 +98,16 @@ class Timing:
             busiest = max(weights, indices, outputs, 1)
             ports = planes + outputs * self._moves
             entered = visits * ENTERED
-            slowest = max(
-                int(f.accumulate[i]),
-                int(f.parameters[i]) + entered,
-                weights + entered,
-                int(f.requantise[i]),
-                int(f.requantised[i]),
-                outputs + int(f.runs[i]) * ENTERED,
-                moved / self.rate,
+            slowest = max(int(f.accumulate[i]), int(f.parameters[i]) + entered)
+            drain = max(
+                int(f.requantise[i]), int(f.requantised[i]), outputs + int(f.runs[i]) * ENTERED
             )
+            # Row groups that streams and pipelines take before they stand in the way.
+            rows = max(int(f.requantise[i]) // self._row_cycles, 1)
+            flight = _ROWS_DEPTH + PIPELINE_CYCLES * (1 + rows / int(f.multiply[i]))
             # Row parameters come with the weights, and outputs of the tile they meet first go.
             words = planes + int(f.parameters[i]) + outputs * self._moves / tiles
-            come = max(weights, unpack, words / self.rate) / visits if unpack else 0.0
+            come = max(weights + entered, unpack, words / self.rate) / visits if unpack else 0.0
             ahead = come * min(1.0, self._queue * visits / max(unpack, 1))
             works.append(
                 Work(
@@ -108,6 +115,8 @@ class Timing:
                     tiles=tiles,
                     visits=visits,
                     slowest=slowest,
+                    drain=drain,
+                    slack=min(flight, rows) * drain / rows,
                     come=come,
                     ahead=ahead,
                     planes=planes,
@@ -130,7 +139,7 @@ class Timing:
         works = self.works()
         gathering = Gathering(now=self._lead())
         starts: list[float] = []
-        begin = end = weights = 0.0
+        begin = end = weights = drained = served = 0.0
         busy: Work | None = None
         for number, work in enumerate([*works, None]):
             if work is not None:  # is brought while `busy` is worked on
@@ -139,17 +148,22 @@ class Timing:
             if busy is not None:
                 rest = busy.multiply + (stall if work is not None else 0.0)
                 end, weights = _finish(busy, begin, begin + rest, weights)
+                drained = max(drained, begin + 2 * PIPELINE_CYCLES) + busy.drain
+                moved = busy.moved / self.rate  # by the memory, some of it before
+                served = max(served + moved, begin + moved - busy.ahead)
+                end = max(end, drained - busy.slack, served)
             if work is not None:
                 left = writes - taken
                 change = left + _REUSE if left > 0 else 1
                 begin = max(end + change, brought + PIPELINE_CYCLES + _REUSE + 1)
                 if busy is None:
                     begin = max(begin, table)
+                    self.first_words = gathering.words
                 starts.append(begin)
             busy = work
         if self.layer.image:
             end = max(end, gathering.now + self.layer.loading.end * max(1.0, 1 / self.rate))
-        return end, starts
+        return max(end, drained - 2 * PIPELINE_CYCLES), starts
 
     def _lead(self) -> float:
         """Cycles before the first word is gathered."""
