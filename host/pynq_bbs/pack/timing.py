@@ -271,7 +271,7 @@ class Timing:
             others = busy.planes / busy.visits * busy.ahead / busy.come if busy.come else 0.0
         else:
             others = busy.moved
-        if others == 0 or busy.ports == 0:
+        if others == 0 or busy.ports == 0:  # row parameters alone are few
             return alone
         shared = max((1 + busy.ports) / self.rate, alone)
         together = min(others * shared / busy.ports, words * shared)
