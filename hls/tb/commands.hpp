@@ -60,7 +60,9 @@ inline bbs::Command random_matrix(Random& random, const Limits& limits, uint32_t
   bbs::Command c = {};
   c.op = bbs::kOpMatrix;
   c.signature = bbs::kSignature;
-  c.flags = kinds[random.between(0, 6)] | bbs::kFlagToMemory |
+  const uint32_t kind = kinds[random.between(0, 6)];
+  const bool built = (kind & ~bbs::kBuiltFlags) == 0;
+  c.flags = (built ? kind : 0u) | bbs::kFlagToMemory |
             (random.once_in(3) ? (uint32_t)bbs::kFlagInt4 : 0u);
   c.layer = random.between(0, 0xffff);
   const int most = std::min<int>(most_bank, 1 << bbs::kIndexBits) / bbs::kPack;
