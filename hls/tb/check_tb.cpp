@@ -43,7 +43,7 @@ const Spoiled kSpoiled[] = {
     {"shift", bbs::kStatusBadOp, [](Command& c) { c.flags |= bbs::kFlagResidual, c.shift = 48; }},
     {"two inputs", bbs::kStatusBadOp,
      [](Command& c) {
-       c.flags |= bbs::kFlagImage | bbs::kFlagFromChain | bbs::kFlagResidentInput;
+       c.flags |= bbs::kFlagFromChain | bbs::kFlagResidentInput;
      }},
     {"resident features", bbs::kStatusBadOp,
      [](Command& c) { c.flags |= bbs::kFlagResidentInput; }},
@@ -202,13 +202,23 @@ void every_status() {
       expect_spoiled(good_image(), spoiled, spoiled.wanted);
   else if (4 % bbs::kPack == 0)
     expect_spoiled(good_image(), kSpoiledImages[0], bbs::kStatusBadImage);
+  for (uint32_t flag = 1; flag <= bbs::kFlagStateOut; flag *= 2) {  // that the build has not
+    if (bbs::kBuiltFlags & flag) continue;
+    Command c = good_command();
+    bbs::Shape s;
+    c.flags |= flag;
+    const bbs::Status wanted =
+        flag == bbs::kFlagImage ? bbs::kStatusBadImage : bbs::kStatusBadOp;
+    TB_EXPECT(bbs::check_command(c, UINT32_MAX, 0, s), wanted, "status with flag %u", flag);
+  }
   for (size_t plane = 0; plane < 8; plane++) {
     Command c = good_command();
     bbs::Shape s;
-    if (plane == 7 && bbs::kCellWords == 0) continue;
+    const uint32_t residual = bbs::kBuiltFlags & bbs::kFlagResidual;
+    if ((plane == 6 && !residual) || (plane == 7 && bbs::kCellWords == 0)) continue;
     c.flags |= bbs::kFlagTable;
     if (plane < 7)
-      c.flags |= bbs::kFlagResidual;
+      c.flags |= residual;
     else
       make_step(c);
     *tb::plane_offsets(c)[plane] = UINT32_MAX;

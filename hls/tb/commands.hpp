@@ -61,7 +61,8 @@ inline bbs::Command random_matrix(Random& random, const Limits& limits, uint32_t
   c.op = bbs::kOpMatrix;
   c.signature = bbs::kSignature;
   const uint32_t kind = kinds[random.between(0, 6)];
-  c.flags = (kind & ~bbs::kBuiltFlags ? 0 : kind) | bbs::kFlagToMemory |
+  const bool built = (kind & ~bbs::kBuiltFlags) == 0;
+  c.flags = (built ? kind : 0u) | bbs::kFlagToMemory |
             (random.once_in(3) ? (uint32_t)bbs::kFlagInt4 : 0u);
   c.layer = random.between(0, 0xffff);
   const int most = std::min<int>(most_bank, 1 << bbs::kIndexBits) / bbs::kPack;

@@ -46,9 +46,9 @@ struct Kinds {
   }
   void expect_all(int64_t least) const {
     for (int bit = 0; 1u << bit <= bbs::kFlagStateOut; bit++) {
-      const bool of_image = 1u << bit == bbs::kFlagImage || 1u << bit == bbs::kFlagResidentInput;
-      if (bbs::kImageWords == 0 && of_image) continue;
+      if (!(bbs::kBuiltFlags >> bit & 1)) continue;
       if (bbs::kCellWords == 0 && 1u << bit >= bbs::kFlagLstm) continue;
+      if (1u << bit == bbs::kFlagProduct && !(bbs::kBuiltFlags & bbs::kFlagResidual)) continue;
       TB_EXPECT(flags[bit] >= least, true, "%" PRId64 " layers with flag %d", flags[bit], bit);
     }
     TB_EXPECT(passes >= least, true, "%" PRId64 " layers of several passes", passes);

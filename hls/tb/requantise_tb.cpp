@@ -80,6 +80,7 @@ int64_t random_sums() {
 // The whole stage: bytes, bytes through a table, combined with a residual, sums.
 int64_t stage(tb::Random& random, uint32_t flags) {
   bbs::Command c = tb::random_matrix(random, {20, 1, 1}, 256);
+  flags &= bbs::kBuiltFlags;
   c.flags = flags;
   c.rows = tb::round_up(c.rows, tb::row_step(c));
   c.tiles = random.between(1, 4);
