@@ -54,8 +54,7 @@ SHORT = 0.16
 NETWORK = 0.04
 #: A layer of several passes that all of memory is needed for.
 LARGE = 0.03
-FIRST = "engine.cpp:bbs_engine:first_command_words"
-FOLLOWING = "memory.hpp:fetch_program:command_words"
+COMMAND = "memory.hpp:fetch_program:command_words"
 DRAIN = "engine.cpp:drain:chain_words"
 
 
@@ -78,7 +77,7 @@ def count(build: Build, run: list[Command], *, tracing: bool = False) -> dict[st
 
 def expected(build: Build, run: list[Command]) -> Counter[str]:
     """The sum of the commands' trips, the words of each, and what is left in the chain."""
-    total = Counter({FIRST: COMMAND_WORDS, FOLLOWING: (len(run) - 1) * COMMAND_WORDS})
+    total = Counter({COMMAND: len(run) * COMMAND_WORDS})
     for command in run:
         total.update(trip_counts(command, build))
         total[DRAIN] -= chain_words(command, build)

@@ -114,7 +114,7 @@ def trip_counts(command: Command, build: Build) -> dict[str, int]:
 
     Names are `file:function:label`, with the port behind where a function is several processes.
     Left out is what depends on the command's place in a run: where its own words come from
-    (`first_command_words`, or `fetch_program` beside the command before), and `drain`, which
+    (by `fetch_program`, beside the command before it), and `drain`, which
     empties the chain behind the last command.
     """
     c, layer = command, Layer(command, build)

@@ -69,7 +69,9 @@ def ring_words(window: Window, build: Build, tiles_per_block: int) -> int:
     image_tiles = -(-window.height * window.width // cols)
     needed = np.where(low < 0, 0, ((low + 1) * window.width - 1) // cols + 1)
     words = -(-np.minimum(needed, image_tiles) * cols // banks) - top * window.width // banks
-    return int(min(max(1, words.max()), whole_words(window, build)))
+    # From group to group the start of the ring moves by two turns at most (`hls/columns.hpp`).
+    turns = np.diff(top * window.width // banks, append=0).max(initial=0)
+    return int(min(max(1, words.max(), -(-turns // 2)), whole_words(window, build)))
 
 
 def whole_words(window: Window, build: Build) -> int:
