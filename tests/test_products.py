@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 
 from oracle import oracle_layer
+from pynq_bbs.accelerator import Accelerator
 from pynq_bbs.builds import load_build
 from pynq_bbs.cpu.device import CpuDevice
 from pynq_bbs.device.engine import EngineProgram
 from pynq_bbs.device.session import open_device
-from pynq_bbs.errors import InputError
+from pynq_bbs.errors import InputError, VerificationError
 from pynq_bbs.model.graph import QuantInput, QuantLayer, QuantModel, QuantOutput
 from pynq_bbs.pack.cycles import Memory
 from pynq_bbs.pack.image import pack
 from pynq_bbs.report import PARTS
+from test_accelerator import damage, sums_of
 
 BUILD = load_build("8x32")
 MEMORY = Memory(142.857e6, 1.5e9)
@@ -87,3 +89,15 @@ def test_what_a_product_cannot_be() -> None:
     model.layers[2].input_zero_point = 3
     with pytest.raises(InputError, match="zero point 3 of 'scores'"):
         pack(model, {}, BUILD)
+
+
+def test_a_mismatch_names_row_and_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged bias: the sums of one sample need all samples, because they are the weights."""
+    program = pack(attention(64, 16, 8), {}, BUILD)
+    damage(monkeypatch, program.layers[2].parameters + 3, 1 << 12)
+    x = np.random.default_rng(0).integers(-128, 128, (64, 16)).astype(np.int8)
+    with Accelerator(program, device="standin", verify=True) as accelerator:
+        with pytest.raises(VerificationError, match="layer 'context', row 3, column 0") as error:
+            accelerator.run(x)
+    device, reference = sums_of(error.value)
+    assert abs(device - reference) == 1 << 12

@@ -215,16 +215,21 @@ class Accelerator:
             target = self._program.tensors[layer.output]
             rows = min(layer.rows, target.features - layer.first_row)
 
+            # A product of tensors takes all samples at once: one tensor's are the other's weights.
+            weights = reference[layer.weight_tensor] if layer.weight_tensor else None
+
             def sums(
                 sample: int,
                 index: int = index,
                 x: NDArray[np.int8] = x,
+                weights: Any = weights,
                 shape: tuple[int, int] = (rows, target.pixels),
             ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-                alone = x[sample : sample + 1]
+                at = 0 if weights is None else sample
+                some = x[sample : sample + 1] if weights is None else x
                 return (
-                    engine.sums(index, alone).reshape(shape),
-                    cpu.sums(index, alone).reshape(shape),
+                    engine.sums(index, some, weights)[at].reshape(shape),
+                    cpu.sums(index, some)[at].reshape(shape),
                 )
 
             shape = (len(x), target.features, target.pixels)

@@ -57,7 +57,8 @@ class CpuDevice:
         return known
 
     def sums(self, index: int, x: NDArray[np.int8]) -> NDArray[np.int32]:
-        """The INT32 sums (N, M * pixels) of layer `index`, bias included, from its input `x`."""
+        """The INT32 sums (N, M * pixels) of layer `index`, bias included, from its input `x`; a
+        product of tensors has the weights of the last run."""
         layer = self._program.layers[index]
         target = self._program.tensors[layer.output]
         sums = self._layer(index, x, want_sums=True)[:, : target.features - layer.first_row]

@@ -116,22 +116,31 @@ class EngineProgram:
             outputs = {tensor: self._tensor(plan, tensor) for tensor in wanted}
         return outputs, self._cycles
 
-    def sums(self, index: int, x: NDArray[np.int8]) -> NDArray[np.int32]:
+    def sums(
+        self, index: int, x: NDArray[np.int8], weights: NDArray[np.int8] | None = None
+    ) -> NDArray[np.int32]:
         """The INT32 sums that the device computes for layer `index`, of one sample after the
-        other (N, M * pixels), from its input `x` (N, values of a sample)."""
-        layer = replace(as_sums(self._program.layers[index]), input="x", output="sums")
-        source = self._program.tensors[self._program.layers[index].input]
-        target = self._program.tensors[self._program.layers[index].output]
-        rows = layer.rows if layer.first_row else target.features
-        tensors = {"x": source, "sums": Tensor(rows, target.height, target.width)}
-        layer = replace(layer, first_row=0)
-        x_input = QuantInput("x", "x", (source.size,), "int8", np.float32(1), 0)
-        alone = replace(
-            self._program, tensors=tensors, layers=[layer], inputs=[x_input], outputs=[]
-        )
+        other (N, M * pixels), from its input `x` (N, values of a sample) and, if its weights are
+        a tensor, that one."""
+        original = self._program.layers[index]
+        layer = replace(as_sums(original), input="x", output="sums", first_row=0)
+        known = self._program.tensors
+        target = known[original.output]
+        rows = original.rows if original.first_row else target.features
+        tensors = {"x": known[original.input], "sums": Tensor(rows, target.height, target.width)}
+        given = {"x": x}
+        if weights is not None:
+            layer = replace(layer, weight_tensor="weights")
+            tensors["weights"] = known[original.weight_tensor]
+            given["weights"] = weights
+        inputs = [
+            QuantInput(name, name, (tensors[name].size,), "int8", np.float32(1), 0)
+            for name in given
+        ]
+        alone = replace(self._program, tensors=tensors, layers=[layer], inputs=inputs, outputs=[])
         other = EngineProgram(alone, self._session, self._memory, dict(self._seconds))
         try:
-            return other.run({"x": x}, ["sums"])[0]["sums"].astype(np.int32, copy=False)
+            return other.run(given, ["sums"])[0]["sums"].astype(np.int32, copy=False)
         finally:
             other.close()
 
@@ -172,17 +181,11 @@ class EngineProgram:
 
     def _stored(self, plan: Plan, tensor: str) -> NDArray[np.uint64]:
         """The tensor's words in device memory, (runs, words)."""
-        place = plan.places[tensor]
+        place, size = plan.places[tensor], plan.sample_words
         words = tensor_words(place, self._program.build, self._is_sums(tensor))
-        size = plan.sample_words
-        start = place.offset
-        block = np.asarray(self._block)
-        if plan.runs == 1:
-            return block[start : start + words].reshape(1, words)
-        base = plan.memory_words - plan.runs * size
-        return block[base : base + plan.runs * size].reshape(plan.runs, size)[
-            :, start - base : start - base + words
-        ]
+        base = plan.memory_words - plan.runs * size  # where the first sample's tensors begin
+        samples = np.asarray(self._block)[base : base + plan.runs * size].reshape(plan.runs, size)
+        return samples[:, place.offset - base : place.offset - base + words]
 
     def _tiled(self, plan: Plan, tensor: str, values: NDArray[np.int8]) -> NDArray[np.int8]:
         cols, stride = self._program.build.cols, plan.places[tensor].stride
