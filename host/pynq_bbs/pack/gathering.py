@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the gathering of an image's windows has to do, tile by tile: for the cycle model.
+"""What the gathering of an image's windows has to do, tile by tile: for schedule and cycle model.
 
 The same rules as `hls/columns.hpp` and `hls/gather.hpp`: how many reads of the image memory a
 tile takes, how much of the image must be there before, and how much may be there without
@@ -20,8 +20,6 @@ from ..interface import FLAG_FROM_CHAIN, FLAG_RESIDENT_INPUT, Command
 
 Counts = NDArray[np.int64]
 
-#: Pixels of a word of the image memory beyond COLS (`kBanks`).
-_MORE_PIXELS = 8
 #: Where a window lies that belongs to no pixel of the output.
 _BEYOND = -32768
 #: Iterations between one that takes a pixel and the first that may read it.
@@ -72,14 +70,14 @@ def tile_words(c: Command, build: Build) -> int:
 def tiles_of(c: Command, build: Build) -> Tiles:
     """What every tile of the command's output needs."""
     return _tiles(
-        build.cols, c.tiles, c.height, c.width, c.out_height, c.out_width, c.stride_y, c.stride_x,
-        c.pad_top, c.kernel_height, c.dilation_y,
+        build.cols, build.banks, c.tiles, c.height, c.width, c.out_height, c.out_width,
+        c.stride_y, c.stride_x, c.pad_top, c.kernel_height, c.dilation_y,
     )  # fmt: skip
 
 
 @lru_cache(_KEPT)
 def _tiles(
-    cols: int, tiles: int, height: int, width: int, out_height: int, out_width: int,
+    cols: int, banks: int, tiles: int, height: int, width: int, out_height: int, out_width: int,
     stride_y: int, stride_x: int, pad_top: int, kernel_height: int, dilation_y: int,
 ) -> Tiles:  # fmt: skip
     pixels = out_height * out_width
@@ -102,8 +100,20 @@ def _tiles(
     return Tiles(
         reads,
         np.minimum(needed, -(-height * width // cols)),
-        np.maximum(first_y, 0) * width // (cols + _MORE_PIXELS),
+        np.maximum(first_y, 0) * width // banks,
     )
+
+
+def ring_words(c: Command, build: Build) -> int:
+    """Words of the image memory that a channel needs at least, as a ring: from what the first tile
+    of a group needs first to what its last one needs last."""
+    tiles, group = tiles_of(c, build), c.tiles_per_block
+    firsts = tiles.first[::group]
+    needed = np.maximum.reduceat(tiles.needed.max(axis=1), np.arange(0, c.tiles, group))
+    words = -(-needed * build.cols // build.banks) - firsts
+    # From group to group the start of the ring moves by two turns at most (`hls/columns.hpp`).
+    turns = np.diff(firsts, append=0).max(initial=0)
+    return int(max(1, words.max(), -(-turns // 2)))
 
 
 def loading(c: Command, build: Build, repeats: int) -> Loading:
@@ -112,7 +122,7 @@ def loading(c: Command, build: Build, repeats: int) -> Loading:
     A word is taken every `load_pace` iterations as far as there is room, and in every one in which
     a kernel row waits for pixels.
     """
-    tiles, banks = tiles_of(c, build), build.cols + _MORE_PIXELS
+    tiles, banks = tiles_of(c, build), build.banks
     unit, count = tile_words(c, build), image_tiles(c, build)
     everything, pace, group = unit * count, c.load_pace, c.tiles_per_block
     firsts = tiles.first[::group]

@@ -27,9 +27,11 @@ from ..interface import (
     OP_MATRIX,
     Command,
 )
+from ..model.graph import Window
 from .cycles import Memory, layer_cycles
+from .gathering import image_tiles, ring_words, steps, tile_words, tiles_of
 from .program import PackedLayer
-from .windows import reads_per_tile, ring_words, whole_words, writes_per_tile
+from .windows import whole_words
 
 #: More tiles a block than this gain nothing: weights are then a small share of the traffic.
 _MOST_TILES_PER_BLOCK = 32
@@ -158,12 +160,9 @@ def _add_window(command: Command, layer: PackedLayer, build: Build) -> None:
     command.pad_top, command.pad_left = window.pads[:2]
     command.channels = window.channels
     command.image_words = min(whole_words(window, build), build.image_words // window.channels)
-    tiles = -(-window.out_height * window.out_width // build.cols)
-    windows = tiles * writes_per_tile(window, build) * reads_per_tile(window, build)
-    loads = -(-window.height * window.width // build.cols) * window.channels
-    if not command.flags & FLAG_FROM_CHAIN:
-        loads *= build.cols // PORT_BYTES
-    command.load_pace = min(max(1, int(windows / loads)), _MOST_PACE)
+    reads = steps(command, build) * int(tiles_of(command, build).reads.sum())
+    loads = image_tiles(command, build) * tile_words(command, build)
+    command.load_pace = min(max(1, reads // loads), _MOST_PACE)
 
 
 def _add_combination(command: Command, layer: PackedLayer) -> None:
@@ -183,7 +182,8 @@ def _possible_cuts(command: Command, layer: PackedLayer, build: Build) -> Iterat
     pass_words = command.groups_per_pass * build.bank_space(command.bank_size)
     most = min(command.tiles, build.vector_words // pass_words, _MOST_TILES_PER_BLOCK)
     for tiles in range(1, most + 1):
-        if layer.window and ring_words(layer.window, build, tiles) > command.image_words:
+        cut = replace(command, tiles_per_block=tiles)
+        if layer.window and not _ring_fits(cut, layer.window, build):
             break
         row_groups = min(command.rows // build.rows, build.block_rows)
         if tiles > 1:
@@ -196,18 +196,24 @@ def _possible_cuts(command: Command, layer: PackedLayer, build: Build) -> Iterat
         if command.flags & FLAG_TO_CHAIN and tiles > 1 and rows < command.rows:
             continue
         if rows >= 1:
-            cut = replace(command, tiles_per_block=tiles, rows_per_block=rows)
-            cut.pace = _pace(cut, layer, build)
+            cut.rows_per_block = rows
+            cut.pace = _pace(cut, build)
             yield cut
 
 
-def _pace(command: Command, layer: PackedLayer, build: Build) -> int:
+def _ring_fits(command: Command, window: Window, build: Build) -> bool:
+    """Whether a channel's share of the image memory holds what a group of tiles needs."""
+    whole = command.image_words == whole_words(window, build)
+    return whole or ring_words(command, build) <= command.image_words
+
+
+def _pace(command: Command, build: Build) -> int:
     """Cycles of the multipliers for each word of the next filling, spread evenly."""
     one_pass = command.groups == command.groups_per_pass
     rows = command.rows if one_pass else command.rows_per_block
     multiply = rows // build.rows * command.groups_per_pass * command.keep
-    if layer.window:
-        writes = writes_per_tile(layer.window, build)
+    if command.flags & FLAG_IMAGE:
+        writes = steps(command, build)
     else:
         space = command.groups_per_pass * build.lanes * command.bank_size
         writes = min(command.features, space) // build.pack
