@@ -134,14 +134,13 @@ steps:
       const uint32_t row = step - kCols;
       if (row < c.kernel_height)
         tile.needed[row] = tiles_needed(c, s, last_y + (int32_t)scaled(row, c.dilation_y));
-      // What the first tile of a group needs first is kept until the group's last fill. A ring
-      // holds what a group needs, so that from one to the next it turns twice at most.
-      if (rest == fill.tiles && !fill.again) {
-        const uint32_t first = first_word(c, tile.y[0]);
-        if (kFirstWord + first >= tile.ring_start + c.image_words)
-          tile.ring_start += c.image_words;
-        tile.limit = (first + c.image_words) * kBanks / kCols;
-      }
+    }
+    // What the first tile of a group needs first is kept until the group's last fill. Where many
+    // rows are passed over, the ring turns often from one group to the next: once a step.
+    if (rest == fill.tiles && !fill.again) {
+      const uint32_t first = first_word(c, tile.y[0]);
+      if (kFirstWord + first >= tile.ring_start + c.image_words) tile.ring_start += c.image_words;
+      tile.limit = (first + c.image_words) * kBanks / kCols;
     }
     if (++step == steps) {
       step = 0;

@@ -239,6 +239,16 @@ def test_images_that_come_round_in_the_ring(session: Session, size: tuple[int, i
     np.testing.assert_array_equal(y, oracle_window(layer, x).reshape(1, -1))
 
 
+def test_a_ring_that_turns_often_between_rows(session: Session) -> None:
+    """One row is needed at a time and fifteen are passed over, each most of a turn of the ring."""
+    rng = np.random.default_rng(5)
+    window = Window(256, 60, 64, (1, 1), (15, 1))
+    layer = random_window_layer(rng, window, 3, 1, "plain")
+    x = images(rng, window, 1)
+    y = run_all(session, model_of([layer], x.shape[1:]), {}, x)["y"]
+    np.testing.assert_array_equal(y, oracle_window(layer, x).reshape(1, -1))
+
+
 def test_window_features_in_several_passes(session: Session) -> None:
     rng = np.random.default_rng(4)
     window = Window(512, 7, 7, (3, 3), pads=(1, 1, 1, 1))

@@ -111,9 +111,10 @@ def ring_words(c: Command, build: Build) -> int:
     firsts = tiles.first[::group]
     needed = np.maximum.reduceat(tiles.needed.max(axis=1), np.arange(0, c.tiles, group))
     words = -(-needed * build.cols // build.banks) - firsts
-    # From group to group the start of the ring moves by two turns at most (`hls/columns.hpp`).
-    turns = np.diff(firsts, append=0).max(initial=0)
-    return int(max(1, words.max(), -(-turns // 2)))
+    # From group to group the ring turns once a step at most (`hls/columns.hpp`).
+    turns = build.cols + c.kernel_height + 1
+    passed = np.diff(firsts, append=0).max(initial=0)
+    return int(max(1, words.max(), -(-passed // turns)))
 
 
 def loading(c: Command, build: Build, repeats: int) -> Loading:
