@@ -23,14 +23,6 @@ struct Job {
   Status status;
 };
 
-// Where a command lies, if there is one, and what it will find.
-struct Next {
-  uint32_t offset;
-  bool exists;
-  uint32_t memory_words;
-  uint32_t chain_level;
-};
-
 // Decodes and checks the command that runs next, while this one runs.
 void prepare(const Next next, CommandStream& words, Job& job) {
 #pragma HLS INLINE off
@@ -47,11 +39,11 @@ command_words:
 // One command at a time. Called from a loop outside, never looped over here: overlapping two
 // commands would let a layer read what the one before has not yet written. Command and shape go
 // to the processes by value: scalars may have several readers in a region, memories may not.
-void run_command(const Command c, const Shape s, const Next next, const bool more,
-                 const uint32_t offset, const word_t* program, const word_t* weights, const word_t* indices, const word_t* activations,
+void run_command(const Command c, const Shape s, const Next next, const word_t* program,
+                 const word_t* weights, const word_t* indices, const word_t* activations,
                  const word_t* residuals, word_t* results, ImageWord image[kImageDepth],
-                 WeightWord block[kBlockWords], CellWord cells[kCellDepth],
-                 ChainStream& chain, Job& job) {
+                 WeightWord block[kBlockWords], CellWord cells[kCellDepth], ChainStream& chain,
+                 Job& job) {
 #pragma HLS INLINE off
 #pragma HLS DATAFLOW
   BurstStream weight_bursts("weight_bursts");
@@ -98,7 +90,7 @@ void run_command(const Command c, const Shape s, const Next next, const bool mor
                        multiply_visits, accumulate_visits, cell_visits));
   BBS_PROCESS(fetch(weights, weight_bursts, weight_words));
   BBS_PROCESS(fetch(indices, index_bursts, index_words));
-  BBS_PROCESS(fetch_program(program, row_bursts, more, offset, row_words, next_words));
+  BBS_PROCESS(fetch_program(program, row_bursts, next, row_words, next_words));
   BBS_PROCESS(fetch(activations, act_bursts, feature_words));
   BBS_PROCESS(fetch(residuals, residual_bursts, residual_words));
   BBS_PROCESS(unpack(c, unpack_visits, weight_words, index_words, csb_words));
@@ -200,8 +192,8 @@ commands:
     const bool more = begun < command_count;
     const bbs::Next next = {(uint32_t)offset, more && inside, memory_words, chain_level};
     const bbs::Job now = job;
-    bbs::run_command(now.command, now.shape, next, next.exists, next.offset, program, weights,
-                     indices, activations, residuals, results, image, block, cells, chain, job);
+    bbs::run_command(now.command, now.shape, next, program, weights, indices, activations,
+                     residuals, results, image, block, cells, chain, job);
     if (more && !inside) job.status = bbs::kStatusOutOfMemoryRange;
     if (!more) job.status = bbs::kStatusOk;
     done = begun++;

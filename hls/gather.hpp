@@ -430,10 +430,8 @@ inline void gather_taps(const Command& c, const ImageWord* image, Windows& at, V
 // it waits and else every `load_pace` cycles, as long as it overwrites nothing that is needed.
 inline void gather_image(const Command& c, const Shape& s, FillStream& fills,
                          ColumnsStream& tiles, WordStream& port, ChainStream& chain,
-                         ImageWord* image, VectorWriteStream& writes) {
+                         Source& source, ImageWord* image, VectorWriteStream& writes) {
 #pragma HLS INLINE
-  Source source;
-  source.part = 0;
   Arrival arrival = no_arrival(c, s);
   Settling settling;
 settle:
@@ -469,12 +467,12 @@ inline void gather(const Command c, const Shape s, FillStream& fills, ColumnsStr
                    WordStream& port, ChainStream& chain, ImageWord image[kImageDepth],
                    VectorWriteStream& writes) {
 #pragma HLS INLINE off
+  Source source;
+  source.part = 0;
   // Without an image memory, such a command never gets here, and none of that is built.
   if (kImageWords > 0 && has(c, kFlagImage)) {
-    gather_image(c, s, fills, tiles, port, chain, image, writes);
+    gather_image(c, s, fills, tiles, port, chain, source, image, writes);
   } else {
-    Source source;
-    source.part = 0;
   fills:
     for (uint32_t f = 0; f < s.fills; f++) {
       const Fill fill = fills.read();

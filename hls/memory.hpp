@@ -38,16 +38,24 @@ bursts:
   }
 }
 
+// Where a command lies, if there is one, and what it will find.
+struct Next {
+  uint32_t offset;
+  bool exists;
+  uint32_t memory_words;
+  uint32_t chain_level;
+};
+
 // The port of commands and parameters: when this command's parameters are through, it brings the
 // next command, so that none but the first is waited for.
-inline void fetch_program(const word_t* port, BurstStream& bursts, bool more, uint32_t next,
+inline void fetch_program(const word_t* port, BurstStream& bursts, const Next next,
                           WordStream& words, CommandStream& command) {
 #pragma HLS INLINE off
   fetch(port, bursts, words);
 command_words:
-  for (uint32_t i = 0; i < (more ? kCommandWords : 0); i++) {
+  for (uint32_t i = 0; i < (next.exists ? kCommandWords : 0); i++) {
 #pragma HLS PIPELINE II=1
-    command.write(port[next + i]);
+    command.write(port[next.offset + i]);
   }
 }
 

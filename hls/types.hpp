@@ -149,7 +149,8 @@ static_assert((kVectorWords & (kVectorWords - 1)) == 0, "buffer addresses wrap b
 static_assert(kVectorWords >= 256, "the largest bank must fit a lane of the vector buffer");
 static_assert(kBlockWords >= kVectorWords, "one row of one pass must fit a weight block");
 static_assert(kSumWords >= 1 && kBlockRows >= 1, "at least one row at a time");
-static_assert(kTaps >= kPack && kLanes % kPack == 0, "a word of narrow banks goes to as many lanes");
+static_assert(kTaps >= kPack && kLanes % kPack == 0,
+              "a word of narrow banks goes to as many lanes");
 static_assert(kTaps >= 1 && kTaps <= kLanes && kTaps <= 8, "taps of a read go to different lanes");
 static_assert(kImageWords == 0 || kPack == 1, "an image needs a whole word of columns");
 static_assert((kImageWords & (kImageWords - 1)) == 0, "image addresses wrap by masking");
