@@ -92,6 +92,17 @@ def oracle_window(layer: QuantLayer, x: NDArray[np.int8]) -> NDArray[np.generic]
     return finish(layer, out)
 
 
+def check(
+    session: Session,
+    layer: QuantLayer,
+    x: NDArray[np.int8],
+    banks: dict[str, tuple[int, int]] | None = None,
+) -> None:
+    """Engine and cpu device give the oracle's integers for this layer alone."""
+    y = run_all(session, model_of([layer], x.shape[1:]), banks or {}, x)["y"]
+    np.testing.assert_array_equal(y, oracle_window(layer, x).reshape(len(x), -1))
+
+
 def finish(layer: QuantLayer, sums: NDArray[np.int64]) -> NDArray[np.generic]:
     """Sums (N, M, ...) requantised as `oracle_layer` does it."""
     if layer.multiplier is None:
@@ -170,8 +181,7 @@ def test_convolutions(session: Session, data: st.DataObject, window: Window, see
         kept = pruned(flat, *bank).reshape(rows, *window.kernel, window.channels)
         layer.weights = np.ascontiguousarray(kept.transpose(0, 3, 1, 2))
     x = images(rng, window, data.draw(st.integers(1, 2)))
-    y = run_all(session, model_of([layer], x.shape[1:]), {"layer": bank}, x)["y"]
-    np.testing.assert_array_equal(y, oracle_window(layer, x).reshape(len(x), -1))
+    check(session, layer, x, {"layer": bank})
 
 
 def pool(window: Window, *, maximum: bool, zero_point: int = 0) -> QuantLayer:
@@ -204,8 +214,7 @@ def test_pooling(
 ) -> None:
     layer = pool(window, maximum=maximum, zero_point=zero_point)
     x = images(np.random.default_rng(seed), window, 2)
-    y = run_all(session, model_of([layer], x.shape[1:]), {}, x)["y"]
-    np.testing.assert_array_equal(y, oracle_window(layer, x).reshape(2, -1))
+    check(session, layer, x)
 
 
 @pytest.mark.parametrize(
@@ -215,8 +224,7 @@ def test_global_average(session: Session, channels: int, height: int, width: int
     layer = pool(Window(channels, height, width, (height, width)), maximum=False, zero_point=-7)
     assert layer.window is not None
     x = images(np.random.default_rng(1), layer.window, 3)
-    y = run_all(session, model_of([layer], x.shape[1:]), {}, x)["y"]
-    np.testing.assert_array_equal(y, oracle_window(layer, x).reshape(3, -1))
+    check(session, layer, x)
 
 
 def test_depthwise_of_many_channels(session: Session) -> None:
@@ -225,8 +233,7 @@ def test_depthwise_of_many_channels(session: Session) -> None:
     window = Window(600, 9, 7, (3, 3), pads=(1, 1, 1, 1))
     layer = random_window_layer(rng, window, 600, 600, "plain")
     x = images(rng, window, 1)
-    y = run_all(session, model_of([layer], x.shape[1:]), {}, x)["y"]
-    np.testing.assert_array_equal(y, oracle_window(layer, x).reshape(1, -1))
+    check(session, layer, x)
 
 
 @pytest.mark.parametrize("size", [(3, 224, 160), (64, 56, 56), (96, 30, 200)])
@@ -235,8 +242,7 @@ def test_images_that_come_round_in_the_ring(session: Session, size: tuple[int, i
     window = Window(*size, (3, 3), (1, 1) if size[0] > 3 else (2, 2), pads=(1, 1, 1, 1))
     layer = random_window_layer(rng, window, 4, 1, "plain")
     x = images(rng, window, 1)
-    y = run_all(session, model_of([layer], x.shape[1:]), {}, x)["y"]
-    np.testing.assert_array_equal(y, oracle_window(layer, x).reshape(1, -1))
+    check(session, layer, x)
 
 
 def test_a_ring_that_turns_often_between_rows(session: Session) -> None:
@@ -245,8 +251,7 @@ def test_a_ring_that_turns_often_between_rows(session: Session) -> None:
     window = Window(256, 60, 64, (1, 1), (15, 1))
     layer = random_window_layer(rng, window, 3, 1, "plain")
     x = images(rng, window, 1)
-    y = run_all(session, model_of([layer], x.shape[1:]), {}, x)["y"]
-    np.testing.assert_array_equal(y, oracle_window(layer, x).reshape(1, -1))
+    check(session, layer, x)
 
 
 def test_window_features_in_several_passes(session: Session) -> None:
@@ -254,8 +259,7 @@ def test_window_features_in_several_passes(session: Session) -> None:
     window = Window(512, 7, 7, (3, 3), pads=(1, 1, 1, 1))
     layer = random_window_layer(rng, window, 10, 1, "plain")
     x = images(rng, window, 1)
-    y = run_all(session, model_of([layer], x.shape[1:]), {"layer": (1, 1)}, x)["y"]
-    np.testing.assert_array_equal(y, oracle_window(layer, x).reshape(1, -1))
+    check(session, layer, x, {"layer": (1, 1)})
 
 
 def exact_combination(
