@@ -4,6 +4,7 @@
 #pragma once
 
 #include "accumulate.hpp"
+#include "rounding.hpp"
 #include "tanh_table.hpp"
 
 namespace bbs {
@@ -48,20 +49,6 @@ inline int32_t gate_byte(const UnitGates gates, uint32_t half, uint32_t gate, ui
 inline int32_t gate_level(int32_t q) {
 #pragma HLS INLINE
   return q == 127 ? 256 : q + 128;
-}
-
-// round_half_even(value / 2^shift), shift at most 16.
-inline int32_t round_bits(int32_t value, uint32_t shift) {
-#pragma HLS INLINE
-  const int32_t odd = (value >> shift) & 1;
-  const int32_t half = (int32_t)((1u << shift) >> 1);
-  return (value + half - (shift > 0 ? 1 - odd : 0)) >> shift;
-}
-
-inline int32_t saturated(int32_t value, int32_t largest) {
-#pragma HLS INLINE
-  const int32_t capped = value > largest ? largest : value;
-  return capped < -largest - 1 ? -largest - 1 : capped;
 }
 
 // tanh of INT16 in steps of 2^-11, in steps of 2^-15.

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "check.hpp"
+#include "rounding.hpp"
 
 namespace bbs {
 
@@ -15,12 +16,8 @@ using acc_t = narrow_t<48>;
 
 inline int32_t round_shifted(acc_t value, uint32_t shift) {
 #pragma HLS INLINE
-  const acc_t odd = (value >> shift) & 1;
-  const acc_t half = ((acc_t)1 << shift) >> 1;
-  const acc_t down = shift > 0 ? (acc_t)(1 - odd) : (acc_t)0;
   // Beyond 2^16 every zero point is clamped away. The sum fits: 2^43 and 2^46.
-  const acc_t sum = value + half - down;
-  const int64_t rounded = (int64_t)(acc_t)(sum >> shift);
+  const int64_t rounded = (int64_t)round_bits<acc_t>(value, shift);
   return (int32_t)(rounded > 65535 ? 65535 : rounded < -65536 ? -65536 : rounded);
 }
 

@@ -15,28 +15,12 @@ namespace bbs {
 
 using VectorWriteStream = Stream<VectorWrite, 16>;
 
-// Activation words as they come, from memory or from the chain.
-struct Source {
-  ActWord word;
-  uint32_t part;
-};
-
 // One word of the chain or one port word; whether `source.word` is complete.
 inline bool take_activations(bool from_chain, WordStream& port, ChainStream& chain,
-                             Source& source) {
+                             Collector& source) {
 #pragma HLS INLINE
-  if (from_chain) {
-    source.word = chain.read();
-    return true;
-  }
-  const word_t bits = port.read();
-bytes:
-  for (int b = 0; b < kPortBytes; b++) {
-#pragma HLS UNROLL
-    source.word.v[source.part * kPortBytes + b] = (int8_t)(uint8_t)(bits >> (8 * b));
-  }
-  if (++source.part < kPortWords) return false;
-  source.part = 0;
+  if (!from_chain) return collect(source, port.read());
+  source.word = chain.read();
   return true;
 }
 
@@ -67,7 +51,7 @@ banks:
 
 // A fill of plain features, in the order in which they lie.
 inline void gather_features(const Command& c, const Fill& fill, WordStream& port,
-                            ChainStream& chain, Source& source, VectorWriteStream& writes) {
+                            ChainStream& chain, Collector& source, VectorWriteStream& writes) {
 #pragma HLS INLINE
   const bool from_chain = has(c, kFlagFromChain);
   const uint32_t words = fill.features / kPack;
@@ -123,7 +107,7 @@ struct Arrival {
   uint32_t bank;
 };
 
-inline void take_pixels(const Command& c, WordStream& port, ChainStream& chain, Source& source,
+inline void take_pixels(const Command& c, WordStream& port, ChainStream& chain, Collector& source,
                         Arrival& arrival, ImageWord* image) {
 #pragma HLS INLINE
   if (take_activations(has(c, kFlagFromChain), port, chain, source)) {
@@ -286,7 +270,7 @@ taps:
 // read begins as many pixels earlier as there are columns of the same read before it, so that a
 // column always finds its pixel at the same place.
 inline void read_taps(const Command& c, const TileColumns& tile, const Walk& walk,
-                      uint32_t ring_start, const ImageWord* image, Window& window) {
+                      const ImageWord* image, Window& window) {
 #pragma HLS INLINE
   const uint32_t col = walk.column;
   const uint32_t back = scaled(column_of_read(c.stride_x, col), c.stride_x);
@@ -298,7 +282,7 @@ inline void read_taps(const Command& c, const TileColumns& tile, const Walk& wal
   const uint32_t bank = (uint8_t)(place - quotient * kBanks);
   // Relative to the ring. A read may begin just before the first word that is needed; what lies
   // further away never counts.
-  int32_t turn = (int32_t)(quotient - ring_start);
+  int32_t turn = (int32_t)(quotient - tile.ring_start);
   if (turn < 0)
     turn += (int32_t)c.image_words;
   else if (turn >= (int32_t)c.image_words)
@@ -406,7 +390,7 @@ inline void gather_taps(const Command& c, const ImageWord* image, Windows& at, V
                         VectorWriteStream& writes) {
 #pragma HLS INLINE
   Window window;
-  read_taps(c, at.tile, at.walk, at.tile.ring_start, image, window);
+  read_taps(c, at.tile, at.walk, image, window);
   const uint32_t end = at.walk.column + at.tile.run[at.walk.column];
   if (at.walk.column == 0) clear_taps(c, write);
   pick_taps(c, at.tile, at.walk, window, end, write);
@@ -430,7 +414,7 @@ inline void gather_taps(const Command& c, const ImageWord* image, Windows& at, V
 // it waits and else every `load_pace` cycles, as long as it overwrites nothing that is needed.
 inline void gather_image(const Command& c, const Shape& s, FillStream& fills,
                          ColumnsStream& tiles, WordStream& port, ChainStream& chain,
-                         Source& source, ImageWord* image, VectorWriteStream& writes) {
+                         Collector& source, ImageWord* image, VectorWriteStream& writes) {
 #pragma HLS INLINE
   Arrival arrival = no_arrival(c, s);
   Settling settling;
@@ -467,7 +451,7 @@ inline void gather(const Command c, const Shape s, FillStream& fills, ColumnsStr
                    WordStream& port, ChainStream& chain, ImageWord image[kImageDepth],
                    VectorWriteStream& writes) {
 #pragma HLS INLINE off
-  Source source;
+  Collector source;
   source.part = 0;
   // Without an image memory, such a command never gets here, and none of that is built.
   if (kImageWords > 0 && has(c, kFlagImage)) {

@@ -65,17 +65,17 @@ struct Collector {
   uint32_t part;
 };
 
-inline void collect(Collector& collector, word_t bits, ChainStream& chain) {
+// Whether `collector.word` is complete with this port word.
+inline bool collect(Collector& collector, word_t bits) {
 #pragma HLS INLINE
 bytes:
   for (int b = 0; b < kPortBytes; b++) {
 #pragma HLS UNROLL
     collector.word.v[collector.part * kPortBytes + b] = (int8_t)(uint8_t)(bits >> (8 * b));
   }
-  if (++collector.part == kPortWords) {
-    collector.part = 0;
-    chain.write(collector.word);
-  }
+  if (++collector.part < kPortWords) return false;
+  collector.part = 0;
+  return true;
 }
 
 // Outputs go to memory, to the chain, or to both.
@@ -99,12 +99,12 @@ bursts:
 #pragma HLS PIPELINE II=1
         const word_t word = words.read();
         port[offset + i] = word;
-        if (to_chain) collect(collector, word, chain);
+        if (to_chain && collect(collector, word)) chain.write(collector.word);
       }
     links:
       for (uint32_t i = 0; i < (to_memory ? 0 : burst.count); i++) {
 #pragma HLS PIPELINE II=1
-        collect(collector, words.read(), chain);
+        if (collect(collector, words.read())) chain.write(collector.word);
       }
       offset += burst.step;
     }

@@ -48,9 +48,7 @@ inline int32_t round_half_even(float value) {
 
 inline int32_t requantise_one(int32_t sum, float multiplier, int32_t zero_point) {
 #pragma HLS INLINE
-  const int32_t y = round_half_even((float)sum * multiplier) + zero_point;
-  const int32_t capped = y > 127 ? 127 : y;
-  return capped < -128 ? -128 : capped;
+  return saturated(round_half_even((float)sum * multiplier) + zero_point, 127);
 }
 
 // Bytes `part` * kRequantUnits and on of a row group: one for each unit. `gate` is that of the
