@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pynq_bbs.errors import ModelError
+from pynq_bbs.model.arithmetic import round_shifted
 from pynq_bbs.model.recurrent import (
     CELL_BITS,
     GATE_SCALE,
@@ -25,7 +26,6 @@ from pynq_bbs.model.recurrent import (
     quantise_hidden,
     quantise_lstm,
     quantise_state,
-    round_shifted,
     run_recurrent,
 )
 from recurrent_oracle import (

@@ -61,7 +61,12 @@ class Build:
     def takes_bank(self, bank_size: int) -> bool:
         """Whether banks of that size fill whole activation words, or words fill whole banks."""
         nested = bank_size % self.pack == 0 or self.pack % bank_size == 0
-        return nested and bank_size <= 1 << self.index_bits
+        return nested and bank_size <= self.largest_bank
+
+    @property
+    def largest_bank(self) -> int:
+        """The most weights that a bank can have."""
+        return 1 << self.index_bits
 
     def bank_space(self, bank_size: int) -> int:
         """Features that a bank takes in the vector buffer."""

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from ..builds import Build
 from ..errors import ProgramError
+from ..model.arithmetic import round_shifted
 from ..model.graph import Combination
 from ..pack.csb import unpack_csb
+from ..pack.layout import images_to_tiles
 from ..pack.program import PackedLayer, Program
 from ..pack.windows import gathered
 from .linear import LinearOp, linear
@@ -118,12 +120,9 @@ def maxima(op: LinearOp, columns: NDArray[np.int8]) -> NDArray[np.int32]:
 def column_sums(op: LinearOp, images: NDArray[np.int8], build: Build) -> NDArray[np.int32]:
     """(N, M): weights times the sums over the columns of each tile, bias added once."""
     samples, channels = images.shape[:2]
-    pixels = images.reshape(samples, channels, -1)
-    tiles, space = -(-pixels.shape[2] // build.cols), build.padded(channels)
-    padded = np.zeros((samples, space, tiles * build.cols), np.int64)
-    padded[:, :channels, : pixels.shape[2]] = pixels
-    by_tile = padded.reshape(samples, space, tiles, build.cols).sum(axis=3)
-    features = by_tile.transpose(0, 2, 1).reshape(samples, -1)
+    flat = images.reshape(samples, -1)
+    tiles = images_to_tiles(flat, channels, build.cols, build.padded(channels))
+    features = tiles.sum(axis=3, dtype=np.int64).reshape(samples, -1)
     chosen = features[:, op.columns] if op.columns is not None else features[:, None, :]
     sums = (chosen * op.values.astype(np.int64)).sum(axis=2) + op.bias
     as_int32: NDArray[np.int32] = sums.astype(np.int32)
@@ -145,11 +144,8 @@ def combined(c: Combination, a: NDArray[np.generic], b: NDArray[np.generic]) -> 
     """The combination of two INT8 arrays of one shape."""
     from_a, from_b = a.astype(np.int64) - c.a_zero, b.astype(np.int64) - c.b_zero
     acc = c.a_scale * from_a * from_b if c.product else c.a_scale * from_a + c.b_scale * from_b
-    down = acc >> c.shift
-    rest = acc - (down << c.shift)  # 0 to 2^shift - 1
-    half = (1 << c.shift) / 2
-    up = (rest > half) | ((rest == half) & (down % 2 == 1)) if c.shift else np.zeros_like(rest)
-    y: NDArray[np.int8] = np.clip(down + up + c.zero_point, c.low, c.high).astype(np.int8)
+    rounded = round_shifted(acc, c.shift) + c.zero_point
+    y: NDArray[np.int8] = np.clip(rounded, c.low, c.high).astype(np.int8)
     return y
 
 

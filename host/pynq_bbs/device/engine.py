@@ -52,6 +52,7 @@ class EngineProgram:
         self._seconds = seconds
         self._every = every
         self._images = program.has_pixels
+        self._sums = program.sums
         self._most = MOST_IMAGES if self._images else MOST_COLUMNS
         self._stays = block_bases(program) is not None
         self._resident = False  # in the block buffer, as far as the plan in memory goes
@@ -176,13 +177,10 @@ class EngineProgram:
         first = plan.first_command
         np.asarray(self._block)[first : first + len(commands)] = commands
 
-    def _is_sums(self, tensor: str) -> bool:
-        return any(la.output == tensor and la.sums_out for la in self._program.layers)
-
     def _stored(self, plan: Plan, tensor: str) -> NDArray[np.uint64]:
         """The tensor's words in device memory, (runs, words)."""
         place, size = plan.places[tensor], plan.sample_words
-        words = tensor_words(place, self._program.build, self._is_sums(tensor))
+        words = tensor_words(place, self._program.build, tensor in self._sums)
         base = plan.memory_words - plan.runs * size  # where the first sample's tensors begin
         samples = np.asarray(self._block)[base : base + plan.runs * size].reshape(plan.runs, size)
         return samples[:, place.offset - base : place.offset - base + words]
@@ -196,7 +194,7 @@ class EngineProgram:
 
     def _tensor(self, plan: Plan, tensor: str) -> NDArray[np.generic]:
         shape, place = self._program.tensors[tensor], plan.places[tensor]
-        dtype = np.dtype(np.int32 if self._is_sums(tensor) else np.int8)
+        dtype = np.dtype(np.int32 if tensor in self._sums else np.int8)
         cols = self._program.build.cols
         stored = np.ascontiguousarray(self._stored(plan, tensor)).view(dtype)
         tiles = stored.reshape(plan.runs, place.tiles, place.stride, cols)

@@ -78,6 +78,15 @@ def integer_bias(bias: NDArray[Any], scale: Float) -> NDArray[np.int32]:
     return limited
 
 
+def round_shifted(value: NDArray[Any], shift: int) -> NDArray[np.int64]:
+    """`round_half_even(value / 2**shift)` of integers below 2**62."""
+    wide = value.astype(np.int64)
+    odd = (wide >> shift) & 1
+    half = (1 << shift) >> 1
+    rounded: NDArray[np.int64] = (wide + half - (1 - odd if shift else 0)) >> shift
+    return rounded
+
+
 #: Bits of the larger of the two scales of a combination; the engine has 24, sign included.
 _COMBINE_BITS = 22
 _MOST_SHIFT = 47

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ModelError
-from .arithmetic import Int8, integer_bias
+from .arithmetic import Int8, integer_bias, round_shifted
 from .graph import Float
 
 Int16 = NDArray[np.int16]
@@ -77,16 +77,7 @@ def gate_level(q: NDArray[Any]) -> Int32:
     return np.where(level == 255, 256, level).astype(np.int32)
 
 
-def round_shifted(value: NDArray[Any], shift: int) -> Int32:
-    """`round_half_even(value / 2**shift)`."""
-    wide = value.astype(np.int64)
-    odd = (wide >> shift) & 1
-    half = (1 << shift) >> 1
-    rounded: Int32 = ((wide + half - (1 - odd if shift else 0)) >> shift).astype(np.int32)
-    return rounded
-
-
-def _saturated(value: Int32, kind: Any) -> NDArray[Any]:
+def _saturated(value: NDArray[Any], kind: Any) -> NDArray[Any]:
     limits = np.iinfo(kind)
     return np.clip(value, limits.min, limits.max).astype(kind)
 

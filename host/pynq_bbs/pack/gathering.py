@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..builds import PORT_BYTES, Build
 from ..interface import FLAG_FROM_CHAIN, FLAG_RESIDENT_INPUT, Command
+from .layout import tile_count
 
 Counts = NDArray[np.int64]
 
@@ -53,7 +54,7 @@ class Loading:
 
 def image_tiles(c: Command, build: Build) -> int:
     """Column tiles of the image."""
-    return -(-c.height * c.width // build.cols)
+    return tile_count(c.height * c.width, build.cols)
 
 
 def steps(c: Command, build: Build) -> int:
@@ -99,7 +100,7 @@ def _tiles(
         reads = np.where(inside, starts, 1)
     return Tiles(
         reads,
-        np.minimum(needed, -(-height * width // cols)),
+        np.minimum(needed, tile_count(height * width, cols)),
         np.maximum(first_y, 0) * width // banks,
     )
 

@@ -235,7 +235,7 @@ def _pack_column_sums(
     tiles = tile_count(window.height * window.width, build.cols)
     channels, space = np.arange(window.channels), build.padded(window.channels)
     # As wide as may be, but within one tile: a bank then holds one weight of a row.
-    size = next(s for s in range(min(space, _widest(build)), 0, -1) if space % s == 0)
+    size = next(s for s in range(min(space, build.largest_bank), 0, -1) if space % s == 0)
     matrix = np.zeros((window.channels, tiles, space), np.int8)
     matrix[channels, :, channels] = layer.weights.reshape(window.channels, -1)[:, :1]
     return _packed(
@@ -260,7 +260,7 @@ def _pack_groups(
     step = build.row_step // math.gcd(build.row_step, rows_per_group)
     if per_group == 1:
         bank_groups = -(-window.kernel[0] * window.kernel[1] // build.lanes)
-        together = min(_widest(build), window.channels, build.vector_words // bank_groups)
+        together = min(build.largest_bank, window.channels, build.vector_words // bank_groups)
         together = max(together // step, 1) * step
     elif step == 1:
         together = 1
@@ -297,11 +297,6 @@ def _spread(weights: NDArray[np.int8], groups: int) -> NDArray[np.int8]:
     return spread.reshape(rows, groups * per_group, *kernel)
 
 
-def _widest(build: Build) -> int:
-    """The largest bank that `build` takes."""
-    return 1 << build.index_bits
-
-
 def _packed(
     layer: QuantLayer,
     matrix: NDArray[np.int8],
@@ -332,7 +327,7 @@ def _packed(
     if not build.takes_bank(size):
         words = f" that are multiples or parts of {build.pack}" if build.pack > 1 else ""
         raise InputError(
-            f"bank size {size}: build {build.name} takes sizes up to {_widest(build)}{words}"
+            f"bank size {size}: build {build.name} takes sizes up to {build.largest_bank}{words}"
         )
     weights, indices = pack_csb(padded, shape)
     parameters = np.zeros(len(padded), np.uint64)

@@ -72,14 +72,13 @@ def make_plan(
         InputError: an image that the engine's image memory is too small for, or a product of
             tensors for another number of samples.
     """
-    build = program.build
-    runs = samples if program.has_pixels else 1
-    sums = {layer.output for layer in program.layers if layer.sums_out}
+    build, images, sums = program.build, program.has_pixels, program.sums
+    runs = samples if images else 1
     first_command = len(program.image)
     at = start = first_command + COMMAND_WORDS * len(program.layers) * runs
     places = {}
     for name, tensor in program.tensors.items():
-        places[name] = _place(tensor, at, samples, program)
+        places[name] = _place(tensor, at, tensor.pixels if images else samples, build)
         at += tensor_words(places[name], build, name in sums)
     routes, stored = _routes(program, places, every)
     if bases := block_bases(program):
@@ -130,9 +129,7 @@ def block_bases(program: Program) -> list[int] | None:
     return bases if at <= build.block_words else None
 
 
-def _place(tensor: Tensor, offset: int, samples: int, program: Program) -> Place:
-    columns = tensor.pixels if program.has_pixels else samples
-    build = program.build
+def _place(tensor: Tensor, offset: int, columns: int, build: Build) -> Place:
     return Place(offset, build.padded(tensor.features), tile_count(columns, build.cols), columns)
 
 

@@ -127,6 +127,11 @@ class Program:
         return any(tensor.pixels > 1 for tensor in self.tensors.values())
 
     @property
+    def sums(self) -> frozenset[str]:
+        """Tensors of INT32 sums; the others are INT8."""
+        return frozenset(layer.output for layer in self.layers if layer.sums_out)
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of weights and indices that an inference reads at least once."""
         shapes = [layer.csb(self.build) for layer in self.layers]

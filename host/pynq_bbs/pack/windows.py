@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..builds import Build
 from ..model.graph import Window
+from .layout import tile_count
 
 
 def tap_matrix(weights: NDArray[np.int8], bank_size: int) -> NDArray[np.int8]:
@@ -50,5 +51,5 @@ def gathered(
 
 def whole_words(window: Window, build: Build) -> int:
     """Words of the image memory that a channel of the whole image takes."""
-    tiles = -(-window.height * window.width // build.cols)
+    tiles = tile_count(window.height * window.width, build.cols)
     return -(-tiles * build.cols // build.banks)
