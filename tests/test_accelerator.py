@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -243,6 +244,24 @@ def test_a_mismatch_in_a_convolution_names_its_pixel(
     assert f"the device gave {found}, the cpu device {right} " in text
     device, cpu = sums_of(caught.value)
     assert device != cpu
+
+
+def test_a_mismatch_in_a_part_of_the_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last channel is a part of its own, whose row group is filled up with a row of zeros."""
+    window = Window(65, 5, 6, (3, 3), pads=(1, 1, 1, 1))
+    layer = random_window_layer(np.random.default_rng(11), window, 65, 65, "plain")
+    build = load_build(str(Path(__file__).parent / "builds" / "16x2x16.json"))
+    program = pack(model_of([layer], (65, 5, 6)), {}, build)
+    assert [(part.first_row, part.rows) for part in program.layers] == [(0, 64), (64, 2)]
+    damage(monkeypatch, program.layers[1].parameters, 1 << 12)
+    x = np.random.default_rng(12).integers(-128, 128, (2, 65, 5, 6)).astype(np.int8)
+    with (
+        Accelerator(program, "standin", verify=True) as accelerator,
+        pytest.raises(VerificationError, match=r"layer 'layer:64', row 0, column \d+") as caught,
+    ):
+        accelerator.run(x)
+    device, cpu = sums_of(caught.value)
+    assert abs(device - cpu) == 1 << 12
 
 
 @pytest.mark.parametrize("device", DEVICES)

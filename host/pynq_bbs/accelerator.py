@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -206,41 +207,39 @@ class Accelerator:
         results: dict[str, NDArray[np.generic]],
         first_column: int,
     ) -> None:
-        cpu, engine = self._cpu, self._engine
-        assert cpu is not None and engine is not None
-        reference = cpu.run(tensors)
+        assert self._cpu is not None
+        reference = self._cpu.run(tensors)
         for index, layer in enumerate(self._program.layers):
-            # Layers before this one agree, so both devices read the same input.
-            x = reference[layer.input].astype(np.int8, copy=False)
             target = self._program.tensors[layer.output]
-            rows = min(layer.rows, target.features - layer.first_row)
-
-            # A product of tensors takes all samples at once: one tensor's are the other's weights.
-            weights = reference[layer.weight_tensor] if layer.weight_tensor else None
-
-            def sums(
-                sample: int,
-                index: int = index,
-                x: NDArray[np.int8] = x,
-                weights: Any = weights,
-                shape: tuple[int, int] = (rows, target.pixels),
-            ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-                at = 0 if weights is None else sample
-                some = x[sample : sample + 1] if weights is None else x
-                return (
-                    engine.sums(index, some, weights)[at].reshape(shape),
-                    cpu.sums(index, some)[at].reshape(shape),
-                )
-
-            shape = (len(x), target.features, target.pixels)
-            part = slice(layer.first_row, layer.first_row + rows)
+            shape = (-1, target.features, target.pixels)
+            rows = slice(layer.first_row, layer.first_row + layer.rows)
             compare_layer(
                 layer.name,
-                results[layer.output].reshape(shape)[:, part],
-                reference[layer.output].reshape(shape)[:, part],
+                results[layer.output].reshape(shape)[:, rows],
+                reference[layer.output].reshape(shape)[:, rows],
                 first_column,
-                sums,
+                # Layers before this one agree, so both devices read the same input.
+                partial(self._sums, index, reference),
             )
+
+    def _sums(
+        self, index: int, reference: dict[str, NDArray[np.generic]], sample: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """The device's and the cpu device's INT32 sums (M, pixels) of layer `index`."""
+        assert self._cpu is not None and self._engine is not None
+        layer = self._program.layers[index]
+        x = reference[layer.input].astype(np.int8, copy=False)
+        weights = None
+        if layer.weight_tensor:
+            # A product takes all samples at once: one tensor's are the other's weights.
+            weights = reference[layer.weight_tensor].astype(np.int8, copy=False)
+        else:
+            x, sample = x[sample : sample + 1], 0
+        shape = (-1, self._program.tensors[layer.output].pixels)
+        return (
+            self._engine.sums(index, x, weights)[sample].reshape(shape),
+            self._cpu.sums(index, x)[sample].reshape(shape),
+        )
 
 
 def _new_report(program: Program, device: str, board: str, memory: Memory) -> Report:
