@@ -14,6 +14,8 @@ from .paths import overlay_dir
 
 #: Bytes of a word of the engine's memory ports.
 PORT_BYTES = 8
+#: Words of a table: an entry for each INT8.
+TABLE_WORDS = 256 // PORT_BYTES
 #: What a memory may be made of, where a build has a choice.
 MEMORIES = ("bram", "uram")
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..builds import Build
+from ..builds import TABLE_WORDS, Build
 from ..errors import ProgramError
 from ..model.arithmetic import round_shifted
 from ..model.graph import Combination
@@ -161,7 +161,7 @@ def linear_op(layer: PackedLayer, program: Program) -> LinearOp:
         (layer.weights, weight_words),
         (layer.indices, index_words),
         (layer.parameters, layer.rows),
-        (max(layer.table, 0), 32 if layer.table >= 0 else 0),
+        (max(layer.table, 0), TABLE_WORDS if layer.table >= 0 else 0),
     ]
     if any(at < 0 or at + words > len(image) for at, words in extents):
         raise ProgramError(
@@ -177,7 +177,7 @@ def product_op(layer: PackedLayer, program: Program) -> LinearOp:
     """A product of two tensors, before its weights are known."""
     image = program.image
     parameters = image[layer.parameters : layer.parameters + layer.rows]
-    table = image[max(layer.table, 0) :][: 32 if layer.table >= 0 else 0]
+    table = image[max(layer.table, 0) :][: TABLE_WORDS if layer.table >= 0 else 0]
     values = np.zeros((layer.rows, layer.features), np.int8)
     return _op(layer, values, None, parameters, table)
 

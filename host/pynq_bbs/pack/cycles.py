@@ -32,14 +32,10 @@ from ..interface import (
     COMMAND_WORDS,
     FLAG_RESIDENT_WEIGHTS,
     FLAG_RESIDUAL,
-    FLAG_STATE_IN,
-    FLAG_STATE_OUT,
-    FLAG_TABLE,
-    FLAG_TO_MEMORY,
     Command,
 )
 from .fillings import Layer
-from .timing import PIPELINE_CYCLES, PORT_DEPTH, STEPS, Timing
+from .timing import PIPELINE_CYCLES, PORT_DEPTH, ROWS_DEPTH, STEPS, Timing
 
 #: To decode and check a command, once its words are there: a few dividers one after the other,
 #: each of some thirty stages, and what hangs on their quotients. Assumed, not measured.
@@ -50,9 +46,6 @@ RUN_CYCLES = 2 * (COMMAND_WORDS + PIPELINE_CYCLES) + CHECK_CYCLES
 #: From the end of a command to the start of the next one: handshakes of the region's processes,
 #: and the sums that say where the next command lies. Assumed, not measured.
 REGION_CYCLES = 20
-_TABLE_WORDS = 256 // PORT_BYTES
-#: Row groups that the streams before requantisation take.
-_ROWS_IN_FLIGHT = 8
 
 _WEIGHTS = "memory.hpp:fetch:words(weights)"
 _INDICES = "memory.hpp:fetch:words(indices)"
@@ -118,35 +111,25 @@ def trip_counts(command: Command, build: Build) -> dict[str, int]:
     empties the chain behind the last command.
     """
     c, layer = command, Layer(command, build)
-    table = _TABLE_WORDS if c.flags & FLAG_TABLE else 0
-    to_memory = bool(c.flags & FLAG_TO_MEMORY)
-    loaded = c.state_words if c.flags & FLAG_STATE_IN else 0
-    stored = c.state_words if c.flags & FLAG_STATE_OUT else 0
-    outputs = layer.sum("outputs") + stored
-    words = layer.input_words()
     resident = bool(c.flags & FLAG_RESIDENT_WEIGHTS)
     gates = layer.sum("requantised") + max(build.cols // 2, 1) * layer.sum("last_visits")
     trips = {
+        **_read(layer),
         "engine.cpp:prepare:command_words": COMMAND_WORDS,
-        _WEIGHTS: layer.sum("weights"),
-        _INDICES: layer.sum("indices"),
-        _PARAMETERS: table + layer.sum("parameters"),
-        _LOAD: 0 if layer.from_chain else words,
-        _RESIDUALS: layer.sum("outputs") if c.flags & FLAG_RESIDUAL else loaded,
-        _STORES: outputs if to_memory else 0,
-        _LINKS: 0 if to_memory else outputs,
+        _STORES: layer.output_words() if layer.to_memory else 0,
+        _LINKS: 0 if layer.to_memory else layer.output_words(),
         _UNPACK: layer.sum("visits") if resident else layer.sum("unpack"),
-        _FEATURES: 0 if layer.image else words,
+        _FEATURES: 0 if layer.image else layer.input_words(),
         _MULTIPLY: layer.multiply_trips(),
         _ACCUMULATE: layer.sum("accumulate"),
-        _TABLE: table,
-        _TABLE_BYTES: table * PORT_BYTES,
-        _STATES: loaded,
+        _TABLE: layer.table_words,
+        _TABLE_BYTES: layer.table_words * PORT_BYTES,
+        _STATES: layer.loaded_words,
         _REQUANTISE: layer.sum("requantise"),
         _PASSED: 0 if layer.cell else layer.sum("requantised"),
         _GATES: gates if layer.cell else 0,
-        _LOADED: 2 * loaded,
-        _STORED: 2 * stored,
+        _LOADED: 2 * layer.loaded_words,
+        _STORED: 2 * layer.stored_words,
         _COLUMNS: 0,
         _WINDOWS: 0,
     }
@@ -168,7 +151,8 @@ def layer_cycles(command: Command, build: Build, memory: Memory) -> LayerCycles:
     # Behind the multipliers' own pipeline there are four more, and the words of a row group.
     total += 5 * PIPELINE_CYCLES + build.rows * build.cols / build.requant_units
     macs = c.rows * c.groups * build.lanes * c.keep * c.tiles * build.cols
-    read, written = _bytes(layer)
+    read = PORT_BYTES * sum(_read(layer).values())
+    written = PORT_BYTES * layer.output_words() if layer.to_memory else 0
     # The memory is not busy all the time before the multipliers begin, and outputs come after that.
     later = read + written - PORT_BYTES * (timing.first_words + layer.sum("weights"))
     later -= PORT_BYTES * layer.sum("indices")
@@ -178,25 +162,25 @@ def layer_cycles(command: Command, build: Build, memory: Memory) -> LayerCycles:
     return LayerCycles(float(total), macs // build.products_per_cycle, read, written, macs)
 
 
-def _bytes(layer: Layer) -> tuple[int, int]:
-    """Read and written."""
-    c, outputs = layer.c, layer.sum("outputs")
-    read = sum(layer.sum(x) for x in ("weights", "indices", "parameters"))
-    read += 0 if layer.from_chain else layer.input_words()
-    read += _TABLE_WORDS if c.flags & FLAG_TABLE else 0
-    read += outputs if c.flags & FLAG_RESIDUAL else 0
-    read += c.state_words if c.flags & FLAG_STATE_IN else 0
-    written = outputs + (c.state_words if c.flags & FLAG_STATE_OUT else 0)
-    return PORT_BYTES * read, PORT_BYTES * (written if c.flags & FLAG_TO_MEMORY else 0)
+def _read(layer: Layer) -> dict[str, int]:
+    """Words that every port reads, which are the trips of its loop."""
+    residuals = layer.sum("outputs") if layer.c.flags & FLAG_RESIDUAL else layer.loaded_words
+    return {
+        _WEIGHTS: layer.sum("weights"),
+        _INDICES: layer.sum("indices"),
+        _PARAMETERS: layer.table_words + layer.sum("parameters"),
+        _LOAD: 0 if layer.from_chain else layer.input_words(),
+        _RESIDUALS: residuals,
+    }
 
 
 def _table(layer: Layer) -> float:
     """Cycles from the start until the multipliers may begin without waiting for the table."""
     c = layer.c
-    if not c.flags & FLAG_TABLE:
+    if not layer.table_words:
         return 0.0
     row = c.keep * min(c.groups, c.groups_per_pass)
-    return PORT_BYTES * _TABLE_WORDS + 3 * PIPELINE_CYCLES + STEPS - _ROWS_IN_FLIGHT * row
+    return PORT_BYTES * layer.table_words + 3 * PIPELINE_CYCLES + STEPS - ROWS_DEPTH * row
 
 
 def _next_command(layer: Layer, timing: Timing, starts: list[float]) -> float:
@@ -216,5 +200,4 @@ def _next_command(layer: Layer, timing: Timing, starts: list[float]) -> float:
             begin += PIPELINE_CYCLES
             break
         left -= rows[at]
-    table = _TABLE_WORDS if layer.c.flags & FLAG_TABLE else 0
-    return begin + table + COMMAND_WORDS + 2 * PIPELINE_CYCLES + CHECK_CYCLES
+    return begin + layer.table_words + COMMAND_WORDS + 2 * PIPELINE_CYCLES + CHECK_CYCLES

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..builds import PORT_BYTES, Build
+from ..builds import PORT_BYTES, TABLE_WORDS, Build
 from ..interface import (
     FLAG_FROM_CHAIN,
     FLAG_GRU,
@@ -19,13 +19,24 @@ from ..interface import (
     FLAG_LSTM,
     FLAG_RESIDENT_INPUT,
     FLAG_RESIDENT_WEIGHTS,
+    FLAG_STATE_IN,
+    FLAG_STATE_OUT,
     FLAG_SUMS_OUT,
+    FLAG_TABLE,
+    FLAG_TO_MEMORY,
     Command,
 )
-from .gathering import Counts, Loading, image_tiles, loading, steps, tile_words, tiles_of
+from .gathering import (
+    REUSE_DISTANCE,
+    Counts,
+    Loading,
+    image_tiles,
+    loading,
+    steps,
+    tile_words,
+    tiles_of,
+)
 
-#: What one tile leaves in a memory is read this many cycles later (`kReuseDistance`).
-_REUSE = 4
 #: Rows that an LSTM or GRU has for each unit (`kGates`).
 _GATES = 4
 
@@ -60,8 +71,8 @@ class Fillings:
         self.indices = self._add(fetched * rows * -(-words * lane_bits * c.index_bits // 64))
         self.parameters = self._add(rows * build.rows)
         self.unpack = self._add(fetched * rows * words * lane_bits // PORT_BYTES)
-        self.multiply = self._add(tiles * np.maximum(rows * words, _REUSE))
-        self.accumulate = self._add(tiles * np.maximum(rows * build.rows, _REUSE))
+        self.multiply = self._add(tiles * np.maximum(rows * words, REUSE_DISTANCE))
+        self.accumulate = self._add(tiles * np.maximum(rows * build.rows, REUSE_DISTANCE))
         self.requantise = self._add(outputs // (2 if sums_out else build.requant_units))
         self.requantised = self._add(outputs * (4 if sums_out else 1) // PORT_BYTES)
         self.outputs = self.requantised // units
@@ -88,6 +99,11 @@ class Layer:
         self.from_chain = bool(c.flags & FLAG_FROM_CHAIN)
         self.cell = bool(c.flags & (FLAG_LSTM | FLAG_GRU))
         self.from_memory = not c.flags & (FLAG_FROM_CHAIN | FLAG_RESIDENT_INPUT)
+        self.to_memory = bool(c.flags & FLAG_TO_MEMORY)
+        self.table_words = TABLE_WORDS if c.flags & FLAG_TABLE else 0
+        #: of the states of an LSTM or GRU
+        self.loaded_words = c.state_words if c.flags & FLAG_STATE_IN else 0
+        self.stored_words = c.state_words if c.flags & FLAG_STATE_OUT else 0
         self.groups = -(-c.tiles // c.tiles_per_block)
         self.last = Fillings(c, build, c.tiles - (self.groups - 1) * c.tiles_per_block)
         self.full = Fillings(c, build, c.tiles_per_block) if self.groups > 1 else self.last
@@ -110,32 +126,30 @@ class Layer:
     def input_words(self) -> int:
         """Words of the input, as they are taken from memory or from the chain."""
         if self.image:
-            resident = bool(self.c.flags & FLAG_RESIDENT_INPUT)
-            return (
-                0 if resident else image_tiles(self.c, self.build) * tile_words(self.c, self.build)
-            )
+            if self.c.flags & FLAG_RESIDENT_INPUT:
+                return 0
+            return image_tiles(self.c, self.build) * tile_words(self.c, self.build)
         features = (self.groups - 1) * self.full.tiles * int(self.full.features.sum())
         features += self.last.tiles * int(self.last.features.sum())
         if self.from_chain:
-            return features // self.pack
+            return features // self.build.pack
         return features * self.build.cols // PORT_BYTES
 
-    @property
-    def pack(self) -> int:
-        """Features of an activation word."""
-        return self.build.pack
+    def output_words(self) -> int:
+        """Words that go to memory or to the chain."""
+        return self.sum("outputs") + self.stored_words
 
     def writes(self, f: Fillings) -> Counts:
         """To the vector buffer, for each filling."""
         if self.image:
             return np.full(f.count, f.tiles * steps(self.c, self.build))
-        return f.tiles * f.features // self.pack
+        return f.tiles * f.features // self.build.pack
 
     def multiply_trips(self) -> int:
         """Iterations of the one loop of the multipliers: their work, and what lies between."""
         full, last = self.writes(self.full), self.writes(self.last)
         begin = full if self.groups > 1 else last
-        trips = self.sum("multiply") + int(begin[0]) + _REUSE
+        trips = self.sum("multiply") + int(begin[0]) + REUSE_DISTANCE
         trips += int(self._changes(self.last.multiply[:-1], last[1:]).sum())
         if self.groups > 1:
             inner = int(self._changes(self.full.multiply[:-1], full[1:]).sum())
@@ -150,7 +164,11 @@ class Layer:
         pace = self.c.pace
         rest = writes - -(-multiply // pace)
         age = multiply - (writes - 1) * pace - 1  # when the work ends, if all writes were taken
-        return np.where(rest > 0, rest + _REUSE, np.maximum(_REUSE - np.minimum(age, _REUSE), 1))
+        return np.where(
+            rest > 0,
+            rest + REUSE_DISTANCE,
+            np.maximum(REUSE_DISTANCE - np.minimum(age, REUSE_DISTANCE), 1),
+        )
 
 
 def _cut(total: int, step: int) -> Counts:

@@ -23,8 +23,8 @@ Counts = NDArray[np.int64]
 
 #: Where a window lies that belongs to no pixel of the output.
 _BEYOND = -32768
-#: Iterations between one that takes a pixel and the first that may read it.
-_SETTLING = 4
+#: What is left in a memory is read this many iterations later (`kReuseDistance`).
+REUSE_DISTANCE = 4
 #: Geometries whose tiles are kept: the scheduler asks for the same ones with other cuts.
 _KEPT = 256
 
@@ -48,7 +48,7 @@ class Loading:
 
     trips: list[int]  # iterations of the one loop, those included in which it waits for pixels
     reads: list[int]  # of them those that read the image memory
-    words: list[int]  # taken until then, since the command began
+    words: list[int]  # taken since the entry before
     end: int  # words that are taken behind the last tile
 
 
@@ -134,6 +134,7 @@ def loading(c: Command, build: Build, repeats: int) -> Loading:
     needed = (unit * tiles.needed).tolist()
     resident = bool(c.flags & FLAG_RESIDENT_INPUT)
     taken, now = everything if resident else 0, 0
+    counted = taken
     # When a number of words was reached last: how far back that counts is a few iterations.
     moments: list[tuple[int, int, int]] = []  # words before, iteration of the first one, step
     trips, reads, words = [], [], []
@@ -144,10 +145,10 @@ def loading(c: Command, build: Build, repeats: int) -> Loading:
                 before = now
                 if taken < need:
                     moments = [(taken, now + 1, 1)]
-                    now += need - taken + _SETTLING
+                    now += need - taken + REUSE_DISTANCE
                     taken = need
                 elif moments and need > 0:
-                    now = max(now, _reached(need, moments) + _SETTLING)
+                    now = max(now, _reached(need, moments) + REUSE_DISTANCE)
                 if taken < most:
                     due = (now + count_reads) // pace - now // pace
                     if due:
@@ -156,7 +157,8 @@ def loading(c: Command, build: Build, repeats: int) -> Loading:
                 now += count_reads
                 trips.append(now - before)
                 reads.append(count_reads)
-                words.append(0 if resident else taken)
+                words.append(taken - counted)
+                counted = taken
     return Loading(trips, reads, words, everything - taken)
 
 

@@ -8,13 +8,12 @@ stop where a write that they take beside their work has not come.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..builds import PORT_BYTES
-from ..interface import FLAG_RESIDENT_WEIGHTS, FLAG_RESIDUAL, FLAG_SUMS_OUT, FLAG_TO_MEMORY
+from ..interface import FLAG_RESIDENT_WEIGHTS, FLAG_RESIDUAL, FLAG_SUMS_OUT
 from .fillings import Fillings, Layer
-from .gathering import steps, tile_words
+from .gathering import REUSE_DISTANCE, steps, tile_words
 
 #: Latency of a pipelined loop, the same for all of them.
 PIPELINE_CYCLES = 20
@@ -25,9 +24,7 @@ PORT_DEPTH = 64
 #: Writes to the vector buffer that wait before the multipliers.
 _WRITES_DEPTH = 16
 #: Row groups that wait in the streams before requantisation.
-_ROWS_DEPTH = 8
-#: Iterations between the last write to a half of the vector buffer and its first read.
-_REUSE = 4
+ROWS_DEPTH = 8
 #: What stands outside of loops before the first one of a command.
 STEPS = 6
 
@@ -67,7 +64,7 @@ class Timing:
         sums_out = bool(c.flags & FLAG_SUMS_OUT)
         #: words of the input that came before the multipliers began
         self.first_words = 0
-        self._moves = bool(c.flags & FLAG_TO_MEMORY) + bool(c.flags & FLAG_RESIDUAL)
+        self._moves = layer.to_memory + bool(c.flags & FLAG_RESIDUAL)
         #: slices of weights that wait before the block buffer
         self._queue = build.queue_words * build.rows * build.lanes // PORT_BYTES + PORT_DEPTH
         self._resident = bool(c.flags & FLAG_RESIDENT_WEIGHTS)
@@ -77,14 +74,9 @@ class Timing:
         self._last = self._works(layer.last) if layer.groups > 1 else self._full
         #: Parts of a tile that are gathered one after the other, each with pixels to wait for.
         self._parts = c.kernel_height if layer.image else 1
-        if layer.image:
-            loading = layer.loading
-            self._trips: Sequence[int] = loading.trips
-            self._reads: Sequence[int] = loading.reads
-            self._words: Sequence[int] = loading.words
-            #: Cycles that a word costs because every tile of the image is fetched by itself.
-            apart = c.input_stride != c.channels
-            self._latency = PIPELINE_CYCLES / tile_words(c, build) if apart else 0.0
+        #: Whether tiles of the input do not lie side by side, so that each is fetched by itself.
+        features = c.channels if layer.image else int(layer.last.features[0])
+        self._apart = c.input_stride != features
 
     def _works(self, f: Fillings) -> list[Work]:
         """Of each filling."""
@@ -104,7 +96,7 @@ class Timing:
             )
             # Row groups that streams and pipelines take before they stand in the way.
             rows = max(int(f.requantise[i]) // self._row_cycles, 1)
-            flight = _ROWS_DEPTH + PIPELINE_CYCLES * (1 + rows / int(f.multiply[i]))
+            flight = ROWS_DEPTH + PIPELINE_CYCLES * (1 + rows / int(f.multiply[i]))
             # Row parameters come with the weights, and outputs of the tile they meet first go.
             words = planes + int(f.parameters[i]) + outputs * self._moves / tiles
             come = max(weights + entered, unpack, words / self.rate) / visits if unpack else 0.0
@@ -154,8 +146,8 @@ class Timing:
                 end = max(end, drained - busy.slack, served)
             if work is not None:
                 left = writes - taken
-                change = left + _REUSE if left > 0 else 1
-                begin = max(end + change, brought + PIPELINE_CYCLES + _REUSE + 1)
+                change = left + REUSE_DISTANCE if left > 0 else 1
+                begin = max(end + change, brought + PIPELINE_CYCLES + REUSE_DISTANCE + 1)
                 if busy is None:
                     begin = max(begin, table)
                     self.first_words = gathering.words
@@ -177,7 +169,7 @@ class Timing:
         layer = self.layer
         if layer.image:
             return steps(layer.c, layer.build) // self._parts
-        return int(layer.last.features[number % layer.last.count]) // layer.pack
+        return int(layer.last.features[number % layer.last.count]) // layer.build.pack
 
     def _bring(
         self, number: int, work: Work, busy: Work | None, begin: float, gathering: Gathering
@@ -189,13 +181,12 @@ class Timing:
         """
         writes, pace = self._writes(number), self.layer.c.pace
         taken = min(writes * work.tiles * self._parts, -(-busy.multiply // pace)) if busy else 0
-        words = self._fill_words(number, work.tiles, writes, gathering)
-        slow = self._slow(words, busy)
+        parts = self._parts_of(number, work.tiles, writes)
+        slow = self._slow(sum(words for *_, words in parts), busy)
         stall = 0.0
-        if not self.layer.image:
-            gathering.now += ENTERED if number else 0
-        for part in range(work.tiles * self._parts):
-            trips, reads, words = self._part(number, part, writes)
+        if number and not self.layer.image:
+            gathering.now += ENTERED
+        for part, (trips, reads, words) in enumerate(parts):
             ahead = _WRITES_DEPTH + PIPELINE_CYCLES * writes // max(reads, 1)
             before = gathering.now
             there = done = self._fetch(gathering, before + trips, words, slow)
@@ -210,53 +201,35 @@ class Timing:
                     stall = max(stall, when + PIPELINE_CYCLES - begin - at * pace)
         return stall, gathering.now, taken
 
-    def _part(self, number: int, part: int, writes: int) -> tuple[int, int, int]:
-        """Iterations of the gathering, those that make writes, and words taken, for one part."""
+    def _parts_of(self, number: int, tiles: int, writes: int) -> list[tuple[int, int, int]]:
+        """Of each part of a filling the iterations of the gathering, those of them that make
+        writes, and the words of memory that are taken."""
         layer = self.layer
-        if layer.image:
-            group, again = divmod(number, layer.last.count)
-            first = group * layer.c.tiles_per_block * layer.last.count
-            size = layer.last.tiles if group == layer.groups - 1 else layer.full.tiles
-            at = (first + again * size) * self._parts + part
-            return self._trips[at], self._reads[at], self._words[at]
-        if layer.from_memory:
-            trips = writes * layer.build.cols * layer.pack // PORT_BYTES
-            return trips, trips, -trips
-        return writes, writes, 0
-
-    def _fill_words(self, number: int, tiles: int, writes: int, gathering: Gathering) -> int:
-        """Words of the input that a filling takes."""
-        if not self.layer.from_memory:
-            return 0
-        words = self._part(number, tiles * self._parts - 1, writes)[2]
-        return -words * tiles if words < 0 else words - gathering.words
+        if not layer.image:
+            features = writes * layer.build.pack
+            words = features * layer.build.cols // PORT_BYTES if layer.from_memory else 0
+            trips = words or writes
+            return [(trips, trips, words)] * tiles
+        group, again = divmod(number, layer.last.count)
+        first = group * layer.c.tiles_per_block * layer.last.count + again * tiles
+        at = slice(first * self._parts, (first + tiles) * self._parts)
+        loading = layer.loading
+        words_of = loading.words[at] if layer.from_memory else [0] * tiles * self._parts
+        return list(zip(loading.trips[at], loading.reads[at], words_of, strict=True))
 
     def _fetch(self, gathering: Gathering, done: float, words: int, slow: float) -> float:
-        """When the words of a tile have come, `done` at the earliest; `words` since the command
-        began, or those of this tile where negative."""
-        if not self.layer.from_memory:
+        """When the `words` of a part have come, `done` at the earliest."""
+        if not words:
             return done
-        more = -words if words < 0 else words - gathering.words
-        gathering.words += more
-        if more:
-            if words < 0:  # tiles of features are runs of their own if they are not all read
-                slow += (
-                    PIPELINE_CYCLES
-                    / more
-                    * (self.layer.c.input_stride * self.layer.c.tiles > 0 and not self._joined())
-                )
-            else:
-                slow += self._latency
-            ahead = PORT_DEPTH + PIPELINE_CYCLES
-            gathering.fetched = max(
-                gathering.fetched + more * slow, gathering.now + (more - ahead) * slow
-            )
-            done = max(done, gathering.fetched + PIPELINE_CYCLES + STEPS)
-        return done
-
-    def _joined(self) -> bool:
-        """Whether the features of neighbouring tiles come in one run."""
-        return bool(self.layer.last.features[0] == self.layer.c.input_stride)
+        gathering.words += words
+        if self._apart:
+            c, build = self.layer.c, self.layer.build
+            slow += PIPELINE_CYCLES / (tile_words(c, build) if self.layer.image else words)
+        ahead = PORT_DEPTH + PIPELINE_CYCLES
+        gathering.fetched = max(
+            gathering.fetched + words * slow, gathering.now + (words - ahead) * slow
+        )
+        return max(done, gathering.fetched + PIPELINE_CYCLES + STEPS)
 
     def _slow(self, words: int, busy: Work | None) -> float:
         """Cycles for each of the `words` of the input that come while `busy` is worked on.
