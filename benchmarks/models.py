@@ -12,21 +12,15 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from pynq_bbs.compress.prune import bank_prune, choose_bank
 from pynq_bbs.model.arithmetic import sum_of
 from pynq_bbs.model.graph import QuantInput, QuantLayer, QuantModel, QuantOutput, Window
-
-#: bank size and keep of a layer by its name
-Banks = dict[str, tuple[int, int]]
 
 
 class Network:
     """Layers one after the other; every method adds one and returns its output's name."""
 
-    def __init__(self, name: str, shape: tuple[int, ...], sparsity: float, lanes: int) -> None:
-        self.banks: Banks = {}
+    def __init__(self, name: str, shape: tuple[int, ...]) -> None:
         self._name = name
-        self._sparsity, self._lanes = sparsity, lanes
         self._rng = np.random.default_rng(0)
         self._shapes: dict[str, tuple[int, ...]] = {"x": shape}
         self._layers: list[QuantLayer] = []
@@ -40,7 +34,6 @@ class Network:
         *,
         depthwise: bool = False,
         add: str = "",
-        keep_dense: bool = False,
     ) -> str:
         """A convolution with SAME padding; `add` names a tensor that is added to its output."""
         channels, height, width = self._shapes[source]
@@ -56,53 +49,25 @@ class Network:
         groups = channels if depthwise else 1
         shape = (rows, channels // groups, *kernel)
         weights = self._rng.integers(-127, 128, shape).astype(np.int8)
-        name = f"conv{len(self._layers)}"
-        if not depthwise and not keep_dense and self._sparsity:
-            bank = self._tap_bank(channels, kernel[0] * kernel[1])
-            flat = weights.transpose(0, 2, 3, 1).reshape(-1, channels)
-            kept = bank_prune(np.ascontiguousarray(flat), *bank)
-            weights = np.ascontiguousarray(
-                kept.reshape(rows, *kernel, channels).transpose(0, 3, 1, 2)
-            )
-            self.banks[name] = bank
-        layer = self._layer(name, source, weights, window, groups)
+        layer = self._layer("conv", source, weights, window, groups)
         one = (np.float32(0.1), 0)
         if add:
             layer.combination = sum_of(add, one, one, one)
         return self._add(layer, (rows, window.out_height, window.out_width))
-
-    def _tap_bank(self, channels: int, taps: int) -> tuple[int, int]:
-        """Bank size and keep of a convolution that fill the lanes best; the largest of those."""
-        fitting = [
-            size
-            for size in range(1, min(channels, 64) + 1)
-            if channels % size == 0 and (size * (1 - self._sparsity)) % 1 == 0
-        ]
-
-        def words(size: int) -> float:
-            return -(-(taps * channels // size) // self._lanes) * size * (1 - self._sparsity)
-
-        size = min(fitting, key=lambda size: (words(size), -size))
-        return size, int(size * (1 - self._sparsity))
 
     def average(self, source: str) -> str:
         """A global average."""
         channels, height, width = self._shapes[source]
         window = Window(channels, height, width, (height, width))
         weights = np.ones((channels, 1, height, width), np.int8)
-        layer = self._layer(f"average{len(self._layers)}", source, weights, window, channels)
+        layer = self._layer("average", source, weights, window, channels)
         return self._add(layer, (channels,))
 
     def dense(self, source: str, rows: int) -> str:
         """A fully connected layer."""
         features = self._shapes[source][0]
         weights = self._rng.integers(-127, 128, (rows, features)).astype(np.int8)
-        name = f"dense{len(self._layers)}"
-        if self._sparsity:
-            bank = choose_bank(features, self._sparsity, 64, self._lanes)
-            weights = bank_prune(weights, *bank)
-            self.banks[name] = bank
-        return self._add(self._layer(name, source, weights, None, 1), (rows,))
+        return self._add(self._layer("dense", source, weights, None, 1), (rows,))
 
     def model(self) -> QuantModel:
         """The model so far; its output is the last layer's."""
@@ -113,9 +78,9 @@ class Network:
         )
 
     def _layer(
-        self, name: str, source: str, weights: NDArray[np.int8], window: Window | None, groups: int
+        self, kind: str, source: str, weights: NDArray[np.int8], window: Window | None, groups: int
     ) -> QuantLayer:
-        rows = len(weights)
+        name, rows = f"{kind}{len(self._layers)}", len(weights)
         spread = 75 * 75 * np.sqrt(weights[0].size)
         return QuantLayer(
             name=name,
@@ -141,33 +106,33 @@ def _same(size: int, kernel: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def resnet8(sparsity: float, lanes: int) -> Network:
+def resnet8() -> QuantModel:
     """Image classification, 32 x 32 x 3."""
-    net = Network("ResNet-8", (3, 32, 32), sparsity, lanes)
-    x = net.conv("x", 16, keep_dense=True)
+    net = Network("ResNet-8", (3, 32, 32))
+    x = net.conv("x", 16)
     x = net.conv(net.conv(x, 16), 16, add=x)
     for rows in (32, 64):
         first = net.conv(x, rows, stride=2)
         short = net.conv(x, rows, (1, 1), stride=2)
         x = net.conv(first, rows, add=short)
     net.dense(net.average(x), 10)
-    return net
+    return net.model()
 
 
-def ds_cnn(sparsity: float, lanes: int) -> Network:
+def ds_cnn() -> QuantModel:
     """Keyword spotting, 49 x 10 features."""
-    net = Network("DS-CNN", (1, 49, 10), sparsity, lanes)
-    x = net.conv("x", 64, (10, 4), stride=2, keep_dense=True)
+    net = Network("DS-CNN", (1, 49, 10))
+    x = net.conv("x", 64, (10, 4), stride=2)
     for _ in range(4):
         x = net.conv(net.conv(x, 64, depthwise=True), 64, (1, 1))
     net.dense(net.average(x), 12)
-    return net
+    return net.model()
 
 
-def mobilenet(sparsity: float, lanes: int) -> Network:
+def mobilenet() -> QuantModel:
     """Visual wake words, MobileNetV1 x 0.25, 96 x 96 x 3."""
-    net = Network("MobileNet 0.25", (3, 96, 96), sparsity, lanes)
-    x = net.conv("x", 8, stride=2, keep_dense=True)
+    net = Network("MobileNet 0.25", (3, 96, 96))
+    x = net.conv("x", 8, stride=2)
     rows = 8
     for rows_out, stride in [
         (16, 1), (32, 2), (32, 1), (64, 2), (64, 1), (128, 2), *[(128, 1)] * 5, (256, 2), (256, 1)
@@ -175,19 +140,19 @@ def mobilenet(sparsity: float, lanes: int) -> Network:
         x = net.conv(net.conv(x, rows, stride=stride, depthwise=True), rows_out, (1, 1))
         rows = rows_out
     net.dense(net.average(x), 2)
-    return net
+    return net.model()
 
 
-def autoencoder(sparsity: float, lanes: int) -> Network:
+def autoencoder() -> QuantModel:
     """Anomaly detection, fully connected."""
-    net = Network("autoencoder", (640,), sparsity, lanes)
+    net = Network("autoencoder", (640,))
     x = "x"
     for rows in (128, 128, 128, 128, 8, 128, 128, 128, 128, 640):
         x = net.dense(x, rows)
-    return net
+    return net.model()
 
 
-NETWORKS: dict[str, Callable[[float, int], Network]] = {
+NETWORKS: dict[str, Callable[[], QuantModel]] = {
     "resnet8": resnet8,
     "ds_cnn": ds_cnn,
     "mobilenet": mobilenet,

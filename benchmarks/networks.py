@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from models import NETWORKS
 
 from pynq_bbs.builds import Build, load_build
+from pynq_bbs.compiler import compile as compile_model
 from pynq_bbs.interface import (
     FLAG_FROM_CHAIN,
     FLAG_IMAGE,
@@ -28,7 +29,6 @@ from pynq_bbs.interface import (
     Command,
 )
 from pynq_bbs.pack.cycles import RUN_CYCLES, LayerCycles, Memory, layer_cycles
-from pynq_bbs.pack.image import pack
 from pynq_bbs.pack.plan import make_plan
 from pynq_bbs.report import table
 
@@ -95,8 +95,7 @@ def cost_of(case: Case) -> Cost:
     if case.network == "lstm512":
         commands = [lstm_step(512, 512, 16, 2, build)]
     else:
-        net = NETWORKS[case.network](case.sparsity, build.lanes)
-        program = pack(net.model(), net.banks, build)
+        program = compile_model(NETWORKS[case.network](), sparsity=case.sparsity, build=build)
         plan = make_plan(program, case.samples, MEMORY, resident=case.resident)
         commands = plan.commands
         resident = all(c.flags & FLAG_RESIDENT_WEIGHTS for c in commands)

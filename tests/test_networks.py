@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models import NETWORKS, Network
+from models import NETWORKS
 from numpy.typing import NDArray
 
 from pynq_bbs.accelerator import Accelerator
@@ -20,7 +20,6 @@ from pynq_bbs.device.emulator import Engine
 from pynq_bbs.device.engine import EngineProgram
 from pynq_bbs.device.session import open_device
 from pynq_bbs.pack.cycles import Memory
-from pynq_bbs.pack.image import pack
 from pynq_bbs.pack.program import Program
 from pynq_bbs.paths import hls_dir
 from pynq_bbs.report import PARTS
@@ -30,8 +29,7 @@ MEMORY = Memory(142.857e6, 1.5e9)
 
 
 def packed(name: str, sparsity: float, build: Build) -> Program:
-    net: Network = NETWORKS[name](sparsity, build.lanes)
-    return pack(net.model(), net.banks, build)
+    return compile_model(NETWORKS[name](), sparsity=sparsity, build=build)
 
 
 def samples(program: Program, count: int) -> NDArray[np.int8]:
@@ -116,8 +114,7 @@ def test_network_through_bounded_streams(name: str) -> None:
 
 def test_compiled_at_75_percent() -> None:
     """`compile` prunes convolutions along their channels; the first one, of three, stays dense."""
-    model = NETWORKS["resnet8"](0, 8).model()
-    program = compile_model(model, sparsity=0.75)
+    program = packed("resnet8", 0.75, load_build("8x32"))
     kept = {layer.name: layer.keep / layer.bank_size for layer in program.layers}
     assert kept["conv0"] == 1 and kept["conv1"] == kept["conv8"] == kept["dense10"] == 0.25
     x = samples(program, 1)
