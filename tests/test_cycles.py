@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 
-from networks import matrix, resnet
+from planned import matrix, network
 from pynq_bbs.builds import PORT_BYTES, load_build
 from pynq_bbs.interface import (
     FLAG_FROM_CHAIN,
@@ -31,7 +31,7 @@ MEMORY = Memory(142.857e6, 1.5e9)
 def modelled(
     rows: int, features: int, columns: int, bank: tuple[int, int], memory: Memory = MEMORY
 ) -> LayerCycles:
-    command = matrix(BUILD, memory, rows, features, columns, bank, FLAG_TO_MEMORY)
+    command = matrix(BUILD, memory, rows, features, columns, bank)
     return layer_cycles(command, BUILD, memory)
 
 
@@ -80,9 +80,11 @@ def test_several_tiles_share_a_weight_block() -> None:
 
 def test_what_stays_on_chip_costs_no_bytes() -> None:
     """Of the layers of ResNet-8, those whose image comes from the chain read less."""
-    for c in resnet(BUILD, MEMORY):
+    for c in network("resnet8", BUILD, MEMORY):
+        if not c.flags & FLAG_IMAGE:
+            continue
         kept = replace(c, flags=c.flags & ~FLAG_FROM_CHAIN | FLAG_RESIDENT_INPUT)
-        stored = replace(c, flags=c.flags & ~FLAG_FROM_CHAIN)
+        stored = replace(c, flags=c.flags & ~FLAG_FROM_CHAIN & ~FLAG_RESIDENT_INPUT)
         image = -(-c.height * c.width // BUILD.cols) * BUILD.cols * c.channels
         less, more = (layer_cycles(x, BUILD, MEMORY) for x in (kept, stored))
         assert more.bytes_read - less.bytes_read == image
@@ -91,7 +93,7 @@ def test_what_stays_on_chip_costs_no_bytes() -> None:
 
 def test_a_table_delays_a_short_layer_only() -> None:
     for rows, most in ((8, 300), (4096, 0)):
-        plain = matrix(BUILD, MEMORY, rows, 1024, 32, (2, 2), FLAG_TO_MEMORY)
+        plain = matrix(BUILD, MEMORY, rows, 1024, 32, (2, 2))
         table = replace(plain, flags=plain.flags | FLAG_TABLE)
         added = (layer_cycles(x, BUILD, MEMORY) for x in (table, plain))
         with_table, without = added

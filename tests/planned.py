@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands as the scheduler makes them: of the networks of `benchmarks/models.py`, and of single
+layers, whose weights nothing here needs."""
+
+from __future__ import annotations
+
+from models import NETWORKS
+
+from pynq_bbs.builds import Build
+from pynq_bbs.compiler import compile as compile_model
+from pynq_bbs.interface import Command
+from pynq_bbs.pack.csb import csb_shape
+from pynq_bbs.pack.cycles import Memory
+from pynq_bbs.pack.layout import tile_count
+from pynq_bbs.pack.plan import make_plan
+from pynq_bbs.pack.program import PackedLayer
+from pynq_bbs.pack.schedule import Place, layer_command
+
+
+def network(name: str, build: Build, memory: Memory, sparsity: float = 0.0) -> list[Command]:
+    """The commands for one sample."""
+    program = compile_model(NETWORKS[name](), sparsity=sparsity, build=build)
+    return make_plan(program, 1, memory).commands
+
+
+def matrix(
+    build: Build, memory: Memory, rows: int, features: int, columns: int, bank: tuple[int, int]
+) -> Command:
+    """A fully connected layer, all of it from and to memory; `bank` is bank size and keep."""
+    size, keep = bank
+    space = build.vector_words // build.bank_space(size) * size
+    shape = csb_shape(rows, features, size, keep, build.lanes, space, row_group=build.rows)
+    layer = PackedLayer(
+        name="layer",
+        input="x",
+        output="y",
+        rows=rows,
+        features=features,
+        bank_size=size,
+        keep=keep,
+        weight_bits=shape.weight_bits,
+        groups_per_pass=shape.groups_per_pass,
+        zero_point=0,
+        sums_out=False,
+        weights=0,
+        indices=0,
+        parameters=0,
+        table=-1,
+    )
+    tiles = tile_count(columns, build.cols)
+    source, target = (Place(0, count, tiles, columns) for count in (features, rows))
+    return layer_command(layer, 0, source, target, build, memory)
