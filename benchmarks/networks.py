@@ -12,10 +12,9 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from models import NETWORKS
+from planned import network
 
 from pynq_bbs.builds import Build, load_build
-from pynq_bbs.compiler import compile as compile_model
 from pynq_bbs.interface import (
     FLAG_FROM_CHAIN,
     FLAG_IMAGE,
@@ -28,8 +27,8 @@ from pynq_bbs.interface import (
     OP_MATRIX,
     Command,
 )
+from pynq_bbs.pack.csb import csb_shape
 from pynq_bbs.pack.cycles import RUN_CYCLES, LayerCycles, Memory, layer_cycles
-from pynq_bbs.pack.plan import make_plan
 from pynq_bbs.report import table
 
 MEMORY = Memory(142.857e6, 1.5e9)
@@ -95,9 +94,14 @@ def cost_of(case: Case) -> Cost:
     if case.network == "lstm512":
         commands = [lstm_step(512, 512, 16, 2, build)]
     else:
-        program = compile_model(NETWORKS[case.network](), sparsity=case.sparsity, build=build)
-        plan = make_plan(program, case.samples, MEMORY, resident=case.resident)
-        commands = plan.commands
+        commands = network(
+            case.network,
+            build,
+            MEMORY,
+            case.sparsity,
+            samples=case.samples,
+            resident=case.resident,
+        )
         resident = all(c.flags & FLAG_RESIDENT_WEIGHTS for c in commands)
         if case.resident and not resident:
             raise SystemExit(f"{case.title}: the weights do not fit the block buffer")
@@ -108,9 +112,11 @@ def cost_of(case: Case) -> Cost:
 def lstm_step(inputs: int, units: int, bank_size: int, keep: int, build: Build) -> Command:
     """One step of an LSTM whose gates are one matrix over the input and the hidden values."""
     rows, features = 4 * units, inputs + units
-    groups = features // (bank_size * build.lanes)
-    words = rows // build.rows * groups * keep
-    if words > build.block_words or groups * bank_size > build.vector_words:
+    shape = csb_shape(
+        rows, features, bank_size, keep, build.lanes, build.vector_words, row_group=build.rows
+    )
+    words = shape.row_groups * shape.groups * keep
+    if words > build.block_words or shape.groups > shape.groups_per_pass:
         raise SystemExit(f"an LSTM of {units} units does not fit build {build.name}")
     return Command(
         op=OP_MATRIX,
@@ -121,9 +127,9 @@ def lstm_step(inputs: int, units: int, bank_size: int, keep: int, build: Build) 
         tiles_per_block=1,
         bank_size=bank_size,
         keep=keep,
-        index_bits=next(bits for bits in (4, 6, 8) if bank_size <= 1 << bits),
-        groups=groups,
-        groups_per_pass=groups,
+        index_bits=shape.index_bits,
+        groups=shape.groups,
+        groups_per_pass=shape.groups_per_pass,
         rows_per_block=min(rows, build.block_rows * build.rows),
         pace=1,
         input_stride=features,

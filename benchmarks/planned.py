@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands as the scheduler makes them: of the networks of `benchmarks/models.py`, and of single
-layers, whose weights nothing here needs."""
+"""Commands as the scheduler makes them: of the networks of `models.py`, and of single layers, whose
+weights nothing here needs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,18 @@ from pynq_bbs.pack.program import PackedLayer
 from pynq_bbs.pack.schedule import Place, layer_command
 
 
-def network(name: str, build: Build, memory: Memory, sparsity: float = 0.0) -> list[Command]:
-    """The commands for one sample."""
+def network(
+    name: str,
+    build: Build,
+    memory: Memory,
+    sparsity: float = 0.0,
+    *,
+    samples: int = 1,
+    resident: bool = False,
+) -> list[Command]:
+    """The commands for `samples` at once, or of images for one; see `make_plan`."""
     program = compile_model(NETWORKS[name](), sparsity=sparsity, build=build)
-    return make_plan(program, 1, memory).commands
+    return make_plan(program, samples, memory, resident=resident).commands
 
 
 def matrix(
