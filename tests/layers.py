@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random integer layers."""
+"""Random integer layers, and models of them."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pynq_bbs.model.graph import QuantInput, QuantLayer, QuantModel, QuantOutput
+from pynq_bbs.model.arithmetic import sum_of
+from pynq_bbs.model.graph import QuantInput, QuantLayer, QuantModel, QuantOutput, Window
 
 
 def pruned(weights: NDArray[np.int8], bank_size: int, keep: int) -> NDArray[np.int8]:
@@ -36,6 +39,24 @@ def random_layer(
     weights = rng.integers(-limit, limit, (rows, features)).astype(np.int8)
     weights = pruned(weights, bank_size, keep)
     spread = 60 * 75 * limit / 128 * np.sqrt(max(features * keep / bank_size, 1))
+    return replace(_around(rng, weights, spread, kind), weight_bits=weight_bits)
+
+
+def random_window_layer(
+    rng: np.random.Generator, window: Window, rows: int, groups: int, kind: str
+) -> QuantLayer:
+    """A convolution of such outputs."""
+    per_group = window.channels // groups
+    weights = rng.integers(-128, 128, (rows, per_group, *window.kernel)).astype(np.int8)
+    spread = 75 * 75 * np.sqrt(weights[0].size)
+    return replace(_around(rng, weights, spread, kind), window=window, groups=groups)
+
+
+def _around(
+    rng: np.random.Generator, weights: NDArray[np.int8], spread: float, kind: str
+) -> QuantLayer:
+    """All that comes with `weights` whose sums deviate by `spread`."""
+    rows = len(weights)
     multiplier = ((0.2 + rng.random(rows)) * 64 / spread).astype(np.float32)
     return QuantLayer(
         name="layer",
@@ -47,16 +68,65 @@ def random_layer(
         multiplier=None if kind == "sums" else multiplier,
         zero_point=0 if kind == "sums" else int(rng.integers(-128, 128)),
         table=rng.integers(-128, 128, 256).astype(np.int8) if kind == "table" else None,
-        weight_bits=weight_bits,
     )
+
+
+def images(rng: np.random.Generator, window: Window, count: int) -> NDArray[np.int8]:
+    shape = (count, window.channels, window.height, window.width)
+    return rng.integers(-128, 128, shape).astype(np.int8)
+
+
+def pool(window: Window, *, maximum: bool, zero_point: int = 0) -> QuantLayer:
+    count = window.kernel[0] * window.kernel[1]
+    channels = window.channels
+    return QuantLayer(
+        name="pool",
+        input="x",
+        output="y",
+        weights=np.ones((channels, 1, *window.kernel), np.int8),
+        bias=np.zeros(channels, np.int32),
+        input_zero_point=zero_point,
+        multiplier=np.full(channels, 1 if maximum else 1 / count, np.float32),
+        zero_point=0 if maximum else zero_point,
+        window=window,
+        groups=channels,
+        maximum=maximum,
+    )
+
+
+def model_of(layers: list[QuantLayer], shape: tuple[int, ...]) -> QuantModel:
+    """Integers in and out; the input is called x."""
+    zero_point = layers[0].input_zero_point
+    outputs = [
+        QuantOutput(la.output, la.output, (), "int32" if la.multiplier is None else "int8")
+        for la in layers
+    ]
+    x = QuantInput("x", "x", shape, "int8", np.float32(1), zero_point)
+    return QuantModel("windows", [x], layers, outputs)
 
 
 def alone(layer: QuantLayer) -> QuantModel:
-    """A model of this one layer, integers in and out."""
-    rows, features = layer.weights.shape
-    return QuantModel(
-        "alone",
-        [QuantInput("x", "x", (features,), "int8", np.float32(1), layer.input_zero_point)],
-        [layer],
-        [QuantOutput("y", "y", (rows,), "int32" if layer.multiplier is None else "int8")],
-    )
+    """A model of this one layer over plain features."""
+    return model_of([layer], layer.weights.shape[1:])
+
+
+def a_network() -> QuantModel:
+    """Pruned convolution, depthwise in parts, residual, maximum, average, linear layer."""
+    rng = np.random.default_rng(6)
+    window = Window(4, 9, 7, (3, 3), (1, 1), (2, 2), (2, 2, 2, 2))
+    first = random_window_layer(rng, window, 300, 1, "table")
+    flat = pruned(first.weights.transpose(0, 2, 3, 1).reshape(-1, 4), 4, 1)
+    first.weights = np.ascontiguousarray(flat.reshape(300, 3, 3, 4).transpose(0, 3, 1, 2))
+    window = Window(300, 9, 7, (3, 3), pads=(1, 1, 1, 1))
+    second = random_window_layer(rng, window, 300, 300, "plain")
+    scaled = (np.float32(0.5), 3)
+    second.combination = sum_of("first", scaled, scaled, (np.float32(1), -2))
+    third = pool(Window(300, 9, 7, (2, 2), (2, 2)), maximum=True)
+    fourth = pool(Window(300, 4, 3, (4, 3)), maximum=False)
+    fifth = random_layer(rng, 10, 300, 1, 1, kind="sums")
+    layers = [first, second, third, fourth, fifth]
+    names = ["first", "second", "third", "fourth", "fifth"]
+    for layer, name, source in zip(layers, names, ["x", *names], strict=False):
+        layer.name = layer.output = name
+        layer.input = source
+    return model_of(layers, (4, 9, 7))

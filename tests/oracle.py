@@ -34,16 +34,51 @@ def oracle_layer(
     """Sums (N, M) and INT8 output (N, M) of a layer for x (N, K); no output without multiplier."""
     shifted = x.astype(np.int64) - layer.input_zero_point
     acc = shifted @ layer.weights.astype(np.int64).T + layer.bias
+    return acc, oracle_outputs(layer, acc)
+
+
+def oracle_outputs(layer: QuantLayer, acc: NDArray[np.int64]) -> NDArray[np.int8] | None:
+    """INT8 outputs (..., M) of sums (..., M); None without multiplier."""
     assert np.abs(acc).max(initial=0) < 2**31, "sums beyond INT32: not a layer the engine takes"
     if layer.multiplier is None:
-        return acc, None
+        return None
     with np.errstate(over="ignore"):
         rounded = np.rint(acc.astype(np.float32) * layer.multiplier)
     # A float32 beyond 2**24 plus a zero point may be inexact, but is far beyond saturation.
     q = np.clip(np.clip(rounded, -1e6, 1e6).astype(np.int64) + layer.zero_point, -128, 127)
     if layer.table is not None:
         q = layer.table[q + 128]
-    return acc, q.astype(np.int8)
+    return q.astype(np.int8)
+
+
+def oracle_window(layer: QuantLayer, x: NDArray[np.int8]) -> NDArray[np.generic]:
+    """A convolution or maximum written the obvious way: images (N, C, H, W) to (N, M, H, W)."""
+    window = layer.window
+    assert window is not None
+    top, left, bottom, right = window.pads
+    pad = -128 if layer.maximum else layer.input_zero_point
+    padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=pad)
+    rows, per_group = layer.weights.shape[:2]
+    (kh, kw), (sy, sx), (dy, dx) = window.kernel, window.strides, window.dilations
+    out = np.empty((len(x), rows, window.out_height, window.out_width), np.int64)
+    for y in range(window.out_height):
+        for xx in range(window.out_width):
+            taps = padded[
+                :,
+                :,
+                y * sy : y * sy + (kh - 1) * dy + 1 : dy,
+                xx * sx : xx * sx + (kw - 1) * dx + 1 : dx,
+            ].astype(np.int64)
+            for row in range(rows):
+                first = row // (rows // layer.groups) * per_group
+                part = taps[:, first : first + per_group].reshape(len(x), -1)
+                if layer.maximum:
+                    out[:, row, y, xx] = part.max(axis=1)
+                else:
+                    w = layer.weights[row].reshape(-1).astype(np.int64)
+                    out[:, row, y, xx] = (part - layer.input_zero_point) @ w + layer.bias[row]
+    y = oracle_outputs(layer, np.moveaxis(out, 1, -1))
+    return out.astype(np.int32) if y is None else np.moveaxis(y, -1, 1)
 
 
 def oracle_input(spec: QuantInput, x: NDArray[Any]) -> NDArray[np.int8]:

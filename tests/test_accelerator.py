@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from layers import random_layer
+from damage import damage, sums_of
+from layers import model_of, random_layer, random_window_layer
 from oracle import oracle_model
 from pynq_bbs import Accelerator, Program
 from pynq_bbs import compile as compile_model
@@ -29,8 +29,6 @@ from pynq_bbs.errors import (
 )
 from pynq_bbs.model.graph import QuantInput, QuantModel, QuantOutput, Window
 from pynq_bbs.pack.image import pack
-from pynq_bbs.pack.plan import Plan
-from test_windows import model_of, random_window_layer
 
 DEVICES = ["cpu", "standin", "emulated-pynq"]
 
@@ -121,24 +119,6 @@ def test_a_wrong_integer_is_named(program: Program, monkeypatch: pytest.MonkeyPa
         assert "1 of 240 outputs" in text
         monkeypatch.undo()
         accelerator.run(batch(40))  # and the next run works
-
-
-def damage(monkeypatch: pytest.MonkeyPatch, word: int, bits: int) -> None:
-    """From now on a word of every image is wrong once it is in device memory."""
-    true_load = EngineProgram._load
-
-    def load(self: EngineProgram, plan: Plan) -> None:
-        true_load(self, plan)
-        np.asarray(self._block)[word] = self._program.image[word] ^ np.uint64(bits)
-
-    monkeypatch.setattr(EngineProgram, "_load", load)
-
-
-def sums_of(error: VerificationError) -> tuple[int, int]:
-    """The device's and the cpu device's sum that a message names."""
-    found = re.search(r"\(sums (-?\d+) and (-?\d+)\)", str(error))
-    assert found is not None
-    return int(found[1]), int(found[2])
 
 
 def test_damaged_weights_show_both_sums(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from layers import images, model_of, pool, random_window_layer
 from oracle import onnxruntime_is_exact, run_onnxruntime
 from pynq_bbs.builds import load_build
 from pynq_bbs.device.session import Session, open_device
 from pynq_bbs.model.arithmetic import multiplier, product_of, sum_of
 from pynq_bbs.model.graph import QuantLayer, Window
-from test_windows import images, model_of, pool, random_window_layer, run_all, windows
+from test_windows import run_all, windows
 
 pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper

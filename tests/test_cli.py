@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from layers import a_network
 from oracle import oracle_model, run_onnxruntime, shared_file
 from pynq_bbs.builds import load_build
 from pynq_bbs.cli import main
 from pynq_bbs.model.onnx_import import load_onnx
 from pynq_bbs.pack.image import pack
-from test_program import a_network
 
 DIGITS = Path(__file__).parents[1] / "examples" / "digits" / "digits.onnx"
 

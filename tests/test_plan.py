@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from layers import alone, random_layer
+from layers import alone, pool, random_layer, random_window_layer
+from oracle import oracle_window
 from pynq_bbs.builds import PORT_BYTES, Build, load_build
 from pynq_bbs.cpu.device import CpuDevice
 from pynq_bbs.device.engine import EngineProgram
@@ -33,7 +34,6 @@ from pynq_bbs.pack.image import pack
 from pynq_bbs.pack.plan import Plan, make_plan, tensor_words
 from pynq_bbs.pack.program import Program
 from pynq_bbs.report import PARTS
-from test_windows import oracle_window, pool, random_window_layer
 
 MEMORY = Memory(142.857e6, 1.5e9)
 BUILD = load_build("8x32")

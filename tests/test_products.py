@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from damage import damage, sums_of
 from oracle import oracle_layer
 from pynq_bbs.accelerator import Accelerator
 from pynq_bbs.builds import load_build
@@ -17,7 +18,6 @@ from pynq_bbs.model.graph import QuantInput, QuantLayer, QuantModel, QuantOutput
 from pynq_bbs.pack.cycles import Memory
 from pynq_bbs.pack.image import pack
 from pynq_bbs.report import PARTS
-from test_accelerator import damage, sums_of
 
 BUILD = load_build("8x32")
 MEMORY = Memory(142.857e6, 1.5e9)

@@ -12,11 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layers import alone, pruned, random_layer
+from layers import a_network, alone, model_of, pool, random_layer, random_window_layer
 from pynq_bbs.builds import load_build
 from pynq_bbs.cpu.device import CpuDevice
 from pynq_bbs.errors import InputError, ProgramError
-from pynq_bbs.model.arithmetic import sum_of
 from pynq_bbs.model.graph import (
     Combination,
     Function,
@@ -30,7 +29,6 @@ from pynq_bbs.pack.cycles import Memory
 from pynq_bbs.pack.image import folded_bias, pack
 from pynq_bbs.pack.plan import make_plan
 from pynq_bbs.pack.program import Program
-from test_windows import model_of, pool, random_window_layer
 
 BUILD = load_build("8x32")
 
@@ -141,28 +139,6 @@ def test_multipliers_must_be_finite_and_positive(multiplier: float) -> None:
 
 
 MEMORY = Memory(142.857e6, 1.5e9)
-
-
-def a_network() -> QuantModel:
-    """Pruned convolution, depthwise in parts, residual, maximum, average, linear layer."""
-    rng = np.random.default_rng(6)
-    window = Window(4, 9, 7, (3, 3), (1, 1), (2, 2), (2, 2, 2, 2))
-    first = random_window_layer(rng, window, 300, 1, "table")
-    flat = pruned(first.weights.transpose(0, 2, 3, 1).reshape(-1, 4), 4, 1)
-    first.weights = np.ascontiguousarray(flat.reshape(300, 3, 3, 4).transpose(0, 3, 1, 2))
-    window = Window(300, 9, 7, (3, 3), pads=(1, 1, 1, 1))
-    second = random_window_layer(rng, window, 300, 300, "plain")
-    scaled = (np.float32(0.5), 3)
-    second.combination = sum_of("first", scaled, scaled, (np.float32(1), -2))
-    third = pool(Window(300, 9, 7, (2, 2), (2, 2)), maximum=True)
-    fourth = pool(Window(300, 4, 3, (4, 3)), maximum=False)
-    fifth = random_layer(rng, 10, 300, 1, 1, kind="sums")
-    layers = [first, second, third, fourth, fifth]
-    names = ["first", "second", "third", "fourth", "fifth"]
-    for layer, name, source in zip(layers, names, ["x", *names], strict=False):
-        layer.name = layer.output = name
-        layer.input = source
-    return model_of(layers, (4, 9, 7))
 
 
 def test_round_trip_of_windows(tmp_path: Path) -> None:

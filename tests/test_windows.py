@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from layers import pruned
-from oracle import oracle_layer
+from layers import images, model_of, pool, pruned, random_window_layer
+from oracle import oracle_window
 from pynq_bbs.builds import load_build
 from pynq_bbs.cpu.device import CpuDevice
 from pynq_bbs.device.engine import EngineProgram
 from pynq_bbs.device.session import Session, open_device
 from pynq_bbs.model.arithmetic import product_of, sum_of
-from pynq_bbs.model.graph import QuantInput, QuantLayer, QuantModel, QuantOutput, Window
+from pynq_bbs.model.graph import QuantLayer, QuantModel, Window
 from pynq_bbs.pack.cycles import Memory
 from pynq_bbs.pack.image import pack
 from pynq_bbs.report import PARTS
@@ -31,17 +31,6 @@ MEMORY = Memory(142.857e6, 1.5e9)
 def session():
     with open_device("standin", BUILD, strict=True) as opened:
         yield opened
-
-
-def model_of(layers: list[QuantLayer], shape: tuple[int, ...]) -> QuantModel:
-    """Integers in and out; the input is called x."""
-    zero_point = layers[0].input_zero_point
-    outputs = [
-        QuantOutput(la.output, la.output, (), "int32" if la.multiplier is None else "int8")
-        for la in layers
-    ]
-    x = QuantInput("x", "x", shape, "int8", np.float32(1), zero_point)
-    return QuantModel("windows", [x], layers, outputs)
 
 
 def run_all(
@@ -63,35 +52,6 @@ def run_all(
     return cpu
 
 
-def oracle_window(layer: QuantLayer, x: NDArray[np.int8]) -> NDArray[np.generic]:
-    """A convolution or maximum written the obvious way: images (N, C, H, W) to (N, M, H, W)."""
-    window = layer.window
-    assert window is not None
-    top, left, bottom, right = window.pads
-    pad = -128 if layer.maximum else layer.input_zero_point
-    padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=pad)
-    rows, per_group = layer.weights.shape[:2]
-    (kh, kw), (sy, sx), (dy, dx) = window.kernel, window.strides, window.dilations
-    out = np.empty((len(x), rows, window.out_height, window.out_width), np.int64)
-    for y in range(window.out_height):
-        for xx in range(window.out_width):
-            taps = padded[
-                :,
-                :,
-                y * sy : y * sy + (kh - 1) * dy + 1 : dy,
-                xx * sx : xx * sx + (kw - 1) * dx + 1 : dx,
-            ].astype(np.int64)
-            for row in range(rows):
-                first = row // (rows // layer.groups) * per_group
-                part = taps[:, first : first + per_group].reshape(len(x), -1)
-                if layer.maximum:
-                    out[:, row, y, xx] = part.max(axis=1)
-                else:
-                    w = layer.weights[row].reshape(-1).astype(np.int64)
-                    out[:, row, y, xx] = (part - layer.input_zero_point) @ w + layer.bias[row]
-    return finish(layer, out)
-
-
 def check(
     session: Session,
     layer: QuantLayer,
@@ -101,26 +61,6 @@ def check(
     """Engine and cpu device give the oracle's integers for this layer alone."""
     y = run_all(session, model_of([layer], x.shape[1:]), banks or {}, x)["y"]
     np.testing.assert_array_equal(y, oracle_window(layer, x).reshape(len(x), -1))
-
-
-def finish(layer: QuantLayer, sums: NDArray[np.int64]) -> NDArray[np.generic]:
-    """Sums (N, M, ...) requantised as `oracle_layer` does it."""
-    if layer.multiplier is None:
-        return sums.astype(np.int32)
-    rows = sums.shape[1]
-    flat = np.moveaxis(sums, 1, -1).reshape(-1, rows)
-    plain = replace(
-        layer,
-        weights=np.zeros((rows, 1), np.int8),
-        bias=np.zeros(rows, np.int32),
-        window=None,
-    )
-    q = np.empty(flat.shape, np.int8)
-    for i, values in enumerate(flat):  # the sums take the place of the bias
-        plain.bias = values.astype(np.int32)
-        q[i] = oracle_layer(plain, np.zeros((1, 1), np.int8))[1][0]
-    shape = (sums.shape[0], *sums.shape[2:], rows)
-    return np.moveaxis(q.reshape(shape), -1, 1)
 
 
 @st.composite
@@ -135,33 +75,6 @@ def windows(draw: st.DrawFn, most_channels: int = 12) -> Window:
     strides = draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (1, 2), (3, 3), (2, 4), (5, 1)]))
     channels = draw(st.integers(1, most_channels))
     return Window(channels, height, width, kernel, strides, dilations, pads)
-
-
-def random_window_layer(
-    rng: np.random.Generator, window: Window, rows: int, groups: int, kind: str
-) -> QuantLayer:
-    per_group = window.channels // groups
-    weights = rng.integers(-128, 128, (rows, per_group, *window.kernel)).astype(np.int8)
-    spread = 75 * 75 * np.sqrt(weights[0].size)
-    multiplier = ((0.2 + rng.random(rows)) * 64 / spread).astype(np.float32)
-    return QuantLayer(
-        name="layer",
-        input="x",
-        output="y",
-        weights=weights,
-        bias=rng.integers(-5000, 5000, rows).astype(np.int32),
-        input_zero_point=int(rng.integers(-128, 128)),
-        multiplier=None if kind == "sums" else multiplier,
-        zero_point=0 if kind == "sums" else int(rng.integers(-128, 128)),
-        table=rng.integers(-128, 128, 256).astype(np.int8) if kind == "table" else None,
-        window=window,
-        groups=groups,
-    )
-
-
-def images(rng: np.random.Generator, window: Window, count: int) -> NDArray[np.int8]:
-    shape = (count, window.channels, window.height, window.width)
-    return rng.integers(-128, 128, shape).astype(np.int8)
 
 
 @settings(max_examples=400, deadline=None)
@@ -182,24 +95,6 @@ def test_convolutions(session: Session, data: st.DataObject, window: Window, see
         layer.weights = np.ascontiguousarray(kept.transpose(0, 3, 1, 2))
     x = images(rng, window, data.draw(st.integers(1, 2)))
     check(session, layer, x, {"layer": bank})
-
-
-def pool(window: Window, *, maximum: bool, zero_point: int = 0) -> QuantLayer:
-    count = window.kernel[0] * window.kernel[1]
-    channels = window.channels
-    return QuantLayer(
-        name="pool",
-        input="x",
-        output="y",
-        weights=np.ones((channels, 1, *window.kernel), np.int8),
-        bias=np.zeros(channels, np.int32),
-        input_zero_point=zero_point,
-        multiplier=np.full(channels, 1 if maximum else 1 / count, np.float32),
-        zero_point=0 if maximum else zero_point,
-        window=window,
-        groups=channels,
-        maximum=maximum,
-    )
 
 
 @settings(max_examples=200, deadline=None)
