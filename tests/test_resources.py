@@ -13,29 +13,27 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from planned import matrix
 
-from pynq_bbs import resources
-from pynq_bbs.boards import load_board, load_boards
+from pynq_bbs import resource_terms, resources
+from pynq_bbs.boards import Board, load_board, load_boards
 from pynq_bbs.builds import Build, build_names, load_build
 from pynq_bbs.codegen import build_header
 from pynq_bbs.errors import BuildError
 from pynq_bbs.interface import COMMAND_WORDS
 from pynq_bbs.pack.cycles import Memory, layer_cycles
-from pynq_bbs.pack.program import PackedLayer
-from pynq_bbs.pack.schedule import Place, layer_command
 from pynq_bbs.paths import hls_dir, overlay_dir
-from pynq_bbs.resources import (
+from pynq_bbs.resource_terms import (
+    FAMILIES,
     block_rams,
-    check_fits,
-    estimate,
     lutram_luts,
     multiplier_dsps,
     mux_luts,
     ultra_rams,
 )
+from pynq_bbs.resources import check_fits, estimate
 
 BUILD = load_build("8x32")
-FAMILIES = ("zynq-7000", "zynq-ultrascale+")
 REPOSITORY = Path(__file__).parents[1]
 #: 512 products a cycle beside images: more than a 7-series part has LUTs for.
 WIDE = dataclasses.replace(
@@ -47,7 +45,7 @@ BANK = 16
 WITHOUT_IMAGES = dataclasses.replace(BUILD, image_words=0)
 
 
-def term(name: str, build: Build = BUILD, family: str = "zynq-7000") -> resources.Term:
+def term(name: str, build: Build = BUILD, family: str = "zynq-7000") -> resource_terms.Term:
     found = [t for t in estimate(build, family).terms if t.name == name]
     assert len(found) == 1, name
     return found[0]
@@ -282,7 +280,7 @@ def engine_text() -> str:
 
 def test_every_stream_of_the_source_is_counted_at_its_depth() -> None:
     declared = re.findall(r"^  (?:bbs::)?(\w+)Stream (\w+)\(", source("engine.cpp"), re.M)
-    groups = resources.streams(BUILD)
+    groups = resource_terms.streams(BUILD)
     assert sorted(declared) == sorted((g.type, name) for g in groups for name in g.names)
     constants = {f"k{k}": v for k, v in _camel_parameters(BUILD).items()}
     text = engine_text()
@@ -303,8 +301,8 @@ def test_widths_of_streams_are_those_of_their_structs(name: str, tmp_path: Path)
     """But for activations, which take two bytes in g++, indices, which take one, and alignment."""
     build = load_build(name)
     (tmp_path / "build.hpp").write_text(build_header(build), encoding="utf-8")
-    wanted = {g.type: g.width for g in resources.streams(build)}
-    acts, steps = resources.word_bits(build), build.rows * build.lanes
+    wanted = {g.type: g.width for g in resource_terms.streams(build)}
+    acts, steps = resource_terms.word_bits(build), build.rows * build.lanes
     structs = {  # name -> (bits, alignment)
         "Burst": (wanted["Burst"], 32),
         "Fill": (wanted["Fill"], 32),
@@ -356,24 +354,26 @@ def test_every_bound_memory_of_the_source_is_counted() -> None:
         ("weight_words", "lutram"),
     ]
     (depth,) = re.findall(r"if \(kLaneDepth >= (\d+)\)", source("multiply.hpp"))
-    assert int(depth) == resources._VECTOR_BRAM_DEPTH
+    assert int(depth) == resource_terms._VECTOR_BRAM_DEPTH
 
 
 def test_multipliers_of_the_source_are_counted() -> None:
     text = engine_text()
     shared = re.findall(r"ALLOCATION function instances=times limit=(\d)", text)
     assert shared == ["1"] * 3
-    counting = resources.COUNTING + resources.IMAGE_COUNTING + resources.CELL_COUNTING
+    counting = (
+        resource_terms.COUNTING + resource_terms.IMAGE_COUNTING + resource_terms.CELL_COUNTING
+    )
     assert {n for name, n, (bits, _), _ in counting if bits == 32} == {1}
     calls = {
         path.name: len(re.findall(r"\btimes\(", re.sub(r"//.*", "", source(path.name))))
         for path in hls_dir().glob("*.hpp")
     }
     calls["check.hpp"] -= 1  # its definition
-    counted = dict(resources.TIMES_CALLS + resources.CELL_TIMES_CALLS)
+    counted = dict(resource_terms.TIMES_CALLS + resource_terms.CELL_TIMES_CALLS)
     assert {name: n for name, n in calls.items() if n} == counted
     in_fabric = re.findall(r"BIND_OP variable=(\w+) op=mul impl=fabric", text)
-    counted_in_fabric = resources.FABRIC_COUNTING + resources.IMAGE_FABRIC_COUNTING
+    counted_in_fabric = resource_terms.FABRIC_COUNTING + resource_terms.IMAGE_FABRIC_COUNTING
     network = {"product_a", "product_b"}  # the term "products in fabric"
     assert set(in_fabric) - network == {name for name, _, _ in counted_in_fabric}
     for name, *_ in counting:
@@ -396,13 +396,13 @@ def test_bursts_and_dividers_are_those_of_the_source() -> None:
     # one in divide_up, which is all there is
     assert len(re.findall(r" [/%] (?!64|k[A-Z]|cell_step)", check)) == 1
     assert len(re.findall(r"^  BBS_PROCESS\(", source("engine.cpp"), re.M)) + 1 == (
-        resources._PROCESSES
+        resource_terms._PROCESSES
     )
     # One check and one place that takes pixels, beside their definitions.
     assert len(re.findall(r"\bprepare\(", source("engine.cpp"))) == 2
     assert len(re.findall(r" take_pixels\(", source("gather.hpp"))) == 2
     (kernel,) = re.findall(r"kMostKernel = (\d+);", source("columns.hpp"))
-    assert int(kernel) == resources._MOST_KERNEL
+    assert int(kernel) == resource_terms._MOST_KERNEL
 
 
 @pytest.mark.parametrize("name", ["8x32", "16x32", "32x4x1"])
@@ -420,18 +420,13 @@ def test_16x32_makes_a_thousand_gops_of_matrices() -> None:
     build, board = load_build("16x32"), load_board("Pynq-Z2")
     assert build.products_per_cycle == 512
     memory = Memory(1e6 * board.clock_mhz, 1e9 * board.usable_ddr_gb_per_s)
-    layer = PackedLayer(
-        name="layer", input="x", output="y", rows=4096, features=1024, bank_size=BANK,
-        keep=BANK // 8, weight_bits=8, groups_per_pass=1024 // (BANK * build.lanes),
-        zero_point=0, sums_out=False, weights=0, indices=0, parameters=0, table=-1,
-    )  # fmt: skip
-    command = layer_command(layer, 0, Place(0, 1024, 4, 128), Place(0, 4096, 4, 128), build, memory)
+    command = matrix(build, memory, 4096, 1024, 128, (BANK, BANK // 8))
     seconds = layer_cycles(command, build, memory).total / memory.clock_hz
     assert 2 * 4096 * 1024 * 128 / seconds >= 1000e9
 
 
 @pytest.mark.parametrize("board", load_boards(), ids=lambda b: b.name)
-def test_every_board_holds_its_build(board: resources.Board) -> None:
+def test_every_board_holds_its_build(board: Board) -> None:
     check_fits(load_build(board.build), board)
 
 
