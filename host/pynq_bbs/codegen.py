@@ -28,6 +28,11 @@ def load_interface() -> dict[str, Any]:
     return data
 
 
+def command_words(interface: dict[str, Any]) -> int:
+    """64-bit words of a command; the signature ends the last one."""
+    return int(interface["command"][-1]["word"]) // 2 + 1
+
+
 def _camel(name: str) -> str:
     return "".join(part.capitalize() for part in name.split("_"))
 
@@ -46,7 +51,8 @@ def command_header(interface: dict[str, Any]) -> str:
         "",
         f"constexpr uint32_t kVersion = {interface['version']};",
         f"constexpr uint32_t kSignature = {interface['signature']:#010x};",
-        "constexpr int kCommandWords = 16;  // 64-bit words of a command in memory",
+        f"constexpr int kCommandWords = {command_words(interface)};  "
+        "// 64-bit words of a command in memory",
         "",
         "enum Op : uint32_t {",
         *(f"  kOp{_camel(op['name'])} = {op['value']}," for op in interface["ops"]),
@@ -122,7 +128,7 @@ def python_module(interface: dict[str, Any]) -> str:
         "",
         f"VERSION = {interface['version']}",
         f"SIGNATURE = {interface['signature']:#010x}",
-        "COMMAND_WORDS = 16",
+        f"COMMAND_WORDS = {command_words(interface)}",
         "",
         *(f"OP_{op['name'].upper()} = {op['value']}" for op in interface["ops"]),
         "",
@@ -256,8 +262,9 @@ def documentation(interface: dict[str, Any]) -> str:
         _SOURCE,
         f"Interface version {interface['version']}.",
         "",
-        "A command is sixteen 64-bit words, little-endian; fields are named by 32-bit word. "
-        "Every offset counts 64-bit words from the address in the port registers.",
+        f"A command has {command_words(interface)} words of 64 bits, little-endian; fields are "
+        "named by 32-bit word. Every offset counts 64-bit words from the address in the port "
+        "registers.",
         "",
         "## Command",
         "| field | word | bits | meaning |",
