@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, ModelError
 from ..model.arithmetic import (
+    Scale,
     clamp_table,
     dequantise,
     function_table,
@@ -35,8 +36,6 @@ from ..model.graph import (
     apply_functions,
 )
 from .calibrate import MIN_SCALE, Observer, make_observer
-
-Scale = tuple[np.float32, int]
 
 #: Samples of calibration data worked on at a time.
 _CALIBRATION_BATCH = 256

@@ -16,6 +16,8 @@ from ..errors import ModelError
 from .graph import Combination, Float, Function, apply_functions
 
 Int8 = NDArray[np.int8]
+#: Scale and zero point of an INT8 tensor.
+Scale = tuple[np.float32, int]
 
 #: INT8 values as the engine's tables index them: entry q + 128 stands for q.
 _ALL_INT8: Int8 = np.arange(-128, 128).astype(np.int8)
@@ -93,13 +95,9 @@ _MOST_SHIFT = 47
 
 
 def sum_of(
-    tensor: str,
-    a: tuple[np.float32, int],
-    b: tuple[np.float32, int],
-    y: tuple[np.float32, int],
-    functions: tuple[Function, ...] = (),
+    tensor: str, a: Scale, b: Scale, y: Scale, functions: tuple[Function, ...] = ()
 ) -> Combination:
-    """`functions(a + b)` of two INT8 tensors; each is (scale, zero point), `tensor` names b.
+    """`functions(a + b)` of two INT8 tensors; `tensor` names b.
 
     Raises:
         ModelError: scales too far apart for 22 bits.
@@ -110,13 +108,9 @@ def sum_of(
 
 
 def product_of(
-    tensor: str,
-    a: tuple[np.float32, int],
-    b: tuple[np.float32, int],
-    y: tuple[np.float32, int],
-    functions: tuple[Function, ...] = (),
+    tensor: str, a: Scale, b: Scale, y: Scale, functions: tuple[Function, ...] = ()
 ) -> Combination:
-    """`functions(a * b)` of two INT8 tensors; each is (scale, zero point), `tensor` names b.
+    """`functions(a * b)` of two INT8 tensors; `tensor` names b.
 
     Raises:
         ModelError: a scale beyond 22 bits.
