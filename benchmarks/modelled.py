@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 
 from planned import matrix
-
 from pynq_bbs.builds import Build, build_names, load_build
 from pynq_bbs.pack.cycles import Memory, layer_cycles
 from pynq_bbs.report import table

@@ -13,7 +13,6 @@ import argparse
 from dataclasses import dataclass
 
 from planned import network
-
 from pynq_bbs.builds import Build, load_build
 from pynq_bbs.interface import (
     FLAG_FROM_CHAIN,

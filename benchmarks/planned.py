@@ -5,7 +5,6 @@ weights nothing here needs."""
 from __future__ import annotations
 
 from models import NETWORKS
-
 from pynq_bbs.builds import Build
 from pynq_bbs.compiler import compile as compile_model
 from pynq_bbs.interface import Command

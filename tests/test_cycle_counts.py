@@ -16,10 +16,10 @@ from functools import cache
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from models import NETWORKS
-from planned import matrix, network
 
 from counting import CountingEngine, Instrumented, UncountedLoopError, counting_engine
+from models import NETWORKS
+from planned import matrix, network
 from pynq_bbs.builds import PORT_BYTES, Build, load_build
 from pynq_bbs.interface import (
     COMMAND_WORDS,

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models import NETWORKS
 from numpy.typing import NDArray
 
+from models import NETWORKS
 from pynq_bbs.accelerator import Accelerator
 from pynq_bbs.builds import Build, load_build
 from pynq_bbs.codegen import build_header

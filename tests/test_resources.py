@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from planned import matrix
 
+from planned import matrix
 from pynq_bbs import resource_terms, resources
 from pynq_bbs.boards import Board, load_board, load_boards
 from pynq_bbs.builds import Build, build_names, load_build
