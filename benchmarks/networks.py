@@ -122,6 +122,8 @@ def lstm_step(inputs: int, units: int, bank_size: int, keep: int, build: Build) 
         flags=FLAG_RESIDENT_WEIGHTS | FLAG_LSTM | FLAG_TABLE | FLAG_TO_MEMORY,
         features=features,
         rows=rows,
+        parts=1,
+        part_rows=rows,
         tiles=1,
         tiles_per_block=1,
         bank_size=bank_size,

@@ -14,11 +14,12 @@ struct Shape {
   uint32_t last_groups;     // groups of the last pass
   uint32_t tile_groups;     // groups of tiles_per_block column tiles
   uint32_t row_groups;      // groups of ROWS rows
+  uint32_t part_rows;       // row groups of a part
   uint32_t block_rows;      // row groups of a weight block
-  uint32_t blocks;          // weight blocks of a pass
+  uint32_t blocks;          // weight blocks of a part
   uint32_t fills;           // fillings of the vector buffer in all
   uint32_t image_tiles;     // column tiles of the image
-  uint32_t channel_blocks;  // banks that the channels take at each tap
+  uint32_t channel_blocks;  // banks that the channels of a part take at each tap
   uint32_t totals;          // row groups of all tiles
   uint32_t chain_change;    // words in the chain afterwards less those before, modulo 2^32
 };
@@ -88,6 +89,12 @@ inline bool is_cell(const Command& c) {
   return kCellWords > 0 && (has(c, kFlagLstm) || has(c, kFlagGru));
 }
 
+// Parts of the channels that do not see each other; only images have more than one.
+inline uint32_t parts_of(const Command& c) {
+#pragma HLS INLINE
+  return kImageWords == 0 ? 1 : c.parts;
+}
+
 // Features of the output that `rows` rows give.
 inline uint32_t output_features(const Command& c, uint32_t rows) {
 #pragma HLS INLINE
@@ -117,6 +124,12 @@ inline uint32_t output_words(const Command& c, uint32_t features) {
   return has(c, kFlagSumsOut) ? 4 * tensor_words(features) : tensor_words(features);
 }
 
+// Whether outputs come in the order in which a tensor lies: every tile's rows at once.
+inline bool in_order(const Command& c, const Shape& s) {
+#pragma HLS INLINE
+  return c.tiles_per_block == 1 || (s.blocks == 1 && parts_of(c) == 1);
+}
+
 // Port words that a plane of `bits` bits a lane takes for one row group of `words` CSB words; a
 // row group starts on a whole word.
 inline uint32_t plane_row_words(uint32_t words, uint32_t bits) {
@@ -144,13 +157,16 @@ inline Shape derive_shape(const Command& c) {
   s.last_groups = c.groups - (uint32_t)times(s.passes - 1, c.groups_per_pass);
   s.tile_groups = divide_up(c.tiles, c.tiles_per_block);
   s.row_groups = c.rows / kRows;
+  s.part_rows = c.part_rows / kRows;
   s.block_rows = c.rows_per_block / kRows;
-  s.blocks = divide_up(s.row_groups, s.block_rows);
-  // With one pass the features stay while all rows go by; with more, every visit loads its own.
-  const uint32_t meetings = (uint32_t)times(s.tile_groups, s.blocks);
-  s.fills = s.passes == 1 ? s.tile_groups : (uint32_t)times(meetings, s.passes);
+  s.blocks = divide_up(s.part_rows, s.block_rows);
+  // With one pass the features of a part stay while its rows go by; with more, every visit loads
+  // its own.
+  const uint32_t part_fills = (uint32_t)times(s.tile_groups, parts_of(c));
+  const uint32_t meetings = (uint32_t)times(part_fills, s.blocks);
+  s.fills = s.passes == 1 ? part_fills : (uint32_t)times(meetings, s.passes);
   s.image_tiles = tiles_of((uint32_t)times(c.height, c.width));
-  s.channel_blocks = divide_up(c.channels, c.bank_size);
+  s.channel_blocks = divide_up(c.part_channels, c.bank_size);
   s.totals = (uint32_t)times(s.row_groups, c.tiles);
   s.chain_change = 0;
   return s;
@@ -209,6 +225,8 @@ inline Status check_shape(const Command& c) {
   if (c.groups_per_pass == 0 || c.groups_per_pass > c.groups) return kStatusBadShape;
   if (c.groups != divide_up(c.features, c.bank_size * kLanes)) return kStatusBadShape;
   if (c.output_stride < output_features(c, c.rows)) return kStatusBadShape;
+  if (c.part_rows % kRowStep != 0 || times(c.parts, c.part_rows) != c.rows) return kStatusBadShape;
+  if (c.parts > 1 && (!has(c, kFlagImage) || is_cell(c))) return kStatusBadShape;
   // The hidden values of a block must fill whole words.
   const uint32_t cell_step = kGates * kPack;
   if (is_cell(c) && (c.rows % cell_step != 0 || c.rows_per_block % cell_step != 0))
@@ -234,6 +252,7 @@ inline Status check_image(const Command& c, const Shape& s) {
     return kStatusBadImage;
   if (times(c.out_height, c.out_width) > (uint64_t)c.tiles * kCols) return kStatusBadImage;
   if (c.input_stride < c.channels || c.image_words == 0) return kStatusBadImage;
+  if (times(c.parts, c.part_channels) != c.channels) return kStatusBadImage;
   if (c.image_base + times(c.channels, c.image_words) > kImageWords) return kStatusBadImage;
   const uint32_t taps = scaled(c.kernel_height, c.kernel_width);
   const uint32_t banks = (uint32_t)times(taps, s.channel_blocks);  // 8 bits and 16
@@ -327,8 +346,7 @@ inline Status check_chain(const Command& c, uint32_t chain_level, Shape& s) {
     // What is taken from the chain is gone, so it cannot be loaded twice.
     if (!has(c, kFlagImage) && s.passes > 1) return kStatusChainOverflow;
   }
-  // Outputs come block by block; only so are they in the order of a tensor.
-  if (has(c, kFlagToChain) && s.blocks > 1 && c.tiles_per_block > 1) return kStatusBadShape;
+  if (has(c, kFlagToChain) && !in_order(c, s)) return kStatusBadShape;
   return chain_level + output > kChainWords ? kStatusChainOverflow : kStatusOk;
 }
 
@@ -356,10 +374,12 @@ inline Status check_command(const Command& c, uint32_t memory_words, uint32_t ch
   if (status != kStatusOk) return status;
   status = check_memory(c, s, memory_words);
   if (status != kStatusOk) return status;
-  // Fillings of the vector buffer are counted in 32 bits.
-  const uint64_t meetings = times(s.tile_groups, s.blocks);
-  const bool many = meetings > 0xffffffffu || times((uint32_t)meetings, s.passes) > 0xffffffffu;
-  if (s.passes > 1 && many) return kStatusBadShape;
+  // Fillings of the vector buffer are counted in 32 bits, and so are visits of a pass.
+  const uint64_t part_fills = times(s.tile_groups, parts_of(c));
+  const uint64_t meetings = times((uint32_t)part_fills, s.blocks);
+  const bool many = part_fills > 0xffffffffu || meetings > 0xffffffffu ||
+                    times((uint32_t)meetings, s.passes) > 0xffffffffu;
+  if (many) return kStatusBadShape;
   return check_chain(c, chain_level, s);
 }
 

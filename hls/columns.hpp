@@ -105,7 +105,7 @@ inline void columns(const Command c, const Shape s, FillStream& fills, ColumnsSt
   const uint32_t steps = kCols + c.kernel_height + 1;
   Pixel at = {0, 0, 0};
   Pixel group = {0, 0, 0};  // where the current group of tiles begins
-  Fill fill = {0, 0, 0, 0, 0, false};
+  Fill fill = {0, 0, 0, 0, 0, 0, false};
   TileColumns tile = {};
   tile.ring_start = kFirstWord;
   int32_t last_y = 0;

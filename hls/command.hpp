@@ -63,7 +63,7 @@ struct Command {
   uint32_t parameters;  // Word offset of the row parameters: bias (INT32, low half) and multiplier (float32, high half).
   uint32_t table;  // Word offset of the table, 256 INT8 entries, entry q + 128 for requantised value q.
   uint32_t residual;  // Word offset of the tensor that the output is combined with, same layout and stride as the output; or of the states that are loaded.
-  uint32_t features;  // K, input features; of an image the padded taps, kernel_height x channel blocks x kernel_width x bank_size.
+  uint32_t features;  // K, input features of a row; of an image the padded taps of a part, kernel_height x channel blocks x kernel_width x bank_size.
   uint32_t rows;  // M, output features, a multiple of ROWS.
   uint32_t tiles;  // Column tiles of the output, N / COLS rounded up.
   uint32_t tiles_per_block;  // T, column tiles that one weight block meets before the next is fetched.
@@ -107,6 +107,9 @@ struct Command {
   uint32_t cell_base;  // Where the states lie in the cell memory, in words of two.
   uint32_t state;  // Word offset of the stored states, INT16, [column tile][unit][COLS].
   uint32_t state_words;  // Port words of the states that are loaded or stored.
+  uint32_t parts;  // Equal parts of the channels and of the rows, where the rows of a part see its channels only; 1 without an image.
+  uint32_t part_channels;  // Channels of a part.
+  uint32_t part_rows;  // Rows of a part, a multiple of ROWS.
   uint32_t signature;  // The ASCII letters BBS2: tells a command from stray memory.
 };
 
@@ -167,6 +170,9 @@ inline Command decode_command(const uint64_t words[kCommandWords]) {
   c.cell_base = (uint32_t)(words[12] >> 48) & 0xffffu;
   c.state = (uint32_t)(words[13] >> 0);
   c.state_words = (uint32_t)(words[13] >> 32) & 0xffffffu;
+  c.parts = (uint32_t)(words[14] >> 0) & 0xffffu;
+  c.part_channels = (uint32_t)(words[14] >> 16) & 0xffffu;
+  c.part_rows = (uint32_t)(words[14] >> 32) & 0xffffffu;
   c.signature = (uint32_t)(words[15] >> 32);
   return c;
 }

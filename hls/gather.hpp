@@ -3,9 +3,9 @@
 // (im2col on the fly). The image memory belongs to this stage alone.
 //
 // Features of an image are ordered [kernel row][channel block][kernel column][channel of the
-// block]. A block is as wide as a bank, so a bank holds the channels of one tap, and the taps of a
-// kernel row lie in neighbouring lanes: one read of the image memory gives up to kTaps of them,
-// and each is written to a lane of its own.
+// block], for each part of the channels by itself. A block is as wide as a bank, so a bank holds
+// the channels of one tap, and the taps of a kernel row lie in neighbouring lanes: one read of the
+// image memory gives up to kTaps of them, and each is written to a lane of its own.
 #pragma once
 
 #include "columns.hpp"
@@ -131,7 +131,7 @@ inline void take_pixels(const Command& c, WordStream& port, ChainStream& chain, 
 // Where a walk over the features of a tile stands.
 struct Walk {
   uint32_t kernel_y;
-  uint32_t block;     // first channel of the channel block
+  uint32_t block;     // first channel of the channel block, within the part
   uint32_t kernel_x;
   uint32_t channel;   // of the block
   uint32_t base;        // where the channel lies in the image memory, from image_base on
@@ -143,10 +143,10 @@ struct Walk {
   bool done;
 };
 
-inline void start_walk(Walk& walk) {
+inline void start_walk(const Fill& fill, Walk& walk) {
 #pragma HLS INLINE
   walk.kernel_y = walk.block = walk.kernel_x = walk.channel = walk.column = 0;
-  walk.base = walk.block_base = 0;
+  walk.base = walk.block_base = fill.channel_base;
   walk.lane = walk.group = walk.place = 0;
   walk.done = false;
 }
@@ -160,10 +160,10 @@ inline uint32_t taps_at(const Command& c, const Walk& walk) {
 }
 
 // On to the next channel, and from the last one to the next taps, block and kernel row.
-inline void next_channel(const Command& c, uint32_t taps, Walk& walk) {
+inline void next_channel(const Command& c, const Fill& fill, uint32_t taps, Walk& walk) {
 #pragma HLS INLINE
   walk.column = 0;
-  const uint32_t rest = c.channels - walk.block;
+  const uint32_t rest = c.part_channels - walk.block;
   const uint32_t next_base = walk.base + c.image_words;
   walk.base = next_base;
   if (++walk.channel < (rest < c.bank_size ? rest : c.bank_size)) return;
@@ -180,9 +180,9 @@ inline void next_channel(const Command& c, uint32_t taps, Walk& walk) {
   walk.kernel_x = 0;
   walk.block += c.bank_size;
   walk.base = walk.block_base = next_base;
-  if (walk.block < c.channels) return;
+  if (walk.block < c.part_channels) return;
   walk.block = 0;
-  walk.base = walk.block_base = 0;
+  walk.base = walk.block_base = fill.channel_base;
   walk.done = ++walk.kernel_y == c.kernel_height;
 }
 
@@ -367,7 +367,6 @@ inline void start_windows(const Shape& s, Windows& at) {
   at.fills = s.fills;
   at.rest = at.tile_base = at.pass_place = 0;
   at.fresh = true;
-  start_walk(at.walk);
 }
 
 inline void begin_tile(const Command& c, FillStream& fills, ColumnsStream& tiles, Windows& at) {
@@ -381,7 +380,7 @@ inline void begin_tile(const Command& c, FillStream& fills, ColumnsStream& tiles
     at.pass_place = (at.fill.first_group & 0xffff) * (c.bank_size & 0x1ff);
   }
   at.tile = tiles.read();
-  start_walk(at.walk);
+  start_walk(at.fill, at.walk);
   at.fresh = false;
 }
 
@@ -399,7 +398,7 @@ inline void gather_taps(const Command& c, const ImageWord* image, Windows& at, V
     return;
   }
   address_taps(c, at.fill, at.walk, at.tile_base, at.pass_place, write);
-  next_channel(c, taps_at(c, at.walk), at.walk);
+  next_channel(c, at.fill, taps_at(c, at.walk), at.walk);
   write.last = at.walk.done && at.rest == 1;
   writes.write(write);
   if (at.walk.done) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The order of work: the only loop nest over tile groups, weight blocks and passes.
+// The order of work: the only loop nest over tile groups, parts, weight blocks and passes.
 //
 // Every other stage does what it is told by the streams filled here and ends at `final`, so the
 // order can change without touching them, and no two stages can disagree about a count.
@@ -19,13 +19,28 @@ using FillStream = Stream<Fill, kVisitDepth>;
 
 // Where the current visit stands. Rows are counted in row groups.
 struct Position {
+  uint32_t tile_group;
+  uint32_t part;
+  uint32_t block;
+  uint32_t pass;
   uint32_t tile;
   uint32_t tiles;
   uint32_t row;
   uint32_t rows;
-  uint32_t pass;
+  uint32_t part_end;  // row at which the part ends
   uint32_t groups;
 };
+
+// All tiles and rows in one pass: what lies in one piece comes in one.
+inline Position everything(const Command& c, const Shape& s) {
+#pragma HLS INLINE
+  return {0, 0, 0, 0, 0, c.tiles, 0, s.row_groups, 0, s.last_groups};
+}
+
+inline bool is_first(const Position& at) {
+#pragma HLS INLINE
+  return at.tile_group == 0 && at.part == 0 && at.block == 0 && at.pass == 0;
+}
 
 // Ends a stage that has nothing to do.
 inline Burst no_burst(bool final) {
@@ -53,6 +68,8 @@ inline Burst joined(const Burst& burst) {
 struct FillPosition {
   uint32_t index;  // of all fillings
   uint32_t tile;
+  uint32_t part;
+  uint32_t channel_base;  // of the part
   uint32_t block;
   uint32_t pass;
 };
@@ -74,7 +91,8 @@ inline void sequence_fill(const Command& c, const Shape& s, FillPosition& at,
   fill.stride = (uint32_t)times(groups, bank_space(c));
   fill.first_group = first_group;
   fill.groups = groups;
-  fill.again = at.block > 0 || at.pass > 0;
+  fill.channel_base = at.channel_base;
+  fill.again = at.part > 0 || at.block > 0 || at.pass > 0;
   if (has(c, kFlagImage)) tile_fills.write(fill);
   fills.write(fill);
   at.index++;
@@ -88,10 +106,15 @@ inline void sequence_fill(const Command& c, const Shape& s, FillPosition& at,
     act_bursts.write(joined(burst));
   }
   at.pass = last_pass ? 0 : at.pass + 1;
-  // With one pass the features stay while all blocks go by.
+  // With one pass the features stay while all blocks of the part go by.
   if (last_pass && (s.passes == 1 || ++at.block == s.blocks)) {
     at.block = 0;
-    at.tile += fill.tiles;
+    at.channel_base += (uint32_t)times(c.part_channels, c.image_words);
+    if (++at.part == parts_of(c)) {
+      at.part = 0;
+      at.channel_base = 0;
+      at.tile += fill.tiles;
+    }
   }
 }
 
@@ -121,47 +144,61 @@ inline void sequence_image(const Command& c, const Shape& s, BurstStream& act_bu
   act_bursts.write(joined(burst));
 }
 
-// The rows of a block in one plane. A pass is a plane of its own, [row group][group][keep]; all
+// The rows at `at` in one plane. A pass is a plane of its own, [row group][group][keep]; all
 // passes before the last are full.
 inline Burst plane_burst(const Command& c, const Shape& s, const Position& at, uint32_t plane,
-                         uint32_t bits, bool final) {
+                         uint32_t bits) {
 #pragma HLS INLINE
   const uint32_t full = plane_row_words((uint32_t)times(c.groups_per_pass, c.keep), bits);
   const uint32_t row_words = plane_row_words((uint32_t)times(at.groups, c.keep), bits);
   const uint32_t before = (uint32_t)times(at.pass, s.row_groups);  // row groups of earlier passes
-  Burst burst = no_burst(final);
+  Burst burst = no_burst(false);
   burst.offset = plane + (uint32_t)times(before, full) + (uint32_t)times(at.row, row_words);
   burst.count = (uint32_t)times(at.rows, row_words);
-  burst.times = has(c, kFlagResidentWeights) ? 0 : 1;
   return burst;
 }
 
-inline void sequence_block(const Command& c, const Shape& s, const Position& at, bool final,
-                           BurstStream& weight_bursts, BurstStream& index_bursts,
-                           BurstStream& row_bursts) {
+// What the rows of a visit take from memory. With one pass the rows of all visits lie in one
+// piece, which every tile group takes once.
+inline void sequence_rows(const Command& c, const Shape& s, const Position& at, bool final,
+                          BurstStream& weight_bursts, BurstStream& index_bursts,
+                          BurstStream& row_bursts) {
 #pragma HLS INLINE
-  weight_bursts.write(plane_burst(c, s, at, c.weights, weight_bits(c), final));
-  index_bursts.write(plane_burst(c, s, at, c.indices, c.index_bits, final));  // dense: empty
-  Burst burst = no_burst(final);
-  burst.offset = c.parameters + at.row * kRows;
-  burst.count = at.rows * kRows;
-  burst.times = 1;
-  row_bursts.write(burst);
+  const bool at_once = s.passes == 1;
+  if (at_once && !is_first(at)) return;
+  const Position rows = at_once ? everything(c, s) : at;
+  const uint32_t repeats = at_once ? s.tile_groups : 1;
+  Burst weights = plane_burst(c, s, rows, c.weights, weight_bits(c));
+  Burst indices = plane_burst(c, s, rows, c.indices, c.index_bits);  // dense: empty
+  Burst parameters = no_burst(false);
+  parameters.offset = c.parameters + rows.row * kRows;
+  parameters.count = rows.rows * kRows;
+  weights.times = indices.times = has(c, kFlagResidentWeights) ? 0 : repeats;
+  parameters.times = repeats;
+  weights.final = indices.final = parameters.final = at_once || final;
+  weight_bursts.write(weights);
+  index_bursts.write(indices);
+  row_bursts.write(parameters);
 }
 
-inline void sequence_store(const Command& c, const Position& at, bool final,
+// Where the outputs of a visit go, and what they are combined with: in order all at once.
+inline void sequence_store(const Command& c, const Shape& s, const Position& at, bool final,
                            BurstStream& residual_bursts, BurstStream& store_bursts) {
 #pragma HLS INLINE
-  const uint32_t row = output_features(c, at.row * kRows);
-  const uint32_t place = (uint32_t)times(at.tile, c.output_stride) + row;
+  const bool at_once = in_order(c, s);
+  if (at_once ? !is_first(at) : at.pass + 1 < s.passes) return;
+  const Position out = at_once ? everything(c, s) : at;
+  const uint32_t row = output_features(c, out.row * kRows);
+  const uint32_t place = (uint32_t)times(out.tile, c.output_stride) + row;
   Burst burst;
   burst.offset = c.output + output_words(c, place);
-  burst.count = output_words(c, output_features(c, at.rows * kRows));
-  burst.times = at.tiles;
+  burst.count = output_words(c, output_features(c, out.rows * kRows));
+  burst.times = out.tiles;
   burst.step = output_words(c, c.output_stride);
-  burst.final = final && !has(c, kFlagStateOut);
+  const bool last = at_once || final;
+  burst.final = last && !has(c, kFlagStateOut);
   store_bursts.write(joined(burst));
-  burst.final = final;
+  burst.final = last;
   if (has(c, kFlagResidual)) {
     burst.offset = c.residual + tensor_words(place);
     residual_bursts.write(joined(burst));
@@ -190,17 +227,22 @@ inline void end_ports(BurstStream& weights, BurstStream& indices, BurstStream& r
   stores.write(no_burst(true));
 }
 
-// The sizes of a visit.
-inline Visit visit_at(const Command& c, const Position& at) {
+inline Visit visit_at(const Command& c, const Shape& s, const Position& at) {
 #pragma HLS INLINE
+  const bool last_block = at.block + 1 == s.blocks;
+  const bool last_part = at.part + 1 == parts_of(c);
   Visit visit;
   visit.tiles = at.tiles;
-  visit.first_pass = at.pass == 0;
   visit.rows = at.rows;
   visit.row_words = (uint32_t)times(at.groups, c.keep);
   visit.stride = (uint32_t)times(at.groups, bank_space(c));
   const uint32_t place = c.block_base + (uint32_t)times(at.row, visit.row_words);
   visit.block = keeps_block(c) ? place : 0;
+  visit.first_pass = at.pass == 0;
+  visit.last_pass = at.pass + 1 == s.passes;
+  visit.last_group = at.tile_group + 1 == s.tile_groups;
+  visit.fill_end = s.passes > 1 || last_block;
+  visit.final = visit.last_pass && last_block && last_part && visit.last_group;
   return visit;
 }
 
@@ -221,41 +263,38 @@ inline void sequence(const Command c, const Shape s, BurstStream& weight_bursts,
   sequence_image(c, s, act_bursts);
   if (!has(c, kFlagResidual))
     residual_bursts.write(has(c, kFlagStateIn) ? state_burst(c, c.residual) : no_burst(true));
-  FillPosition next = {0, 0, 0, 0};
+  FillPosition next = {0, 0, 0, 0, 0, 0};
   sequence_fill(c, s, next, act_bursts, tile_fills, fills);
   Position at;
   at.tile = 0;
 tile_groups:
-  for (uint32_t group = 0; group < s.tile_groups; group++) {
+  for (at.tile_group = 0; at.tile_group < s.tile_groups; at.tile_group++) {
     at.tiles = c.tiles - at.tile < c.tiles_per_block ? c.tiles - at.tile : c.tiles_per_block;
-    at.row = 0;
-  blocks:
-    for (uint32_t block = 0; block < s.blocks; block++) {
-      at.rows = s.row_groups - at.row < s.block_rows ? s.row_groups - at.row : s.block_rows;
-    passes:
-      for (at.pass = 0; at.pass < s.passes; at.pass++) {
-        const bool last_pass = at.pass + 1 == s.passes;
-        const bool last_block = block + 1 == s.blocks;
-        const bool last_group = group + 1 == s.tile_groups;
-        const bool final = last_pass && last_block && last_group;
-        at.groups = last_pass ? s.last_groups : c.groups_per_pass;
-        // The filling behind the one that this visit works on: the multipliers ask for its words
-        // already during the visit, so it may not wait for the visits to come.
-        if ((s.passes > 1 || block == 0) && next.index < s.fills)
-          sequence_fill(c, s, next, act_bursts, tile_fills, fills);
-        sequence_block(c, s, at, final, weight_bursts, index_bursts, row_bursts);
-        Visit visit = visit_at(c, at);
-        visit.last_pass = last_pass;
-        visit.last_group = last_group;
-        visit.fill_end = s.passes > 1 || last_block;
-        visit.final = final;
-        unpack_visits.write(visit);
-        multiply_visits.write(visit);
-        accumulate_visits.write(visit);
-        if (is_cell(c) && last_pass) cell_visits.write(visit);
-        if (last_pass) sequence_store(c, at, final, residual_bursts, store_bursts);
+    at.row = at.part_end = 0;
+  parts:
+    for (at.part = 0; at.part < parts_of(c); at.part++) {
+      at.part_end += s.part_rows;
+    blocks:
+      for (at.block = 0; at.block < s.blocks; at.block++) {
+        const uint32_t rest = at.part_end - at.row;
+        at.rows = rest < s.block_rows ? rest : s.block_rows;
+      passes:
+        for (at.pass = 0; at.pass < s.passes; at.pass++) {
+          at.groups = at.pass + 1 == s.passes ? s.last_groups : c.groups_per_pass;
+          // The filling behind the one that this visit works on: the multipliers ask for its words
+          // already during the visit, so it may not wait for the visits to come.
+          if ((s.passes > 1 || at.block == 0) && next.index < s.fills)
+            sequence_fill(c, s, next, act_bursts, tile_fills, fills);
+          const Visit visit = visit_at(c, s, at);
+          sequence_rows(c, s, at, visit.final, weight_bursts, index_bursts, row_bursts);
+          unpack_visits.write(visit);
+          multiply_visits.write(visit);
+          accumulate_visits.write(visit);
+          if (is_cell(c) && visit.last_pass) cell_visits.write(visit);
+          sequence_store(c, s, at, visit.final, residual_bursts, store_bursts);
+        }
+        at.row += at.rows;
       }
-      at.row += at.rows;
     }
     at.tile += at.tiles;
   }

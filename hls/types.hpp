@@ -90,11 +90,12 @@ struct Burst {
 // One filling of a half of the vector buffer: the features of one pass, for each tile of a group.
 struct Fill {
   uint32_t tiles;
-  uint32_t features;     // of one tile
-  uint32_t stride;       // buffer words between tiles
-  uint32_t first_group;  // of this pass
+  uint32_t features;      // of one tile
+  uint32_t stride;        // buffer words between tiles
+  uint32_t first_group;   // of this pass
   uint32_t groups;
-  bool again;            // the same tiles as the fill before
+  uint32_t channel_base;  // where the part's channels lie in the image memory, from image_base on
+  bool again;             // the same tiles as the fill before
 };
 
 // Writes to the vector buffer: up to kTaps lanes, one after the other from `lane` on, get a word

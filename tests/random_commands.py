@@ -61,8 +61,9 @@ def chain_filler(words: int, build: Build) -> Command:
     most = build.block_rows // step * step
     return Command(
         op=OP_MATRIX, flags=FLAG_TO_CHAIN | FLAG_DENSE, features=build.pack, rows=rows, tiles=1,
-        tiles_per_block=1, bank_size=build.pack, keep=build.pack, groups=1, groups_per_pass=1,
-        rows_per_block=min(rows, most), pace=1, input_stride=build.pack, last_columns=1,
+        parts=1, part_rows=rows, tiles_per_block=1, bank_size=build.pack, keep=build.pack,
+        groups=1, groups_per_pass=1, rows_per_block=min(rows, most), pace=1,
+        input_stride=build.pack, last_columns=1,
         output_stride=rows,
     )  # fmt: skip
 
@@ -72,7 +73,8 @@ def _images(draw: st.DrawFn, build: Build) -> Command:
     """An image, its windows and its features; nothing of the matrix but the bank size."""
     small = st.integers(1, 5)
     height, width = draw(st.integers(1, 40)), draw(st.integers(1, 40))
-    channels = draw(st.integers(1, 20))
+    parts, part_channels = draw(st.sampled_from([1, 1, 2, 3, 7])), draw(st.integers(1, 20))
+    channels = parts * part_channels
     kernel_height, kernel_width = draw(small), draw(small)
     out_height, out_width = draw(st.integers(1, 24)), draw(st.one_of(st.just(width), small))
     bank_size = draw(st.integers(1, 24))
@@ -94,12 +96,14 @@ def _images(draw: st.DrawFn, build: Build) -> Command:
         pad_top=draw(st.integers(0, 4)),
         pad_left=draw(st.integers(0, 4)),
         channels=channels,
+        parts=parts,
+        part_channels=part_channels,
         load_pace=draw(st.integers(1, 12)),
         image_base=base,
         image_words=draw(st.integers(1, min(most - 1, 60))),
         input_stride=channels + draw(st.integers(0, 3)),
         bank_size=bank_size,
-        features=kernel_height * kernel_width * -(-channels // bank_size) * bank_size,
+        features=kernel_height * kernel_width * -(-part_channels // bank_size) * bank_size,
         tiles=tiles + draw(st.sampled_from([0, 0, 0, 1, 3])),
     )
 
@@ -114,6 +118,7 @@ def _features(draw: st.DrawFn, build: Build) -> Command:
     features = step * draw(st.integers(1, 7 * bank_size * build.lanes // step))
     return Command(
         flags=draw(st.sampled_from([0, 0, FLAG_FROM_CHAIN])),
+        parts=1,
         bank_size=bank_size,
         features=features,
         input_stride=features + step * draw(st.integers(0, 3)),
@@ -131,11 +136,12 @@ def commands(draw: st.DrawFn, build: Build) -> Command:
     keep = c.bank_size if dense else draw(st.integers(1, c.bank_size))
     widths = [bits for bits in (4, 6, 8) if c.bank_size <= 1 << bits]
     groups = -(-c.features // (c.bank_size * build.lanes))
-    rows = step * draw(st.integers(1, 70 // step))
+    part_rows = step * draw(st.integers(1, 70 // c.parts // step + 1))
+    rows = c.parts * part_rows
     fitting = build.vector_words // build.bank_space(c.bank_size)
     per_pass = draw(st.one_of(st.just(min(groups, fitting)), st.integers(1, min(groups, fitting))))
     tiles_per_block = draw(st.integers(1, min(20, fitting // per_pass)))
-    most_rows = min(rows, build.block_rows) * build.rows
+    most_rows = min(part_rows, build.block_rows) * build.rows
     if tiles_per_block > 1:
         most_rows = min(most_rows, build.block_words // (per_pass * keep) * build.rows)
     if per_pass < groups:
@@ -146,9 +152,9 @@ def commands(draw: st.DrawFn, build: Build) -> Command:
     if per_pass == groups and groups * keep * (rows // build.rows) <= build.block_words:
         flags |= draw(st.sampled_from([0, 0, FLAG_KEEP_WEIGHTS, FLAG_RESIDENT_WEIGHTS]))
     c = replace(
-        c, op=OP_MATRIX, flags=flags | FLAG_DENSE * dense, rows=rows, keep=keep, groups=groups,
-        index_bits=0 if dense else draw(st.sampled_from(widths)), groups_per_pass=per_pass,
-        tiles_per_block=tiles_per_block, pace=draw(st.integers(1, 40)),
+        c, op=OP_MATRIX, flags=flags | FLAG_DENSE * dense, rows=rows, part_rows=part_rows,
+        keep=keep, groups=groups, index_bits=0 if dense else draw(st.sampled_from(widths)),
+        groups_per_pass=per_pass, tiles_per_block=tiles_per_block, pace=draw(st.integers(1, 40)),
         rows_per_block=step * draw(st.integers(1, max(most_rows // step, 1))),
         output_stride=rows + step * draw(st.integers(0, 2)),
         last_columns=draw(st.integers(1, build.cols)),

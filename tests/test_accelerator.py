@@ -226,18 +226,22 @@ def test_a_mismatch_in_a_convolution_names_its_pixel(
     assert device != cpu
 
 
-def test_a_mismatch_in_a_part_of_the_channels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last channel is a part of its own, whose row group is filled up with a row of zeros."""
-    window = Window(65, 5, 6, (3, 3), pads=(1, 1, 1, 1))
-    layer = random_window_layer(np.random.default_rng(11), window, 65, 65, "plain")
+@pytest.mark.parametrize(("channels", "parts", "row"), [(65, 1, 64), (48, 3, 37)])
+def test_a_mismatch_in_a_part_of_the_channels(
+    monkeypatch: pytest.MonkeyPatch, channels: int, parts: int, row: int
+) -> None:
+    """An odd number of channels is one part, whose last row group is filled up with zeros."""
+    window = Window(channels, 5, 6, (3, 3), pads=(1, 1, 1, 1))
+    layer = random_window_layer(np.random.default_rng(11), window, channels, channels, "plain")
     build = load_build(str(Path(__file__).parent / "builds" / "16x2x16.json"))
-    program = pack(model_of([layer], (65, 5, 6)), {}, build)
-    assert [(part.first_row, part.rows) for part in program.layers] == [(0, 64), (64, 2)]
-    damage(monkeypatch, program.layers[1].parameters, 1 << 12)
-    x = np.random.default_rng(12).integers(-128, 128, (2, 65, 5, 6)).astype(np.int8)
+    program = pack(model_of([layer], (channels, 5, 6)), {}, build)
+    (packed,) = program.layers
+    assert packed.parts == parts and packed.rows == channels + channels % 2
+    damage(monkeypatch, packed.parameters + row, 1 << 12)
+    x = np.random.default_rng(12).integers(-128, 128, (2, channels, 5, 6)).astype(np.int8)
     with (
         Accelerator(program, "standin", verify=True) as accelerator,
-        pytest.raises(VerificationError, match=r"layer 'layer:64', row 0, column \d+") as caught,
+        pytest.raises(VerificationError, match=rf"layer 'layer', row {row}, column \d+") as caught,
     ):
         accelerator.run(x)
     device, cpu = sums_of(caught.value)

@@ -147,11 +147,12 @@ def test_round_trip_of_windows(tmp_path: Path) -> None:
     loaded = Program.load(tmp_path / "p.bbs.npz")
     assert loaded.layers == program.layers
     names = [layer.name for layer in loaded.layers]
-    assert names == ["first", "second", "second:256", "third", "third:256", "fourth", "fifth"]
-    assert all(type(layer.combination) is Combination for layer in loaded.layers[1:3])
-    assert loaded.layers[2].window == Window(44, 9, 7, (3, 3), pads=(1, 1, 1, 1))
-    assert [layer.maximum for layer in loaded.layers] == [False] * 3 + [True] * 2 + [False] * 2
-    assert [layer.sum_columns for layer in loaded.layers] == [False] * 5 + [True, False]
+    assert names == ["first", "second", "third", "fourth", "fifth"]
+    assert type(loaded.layers[1].combination) is Combination
+    assert loaded.layers[1].window == Window(300, 9, 7, (3, 3), pads=(1, 1, 1, 1))
+    assert [layer.parts for layer in loaded.layers] == [1, 20, 20, 1, 1]
+    assert [layer.maximum for layer in loaded.layers] == [False, False, True, False, False]
+    assert [layer.sum_columns for layer in loaded.layers] == [False] * 3 + [True, False]
     assert loaded.tensors == program.tensors and loaded.has_pixels
     plans = [make_plan(p, 3, MEMORY) for p in (program, loaded)]
     np.testing.assert_array_equal(plans[0].words(), plans[1].words())

@@ -144,6 +144,8 @@ class Packed:
             parameters=self.parameters,
             features=self.features,
             rows=self.rows,
+            parts=1,
+            part_rows=self.rows,
             tiles=tiles,
             tiles_per_block=per_block,
             bank_size=self.bank,

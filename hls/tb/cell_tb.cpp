@@ -217,6 +217,7 @@ bbs::Command good() {
   c.output_stride = kRowsStep / 4;
   c.tiles = c.tiles_per_block = c.groups = c.groups_per_pass = c.pace = c.last_columns = 1;
   c.state_words = bbs::tensor_words(c.rows) / 2;
+  c.parts = 1, c.part_rows = c.rows;
   return c;
 }
 

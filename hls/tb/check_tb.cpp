@@ -17,6 +17,7 @@ Command good_command() {
   c.rows = c.output_stride = 6 * bbs::kRowStep, c.tiles = 3;
   c.groups_per_pass = 2, c.rows_per_block = 4 * bbs::kRowStep, c.tiles_per_block = 2;
   c.pace = c.load_pace = 1, c.last_columns = bbs::kCols;
+  tb::join_parts(c);
   return c;
 }
 
@@ -69,6 +70,8 @@ const Spoiled kSpoiled[] = {
     {"empty pass", bbs::kStatusBadShape, [](Command& c) { c.groups_per_pass = 0; }},
     {"pass too long", bbs::kStatusBadShape, [](Command& c) { c.groups_per_pass = 4; }},
     {"groups", bbs::kStatusBadShape, [](Command& c) { c.groups = 4; }},
+    {"no parts", bbs::kStatusBadShape, [](Command& c) { c.parts = 0; }},
+    {"parts of features", bbs::kStatusBadShape, [](Command& c) { c.parts = 2, c.part_rows /= 2; }},
     {"pace", bbs::kStatusBadShape, [](Command& c) { c.pace = 0; }},
     {"no last column", bbs::kStatusBadShape, [](Command& c) { c.last_columns = 0; }},
     {"columns too many", bbs::kStatusBadShape,
@@ -139,7 +142,15 @@ Command good_image() {
   c.tiles = tb::quotient_up(c.out_height * c.out_width, bbs::kCols);
   c.tiles_per_block = 1;
   c.image_words = tb::whole_image_words(c);
+  tb::join_parts(c);
   return c;
+}
+
+// The same features, three channels for each half of the rows.
+void cut_in_two(Command& c) {
+  c.parts = 2, c.part_rows = c.rows / 2, c.part_channels = 3;
+  c.features = 3 * 2 * 4;
+  c.groups = c.groups_per_pass = bbs::divide_up(c.features, 4 * bbs::kLanes);
 }
 
 const Spoiled kSpoiledImages[] = {
@@ -169,11 +180,21 @@ const Spoiled kSpoiledImages[] = {
      [](Command& c) { c.image_words = bbs::kImageWords / 6 + 1; }},
     {"place of the ring", bbs::kStatusBadImage, [](Command& c) { c.image_base = 0xffff; }},
     {"features", bbs::kStatusBadImage, [](Command& c) { c.features--; }},
+    {"nothing of two parts", bbs::kStatusOk, cut_in_two},
+    {"rows of a part", bbs::kStatusBadShape,
+     [](Command& c) { cut_in_two(c), c.part_rows -= bbs::kRowStep; }},
+    {"channels of a part", bbs::kStatusBadImage,
+     [](Command& c) { cut_in_two(c), c.part_channels++; }},
+    {"order of parts in the chain", bbs::kStatusBadShape,
+     [](Command& c) {
+       cut_in_two(c), c.flags |= bbs::kFlagToChain, c.tiles_per_block = 2;
+     }},
 };
 
 void expect_spoiled(const Command& good, const Spoiled& spoiled, bbs::Status wanted) {
   Command c = good;
   spoiled.change(c);
+  if (c.parts == 1) tb::join_parts(c);  // of the rows as they are now
   bbs::Shape s;
   TB_EXPECT(bbs::check_command(c, UINT32_MAX, 0, s), wanted, "status with %s spoiled",
             spoiled.what);
@@ -184,6 +205,7 @@ void make_step(Command& c) {
   c.flags |= bbs::kFlagLstm | bbs::kFlagStateOut;
   c.rows = c.output_stride = 4 * tb::row_step(c), c.rows_per_block = tb::row_step(c);
   c.state_words = 1;
+  tb::join_parts(c);
 }
 
 void every_status() {
@@ -258,8 +280,8 @@ void same_after_encoding(tb::Random& random) {
   const uint64_t all = ~0ull;
   const uint64_t claimed[bbs::kCommandWords] = {
       0xffffffff00ffffffu, all, all, all, 0x00ffffffffffffffu, 0xffffffff00ffffffu,
-      0xffffffffff3fffffu, all, all, all, all, 0xffffffff3fffffffu, all, 0x00ffffffffffffffu, 0,
-      0xffffffff00000000u};
+      0xffffffffff3fffffu, all, all, all, all, 0xffffffff3fffffffu, all, 0x00ffffffffffffffu,
+      0x00ffffffffffffffu, 0xffffffff00000000u};
   for (int i = 0; i < bbs::kCommandWords; i++)
     TB_EXPECT(again[i], words[i] & claimed[i], "word %d, decoded and encoded", i);
 }
@@ -307,6 +329,7 @@ int64_t sizes_beyond_memory(tb::Random& random) {
   c.groups = tb::quotient_up(c.features, bbs::kLanes * c.bank_size);
   c.groups_per_pass = std::min<uint32_t>(c.groups, bbs::kVectorWords / c.bank_size);
   c.tiles_per_block = 1, c.rows_per_block = bbs::kRowStep;
+  tb::join_parts(c);
   const uint32_t words = (uint32_t)(random.bits() >> random.between(32, 40));
   const uint64_t end = place_planes(
       c, [&] { return (uint32_t)(random.bits() >> random.between(32, 63)); });

@@ -24,8 +24,16 @@ inline uint32_t block_size(const bbs::Command& c) {
   return c.groups * c.keep * (c.rows / bbs::kRows);
 }
 
+// All rows see all channels.
+inline void join_parts(bbs::Command& c) {
+  c.parts = 1;
+  c.part_rows = c.rows;
+  c.part_channels = c.channels;
+}
+
 // Cuts the loops of a command down to what the buffers hold.
 inline void fit_loops(bbs::Command& c) {
+  if (c.parts <= 1) join_parts(c);
   c.groups = quotient_up(c.features, (uint64_t)bbs::kLanes * c.bank_size);
   const uint32_t fit = bbs::kVectorWords / bank_room(c);  // groups that fit the vector buffer
   c.groups_per_pass = std::min({c.groups_per_pass, c.groups, fit});
@@ -47,7 +55,8 @@ inline void cut_loops(Random& random, bbs::Command& c) {
   const uint32_t groups = quotient_up(c.features, (uint64_t)bbs::kLanes * c.bank_size);
   c.groups_per_pass = random.once_in(3) ? groups : random.between(1, groups);
   c.tiles_per_block = random.between(1, c.tiles + 1);
-  c.rows_per_block = random.once_in(2) ? c.rows + 1 : random.between(1, c.rows);
+  const uint32_t rows = c.parts > 1 ? c.part_rows : c.rows;
+  c.rows_per_block = random.once_in(2) ? rows + 1 : random.between(1, rows);
   fit_loops(c);
 }
 
@@ -97,7 +106,7 @@ inline bbs::Command random_matrix(Random& random, const Limits& limits, uint32_t
 
 // Makes a command of rows and tiles an LSTM or GRU at times, where the cell memory takes its units.
 inline void make_cell(Random& random, bbs::Command& c) {
-  if (bbs::kCellWords == 0 || !random.once_in(6)) return;
+  if (bbs::kCellWords == 0 || c.parts > 1 || !random.once_in(6)) return;
   const bbs::Command plain = c;
   c.flags &= ~(bbs::kFlagSumsOut | bbs::kFlagResidual | bbs::kFlagProduct | bbs::kFlagSumColumns);
   c.flags |= random.once_in(2) ? bbs::kFlagLstm : bbs::kFlagGru;
@@ -196,6 +205,19 @@ inline bool cut_axis(Random& random, Axis& axis) {
   return true;
 }
 
+// Cuts channels and rows into parts that do not see each other, where the channels allow.
+inline void cut_parts(Random& random, bbs::Command& c) {
+  const uint32_t parts = random.between(2, 6);
+  const uint32_t stride = c.output_stride - c.rows;  // beyond the rows
+  join_parts(c);
+  if (c.channels % parts != 0 || random.once_in(2)) return;
+  c.parts = parts;
+  c.part_channels = c.channels / parts;
+  c.part_rows = round_up(quotient_up(c.rows, parts), bbs::kRowStep);
+  c.rows = parts * c.part_rows;
+  c.output_stride = c.rows + stride;
+}
+
 // An image of `channels` channels; whether there is a command for what the dice said.
 inline bool random_image(Random& random, const Limits& limits, uint32_t height, uint32_t width,
                          uint32_t channels, bbs::Command& c) {
@@ -211,7 +233,9 @@ inline bool random_image(Random& random, const Limits& limits, uint32_t height, 
   c.dilation_y = y.dilation, c.dilation_x = x.dilation;
   c.pad_top = y.pad, c.pad_left = x.pad;
   c.pad_value = random.byte();
-  c.features = c.kernel_height * quotient_up(channels, c.bank_size) * c.kernel_width * c.bank_size;
+  cut_parts(random, c);
+  c.features = c.kernel_height * quotient_up(c.part_channels, c.bank_size) * c.kernel_width *
+               c.bank_size;
   const uint32_t pixels = c.out_height * c.out_width;
   c.tiles = quotient_up(pixels, bbs::kCols);
   if (c.features > (uint32_t)limits.features || c.tiles > (uint32_t)limits.tiles) return false;

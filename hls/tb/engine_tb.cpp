@@ -41,7 +41,7 @@ struct Kinds {
     continued += tb::of_cell(c) && !tb::has(c, bbs::kFlagStateZero | bbs::kFlagStateIn);
     if (!tb::has(c, bbs::kFlagImage)) return;
     rings += c.image_words < tb::whole_image_words(c);
-    depthwise += c.keep == 1 && c.bank_size >= c.channels && c.channels > 1;
+    depthwise += c.keep == 1 && c.bank_size >= c.part_channels && c.channels > 1;
     if (c.stride_x < 5) strides[c.stride_x]++;
   }
   void expect_all(int64_t least) const {

@@ -67,9 +67,9 @@ int64_t expect_filling(const bbs::Command& c, const bbs::Fill& fill, uint32_t fi
       if (place % bbs::kPack == 0) words++;
       for (uint32_t col = 0; col < count; col++)
         TB_EXPECT(buffer.words[at].v[place % bbs::kPack * bbs::kCols + col], x.column(tile, f)[col],
-                  "image %ux%u, %u channels, kernel %ux%u, stride %u %u: tile %u, feature %u, "
+                  "image %ux%u, %u of %u channels, kernel %ux%u, stride %u %u: tile %u, feature %u, "
                   "column %u",
-                  c.height, c.width, c.channels, c.kernel_height, c.kernel_width, c.stride_y,
+                  c.height, c.width, c.part_channels, c.channels, c.kernel_height, c.kernel_width, c.stride_y,
                   c.stride_x, tile, f, col);
     }
   }
@@ -137,10 +137,14 @@ int64_t run_command(bbs::Command c, const tb::Tensor& x) {
   bbs::columns(c, s, streams.tile_fills, streams.tiles);
   bbs::gather(c, s, streams.fills, streams.tiles, streams.port, streams.chain, image,
               streams.writes);
-  const tb::Tensor taps = tb::matrix_input(c, x);
+  std::vector<tb::Tensor> taps;  // by part
+  for (uint32_t part = 0; part < c.parts; part++) taps.push_back(tb::matrix_input(c, x, part));
   int64_t words = 0;
-  for (size_t f = 0; f < fills.size(); f++)
-    words += expect_filling(c, fills[f], starts[f], taps, take_filling(fills[f], streams.writes));
+  for (size_t f = 0; f < fills.size(); f++) {
+    const uint32_t step = c.part_channels * c.image_words;
+    const tb::Tensor& part = taps[step == 0 ? 0 : fills[f].channel_base / step];
+    words += expect_filling(c, fills[f], starts[f], part, take_filling(fills[f], streams.writes));
+  }
   TB_EXPECT(tb::drained(streams.fills), true, "fills left over");
   TB_EXPECT(tb::drained(streams.tiles), true, "tiles left over");
   TB_EXPECT(tb::drained(streams.port), true, "port words left over");

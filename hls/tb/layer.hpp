@@ -76,8 +76,8 @@ inline void encode_command(const bbs::Command& c, uint64_t words[bbs::kCommandWo
       c.block_base | c.cell_base << 16,
       c.state,
       c.state_words,
-      0,
-      0,
+      c.parts | c.part_channels << 16,
+      c.part_rows,
       0,
       c.signature};
   for (int i = 0; i < bbs::kCommandWords; i++)
@@ -118,13 +118,14 @@ inline uint32_t feature_of(const bbs::Command& c, uint32_t group, uint32_t lane,
   return (group * bbs::kLanes + lane) * c.bank_size + index;
 }
 
-// What a feature of an image is: [kernel row][channel block][kernel column][channel of the block].
+// What a feature of an image is: [kernel row][channel block][kernel column][channel of the block],
+// the channels counted within the part.
 struct Tap {
   uint32_t y, x, channel;
 };
 
 inline Tap tap_of(const bbs::Command& c, uint32_t feature) {
-  const uint32_t blocks = quotient_up(c.channels, c.bank_size);
+  const uint32_t blocks = quotient_up(c.part_channels, c.bank_size);
   const uint32_t bank = feature / c.bank_size;
   const uint32_t block = bank / c.kernel_width % blocks;
   return {bank / c.kernel_width / blocks, bank % c.kernel_width,
@@ -133,7 +134,7 @@ inline Tap tap_of(const bbs::Command& c, uint32_t feature) {
 
 inline bool is_padding(const bbs::Command& c, uint32_t feature) {
   if (feature >= c.features) return true;
-  return has(c, bbs::kFlagImage) && tap_of(c, feature).channel >= c.channels;
+  return has(c, bbs::kFlagImage) && tap_of(c, feature).channel >= c.part_channels;
 }
 
 inline int weight_width(const bbs::Command& c) { return has(c, bbs::kFlagInt4) ? 4 : 8; }
@@ -232,14 +233,15 @@ inline int8_t combined(const bbs::Command& c, int8_t a, int8_t b) {
   return (int8_t)(y > c.high ? c.high : y < c.low ? c.low : y);
 }
 
-// The features that the weights meet. Columns beyond the last pixel lie beside the image.
-inline Tensor matrix_input(const bbs::Command& c, const Tensor& x) {
+// The features that the weights of a part meet. Columns beyond the last pixel lie beside the image.
+inline Tensor matrix_input(const bbs::Command& c, const Tensor& x, uint32_t part) {
   if (!has(c, bbs::kFlagImage)) return x;
   Tensor taps(c.tiles, c.features);
   for (uint32_t tile = 0; tile < c.tiles; tile++) {
     for (uint32_t f = 0; f < c.features; f++) {
       const Tap tap = tap_of(c, f);
-      if (tap.channel >= c.channels) continue;
+      if (tap.channel >= c.part_channels) continue;
+      const uint32_t channel = part * c.part_channels + tap.channel;
       for (uint32_t col = 0; col < bbs::kCols; col++) {
         const uint32_t pixel = tile * bbs::kCols + col;
         const int64_t y = (int64_t)(pixel / c.out_width) * c.stride_y + tap.y * c.dilation_y -
@@ -250,7 +252,7 @@ inline Tensor matrix_input(const bbs::Command& c, const Tensor& x) {
                             px >= 0 && px < c.width;
         const size_t at = inside ? (size_t)(y * c.width + px) : 0;
         taps.at(tile, f, col) =
-            inside ? x.column(at / bbs::kCols, tap.channel)[at % bbs::kCols] : c.pad_value;
+            inside ? x.column(at / bbs::kCols, channel)[at % bbs::kCols] : c.pad_value;
       }
     }
   }
@@ -287,13 +289,14 @@ inline std::vector<int64_t> row_sums(const Layer& layer, const Tensor& x, uint32
 // What the rows of `layer` give for the input tensor `input`; of sums, four bytes each.
 inline Tensor expected_rows(const Layer& layer, const Tensor& input) {
   const bbs::Command& c = layer.command;
-  const Tensor x = matrix_input(c, input);
+  std::vector<Tensor> features;  // by part
+  for (uint32_t part = 0; part < c.parts; part++) features.push_back(matrix_input(c, input, part));
   const bool sums_out = has(c, bbs::kFlagSumsOut);
   Tensor y(c.tiles, sums_out ? 4 * c.rows : c.rows);
   for (uint32_t tile = 0; tile < c.tiles; tile++) {
     const uint32_t count = tile + 1 == c.tiles ? c.last_columns : bbs::kCols;
     for (uint32_t row = 0; row < c.rows; row++) {
-      const std::vector<int64_t> sums = row_sums(layer, x, tile, row);
+      const std::vector<int64_t> sums = row_sums(layer, features[row / c.part_rows], tile, row);
       for (uint32_t col = 0; col < count; col++) {
         if (sums_out) {
           for (int b = 0; b < 4; b++) {

@@ -70,7 +70,7 @@ inline void leave_in_chain(Random& random, const Program& program, bbs::Command&
   if (has(c, bbs::kFlagSumsOut)) return;
   const uint32_t level = program.chain_level() + c.tiles * (output_rows(c) / bbs::kPack);
   if (level > bbs::kChainWords) return;
-  if (c.rows > c.rows_per_block && c.tiles_per_block > 1) return;
+  if ((c.parts > 1 || c.rows > c.rows_per_block) && c.tiles_per_block > 1) return;
   c.flags &= ~bbs::kFlagStateOut;  // states would follow into the chain
   c.flags |= bbs::kFlagToChain;
   if (random.once_in(2)) c.flags &= ~bbs::kFlagToMemory;
@@ -124,6 +124,7 @@ inline bool take_step(Random& random, const Limits& limits, const Program& progr
     c.flags = (before.flags & (cells | bbs::kFlagTable)) | bbs::kFlagToMemory |
               (c.flags & (bbs::kFlagDense | bbs::kFlagInt4 | bbs::kFlagStateOut));
     c.rows = before.rows, c.output_stride = before.output_stride;
+    join_parts(c);
     c.cell_base = before.cell_base, c.shift = before.shift;
     c.state_words = cell_size(c) / 2;
     c.last_columns = random.between(0, bbs::kCols);

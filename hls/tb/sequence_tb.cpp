@@ -84,6 +84,8 @@ Totals follow(const bbs::Command& c, const std::vector<bbs::Visit>& visits) {
     first_pass = v.last_pass;
     TB_EXPECT(v.stride * c.keep, v.row_words * tb::bank_room(c), "stride and row words of a visit");
     TB_EXPECT(v.block, kept ? c.block_base + row * v.row_words : 0, "place in the block buffer");
+    TB_EXPECT(row * bbs::kRows / c.part_rows, (row + v.rows - 1) * bbs::kRows / c.part_rows,
+              "a visit is of one part");
     if (v.last_pass) row = (row + v.rows) % (c.rows / bbs::kRows);
     TB_EXPECT(!last_group || v.last_group, true, "nothing comes behind the last group");
     last_group = v.last_group;
@@ -114,8 +116,11 @@ int64_t follow_fills(tb::SequenceStreams& streams, const bbs::Command& c, const 
     TB_EXPECT(fill.features <= fill.stride * bbs::kLanes, true, "features of fill %u fit", f);
     TB_EXPECT(fill.stride, fill.groups * tb::bank_room(c), "stride of fill %u", f);
     TB_EXPECT(fill.first_group % c.groups_per_pass, 0, "first group of fill %u", f);
-    const bool starts = s.passes == 1 || f % (s.passes * s.blocks) == 0;
-    TB_EXPECT(fill.again, !starts, "whether fill %u brings the same tiles again", f);
+    const uint32_t of_part = s.passes == 1 ? 1 : s.passes * s.blocks;
+    TB_EXPECT(fill.again, f % (c.parts * of_part) != 0, "whether fill %u brings the same tiles again",
+              f);
+    TB_EXPECT(fill.channel_base, f / of_part % c.parts * c.part_channels * c.image_words,
+              "channels of fill %u", f);
     if (!tb::has(c, bbs::kFlagImage)) continue;
     const bbs::Fill tile_fill = streams.tile_fills.read();
     TB_EXPECT(tile_fill.tiles, fill.tiles, "tiles of fill %u", f);
@@ -131,7 +136,7 @@ void expect_activations(tb::SequenceStreams& streams, const bbs::Command& c, con
   const uint32_t loads = s.passes == 1 ? 1 : s.blocks;  // of every feature
   const bool image = tb::has(c, bbs::kFlagImage);
   const int64_t filled = follow_fills(streams, c, s);
-  TB_EXPECT(filled, (int64_t)c.tiles * c.features * loads, "features filled");
+  TB_EXPECT(filled, (int64_t)c.tiles * c.parts * c.features * loads, "features filled");
   const auto bursts = until_final(streams.acts, "activation bursts");
   if (tb::plane_sizes(c)[0] == 0) {
     TB_EXPECT(total_of(bursts), 0, "words fetched where none are wanted");
@@ -194,7 +199,8 @@ bbs::Command command(tb::Random& random) {
   const bool image = tb::has(c, bbs::kFlagImage);
   if (random.once_in(4) && image) c.flags |= bbs::kFlagResidentInput;
   const bool fits = c.tiles * (tb::output_rows(c) / bbs::kPack) <= bbs::kChainWords;
-  const bool in_order = c.rows <= c.rows_per_block || c.tiles_per_block == 1;
+  const bool one_block = c.parts == 1 && c.rows <= c.rows_per_block;
+  const bool in_order = one_block || c.tiles_per_block == 1;
   if (random.once_in(4) && fits && in_order &&
       !tb::has(c, bbs::kFlagSumsOut | bbs::kFlagStateOut))
     c.flags |= bbs::kFlagToChain;

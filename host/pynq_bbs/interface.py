@@ -145,6 +145,9 @@ _LAYOUT: tuple[tuple[str, int, int, int, bool], ...] = (
     ("cell_base", 12, 48, 16, False),
     ("state", 13, 0, 32, False),
     ("state_words", 13, 32, 24, False),
+    ("parts", 14, 0, 16, False),
+    ("part_channels", 14, 16, 16, False),
+    ("part_rows", 14, 32, 24, False),
     ("signature", 15, 32, 32, False),
 )
 
@@ -207,6 +210,9 @@ class Command:
     cell_base: int = 0
     state: int = 0
     state_words: int = 0
+    parts: int = 0
+    part_channels: int = 0
+    part_rows: int = 0
     signature: int = SIGNATURE
 
     def encode(self) -> list[int]:

@@ -47,7 +47,7 @@ COUNTING = (
 IMAGE_COUNTING = (("columns", 3, (16, 16), 32), ("gather", 2, (16, 16), 32))
 CELL_COUNTING = (("cell", 1, (32, 32), 64),)
 #: Calls of `times` that share a multiplier, and so choose its operands: (source, calls).
-TIMES_CALLS = (("check.hpp", 27), ("sequence.hpp", 16))
+TIMES_CALLS = (("check.hpp", 31), ("sequence.hpp", 17))
 CELL_TIMES_CALLS = (("cell.hpp", 3),)
 #: Products that `BIND_OP impl=fabric` keeps out of DSPs: (variable, bits of the operands, copies).
 FABRIC_COUNTING = (("plane_bits", (40, 4), 2),)  # check_command and sequence
@@ -175,7 +175,7 @@ def streams(build: Build) -> tuple[StreamGroup, ...]:
     chain = max(build.chain_words, 2)
     groups = (
         ("Burst", bursts, "4 counts and a flag", 4 * 32 + 8, 8),
-        ("Fill", ("tile_fills", "fills"), "5 counts and a flag", 5 * 32 + 8, 8),
+        ("Fill", ("tile_fills", "fills"), "6 counts and a flag", 6 * 32 + 8, 8),
         ("Visit", visits, "5 counts and 5 flags", 5 * 32 + 5 * 8, 8),
         ("Word", words, "a port word", port_bits, 64),
         ("Command", ("next_words",), "a port word", port_bits, COMMAND_WORDS),

@@ -29,8 +29,9 @@ class CpuDevice:
         """`threads` is the most to use, 0 for as many as this process may run on."""
         self._program = program
         self._threads = threads
+        #: of every part of every layer
         self._ops = [
-            product_op(layer, program) if layer.weight_tensor else linear_op(layer, program)
+            [product_op(layer, program)] if layer.weight_tensor else linear_ops(layer, program)
             for layer in program.layers
         ]
 
@@ -50,7 +51,7 @@ class CpuDevice:
                 weights = np.ascontiguousarray(known[layer.weight_tensor].T).astype(
                     np.int8, copy=False
                 )
-                self._ops[index] = replace(self._ops[index], values=weights)
+                self._ops[index] = [replace(self._ops[index][0], values=weights)]
             y = self._layer(index, x)[:, : target.features - layer.first_row]
             if layer.combination is not None:
                 other = known[layer.combination.tensor].reshape(whole.shape)[:, rows]
@@ -70,38 +71,51 @@ class CpuDevice:
         self, index: int, x: NDArray[np.int8], *, want_sums: bool = False
     ) -> NDArray[np.generic]:
         """(N, M, pixels) from (N, values of a sample): what stands before a combination."""
-        layer, op = self._program.layers[index], self._ops[index]
+        layer = self._program.layers[index]
         source = self._program.tensors[layer.input]
-        samples = len(x)
-        images = x.reshape(samples, source.features, source.height, source.width)
+        images = x.reshape(len(x), source.features, source.height, source.width)
+        parts = [
+            self._part(layer, part, op, images, want_sums or layer.sums_out)
+            for part, op in enumerate(self._ops[index])
+        ]
+        return np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+
+    def _part(
+        self,
+        layer: PackedLayer,
+        part: int,
+        op: LinearOp,
+        images: NDArray[np.int8],
+        want_sums: bool,
+    ) -> NDArray[np.generic]:
+        """(N, rows of the part, pixels), of `images` (N, C, H, W)."""
+        y: NDArray[np.int8] | None
         sums: NDArray[np.int32] | None
         if layer.sum_columns:
-            sums = column_sums(op, images, self._program.build)
-            pixels = 1
+            y, sums = None, column_sums(op, images, self._program.build)
         else:
-            columns = self._columns(layer, images)
-            pixels = len(columns) // samples
+            columns = self._columns(layer, part, images)
             if layer.maximum:
-                sums = maxima(op, columns)
+                y, sums = None, maxima(op, columns)
             else:
                 y, sums = linear(op, columns, threads=self._threads, want_sums=want_sums)
-                if not (want_sums or layer.sums_out):
-                    assert y is not None  # linear gives what the layer's multiplier asks for
-                    return y.reshape(samples, pixels, -1).transpose(0, 2, 1)
-        assert sums is not None  # linear gives them where they are wanted, or all there is
-        if not (want_sums or layer.sums_out):
-            return requantised(op, sums).reshape(samples, pixels, -1).transpose(0, 2, 1)
-        return sums.reshape(samples, pixels, -1).transpose(0, 2, 1)
+        result: NDArray[np.generic] | None = sums if want_sums else y
+        if result is None:
+            assert sums is not None  # there is one or the other
+            result = requantised(op, sums)
+        return result.reshape(len(images), -1, op.rows).transpose(0, 2, 1)
 
-    def _columns(self, layer: PackedLayer, images: NDArray[np.int8]) -> NDArray[np.int8]:
-        """What the weights meet, (columns, features)."""
-        if layer.window is None:
-            part = images[:, layer.first_feature : layer.first_feature + layer.features]
-            columns = part.reshape(*part.shape[:2], -1).transpose(0, 2, 1)
-            return np.ascontiguousarray(columns).reshape(-1, part.shape[1])
-        last = layer.first_feature + layer.window.channels
-        part = images[:, layer.first_feature : last]
-        return gathered(part, layer.window, layer.bank_size, layer.pad_value)
+    def _columns(self, layer: PackedLayer, part: int, images: NDArray[np.int8]) -> NDArray[np.int8]:
+        """What the weights of a part meet, (columns, features)."""
+        window = layer.window
+        if window is None:
+            own = images[:, layer.first_feature : layer.first_feature + layer.features]
+            columns = own.reshape(*own.shape[:2], -1).transpose(0, 2, 1)
+            return np.ascontiguousarray(columns).reshape(-1, own.shape[1])
+        channels = window.channels // layer.parts
+        first = layer.first_feature + part * channels
+        own = images[:, first : first + channels]
+        return gathered(own, replace(window, channels=channels), layer.bank_size, layer.pad_value)
 
 
 def maxima(op: LinearOp, columns: NDArray[np.int8]) -> NDArray[np.int32]:
@@ -149,8 +163,8 @@ def combined(c: Combination, a: NDArray[np.generic], b: NDArray[np.generic]) -> 
     return y
 
 
-def linear_op(layer: PackedLayer, program: Program) -> LinearOp:
-    """The layer as the cpu kernel takes it, read back from the packed image.
+def linear_ops(layer: PackedLayer, program: Program) -> list[LinearOp]:
+    """The parts of the layer as the cpu kernel takes them, read back from the packed image.
 
     Raises:
         ProgramError: the image does not hold what the layer says.
@@ -170,7 +184,12 @@ def linear_op(layer: PackedLayer, program: Program) -> LinearOp:
         )
     weights, indices, parameters, table = (image[at : at + words] for at, words in extents)
     values, columns = unpack_csb(weights, indices, shape)
-    return _op(layer, values, columns, parameters, table)
+    rows = layer.rows // layer.parts
+    parts = [slice(first, first + rows) for first in range(0, layer.rows, rows)]
+    return [
+        _op(layer, values[p], None if columns is None else columns[p], parameters[p], table)
+        for p in parts
+    ]
 
 
 def product_op(layer: PackedLayer, program: Program) -> LinearOp:

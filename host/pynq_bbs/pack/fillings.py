@@ -44,15 +44,17 @@ _GATES = 4
 class Fillings:
     """The fillings of the vector buffer for a group of column tiles, an entry each.
 
-    With one pass a filling meets all weight blocks; else there is one for each block and pass.
+    With one pass a filling meets all weight blocks of a part; else there is one for each block and
+    pass.
     The counts are iterations of the loops that work on a filling.
     """
 
     def __init__(self, c: Command, build: Build, tiles: int) -> None:
         self.tiles = tiles
-        blocks = _cut(c.rows // build.rows, c.rows_per_block // build.rows)
+        of_part = _cut(c.part_rows // build.rows, c.rows_per_block // build.rows)
+        blocks = np.tile(of_part, c.parts)
         passes = _cut(c.groups, c.groups_per_pass)
-        self._one_pass = len(passes) == 1
+        self._one_pass, self._parts = len(passes) == 1, c.parts
         rows = np.repeat(blocks, len(passes))
         groups = np.tile(passes, len(blocks))
         last_pass = np.tile(np.arange(len(passes)) == len(passes) - 1, len(blocks))
@@ -66,7 +68,11 @@ class Fillings:
         self.visits = self._add(np.ones_like(rows))
         self.last_visits = self._add(last_pass.astype(np.int64))  # those that make outputs
         whole = rows * build.rows // units == c.output_stride
-        self.runs = self._add(np.where(whole, 1, tiles) * last_pass)  # of neighbouring outputs
+        in_order = c.tiles_per_block == 1 or len(blocks) == 1
+        #: runs of neighbouring outputs that are told one by one
+        self.runs = self._add((0 if in_order else np.where(whole, 1, tiles)) * last_pass)
+        #: runs of neighbouring words of weights, of indices and of row parameters
+        self.fetches = self._add(np.ones_like(rows)) if not self._one_pass else _first(c.parts)
         self.weights = self._add(fetched * rows * -(-words * lane_bits * bits // 64))
         self.indices = self._add(fetched * rows * -(-words * lane_bits * c.index_bits // 64))
         self.parameters = self._add(rows * build.rows)
@@ -80,10 +86,10 @@ class Fillings:
         first = np.arange(len(passes)) * c.groups_per_pass * space
         features = np.minimum(passes * space, c.features - first)
         #: features of a tile that are brought
-        self.features = features if self._one_pass else np.tile(features, len(blocks))
+        self.features = np.tile(features, c.parts if self._one_pass else len(blocks))
 
     def _add(self, of_visits: Counts) -> Counts:
-        return of_visits.sum(keepdims=True) if self._one_pass else of_visits
+        return of_visits.reshape(self._parts, -1).sum(1) if self._one_pass else of_visits
 
     @property
     def count(self) -> int:
@@ -169,6 +175,13 @@ class Layer:
             rest + REUSE_DISTANCE,
             np.maximum(REUSE_DISTANCE - np.minimum(age, REUSE_DISTANCE), 1),
         )
+
+
+def _first(count: int) -> Counts:
+    """A one and zeros behind it."""
+    ones: Counts = np.zeros(count, np.int64)
+    ones[0] = 1
+    return ones
 
 
 def _cut(total: int, step: int) -> Counts:

@@ -58,9 +58,10 @@ def image_tiles(c: Command, build: Build) -> int:
 
 
 def steps(c: Command, build: Build) -> int:
-    """Writes to the vector buffer for one tile: a channel and a row of up to TAPS taps each."""
+    """Writes to the vector buffer for one tile of a part: a channel and a row of up to TAPS taps
+    each."""
     taps = build.taps if c.dilation_x == 1 else 1
-    return c.kernel_height * c.channels * -(-c.kernel_width // taps)
+    return c.kernel_height * c.part_channels * -(-c.kernel_width // taps)
 
 
 def tile_words(c: Command, build: Build) -> int:

@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,6 +18,8 @@ _INT32 = 2**31 - 1
 _LEAST = -128
 #: What a kernel, stride, dilation or padding can be at most: fields of 4 bits.
 _MOST_FIELD = 15
+#: Channels of a part of a depthwise layer, about.
+_PART_CHANNELS = 16
 #: Pixels of an image in a row or column at most (`check_image` of `hls/check.hpp`).
 _MOST_PIXELS = 4096
 
@@ -60,7 +59,7 @@ def pack(model: QuantModel, banks: dict[str, tuple[int, int]], build: Build) -> 
             made = _pack_layer(layer, banks.get(layer.name), tensors[layer.input], build, image)
         except InputError as error:
             raise InputError(f"layer {layer.name!r}: {error}") from None
-        layers += made
+        layers.append(made)
         tensors[layer.output] = output_tensor(layer)
     words = np.concatenate([*image.parts, np.zeros(0, np.uint64)])
     return Program(model.name, build, tensors, layers, model.inputs, model.outputs, words)
@@ -120,24 +119,23 @@ def _pack_layer(
     source: Tensor,
     build: Build,
     image: _Image,
-) -> list[PackedLayer]:
-    """One packed layer, or one for each part of the channels that the engine works on at once."""
+) -> PackedLayer:
     window = layer.window
     if layer.weight_tensor:
-        return [_pack_product(layer, build, image)]
+        return _pack_product(layer, build, image)
     if window is None or (window.is_pixel and layer.groups == 1 and not layer.maximum):
         weights = layer.weights.reshape(len(layer.weights), -1)
         bank = bank or dense_bank(weights.shape[1], build)
-        return [_packed(layer, weights, bank, build, image)]
+        return _packed(layer, weights, bank, build, image)
     _check_image(window, source, build)
     if _sums_all(layer):
-        return [_pack_column_sums(layer, window, build, image)]
+        return _pack_column_sums(layer, window, build, image)
     _check_window(window)
-    if layer.groups == 1:
-        size, keep = bank or (1, 1)
-        matrix = tap_matrix(layer.weights, size)
-        return [_packed(layer, matrix, (size, keep), build, image, window=window)]
-    return _pack_groups(layer, window, bank or (1, 1), build, image)
+    if layer.groups > 1:
+        return _pack_groups(layer, window, bank or (1, 1), build, image)
+    size, keep = bank or (1, 1)
+    matrix = tap_matrix(layer.weights, size)
+    return _packed(layer, matrix, (size, keep), build, image, window=window)
 
 
 def _pack_product(layer: QuantLayer, build: Build, image: _Image) -> PackedLayer:
@@ -250,51 +248,56 @@ def _pack_column_sums(
 
 def _pack_groups(
     layer: QuantLayer, window: Window, bank: tuple[int, int], build: Build, image: _Image
-) -> list[PackedLayer]:
-    """Channels of a group see no other group's. Where a group has one channel, groups are packed
-    together: banks hold one tap of many channels, and each row keeps its own.
+) -> PackedLayer:
+    """Rows of a group see no other group's channels, so groups are parts. Where a group has one
+    channel, a part is several: banks hold one tap of its channels, and each row keeps its own.
     """
-    per_group = window.channels // layer.groups
     rows_per_group = len(layer.weights) // layer.groups
-    # Groups whose rows fill row groups: a part writes whole ones, so it must begin with one.
-    step = build.row_step // math.gcd(build.row_step, rows_per_group)
-    if per_group == 1:
-        bank_groups = -(-window.kernel[0] * window.kernel[1] // build.lanes)
-        together = min(build.largest_bank, window.channels, build.vector_words // bank_groups)
-        together = max(together // step, 1) * step
-    elif step == 1:
+    together = 0
+    if window.channels == layer.groups:
+        together = _groups_together(layer.groups, rows_per_group, build)
+        bank = (together, 1)
+    elif rows_per_group % build.row_step == 0:
         together = 1
-    else:
-        matrix = tap_matrix(_spread(layer.weights, layer.groups), 1)
-        return [_packed(layer, matrix, (1, 1), build, image, window=window)]
-    parts = []
-    for first in range(0, layer.groups, together):
-        groups = min(together, layer.groups - first)
-        rows = slice(first * rows_per_group, (first + groups) * rows_per_group)
-        weights = layer.weights[rows]
-        if per_group == 1:
-            weights, bank = _spread(weights, groups), (groups, 1)
-        parts.append(
-            _packed(
-                layer,
-                tap_matrix(weights, bank[0]),
-                bank,
-                build,
-                image,
-                window=replace(window, channels=groups * per_group),
-                first_feature=first * per_group,
-                first_row=rows.start,
-            )
-        )
-    return parts
+    if together == 0:  # parts would not begin with a row group: one part, most of it zeros
+        together, bank = layer.groups, (1, 1)
+    weights = _spread(layer.weights, layer.groups, together)
+    return _packed(
+        layer,
+        tap_matrix(weights, bank[0]),
+        bank,
+        build,
+        image,
+        window=window,
+        parts=layer.groups // together,
+    )
 
 
-def _spread(weights: NDArray[np.int8], groups: int) -> NDArray[np.int8]:
-    """Weights (M, C / groups, ...) as (M, C, ...), zero where a row sees nothing."""
+def _groups_together(groups: int, rows_per_group: int, build: Build) -> int:
+    """How many of the groups of one channel are a part, 0 if no number of them fits.
+
+    Work on a part begins when its channels are gathered, so small parts begin early; but what a
+    part costs besides takes as long as the gathering of about a dozen channels.
+    """
+    limit = min(build.largest_bank, build.vector_words)
+    fitting = [
+        n for n in range(1, min(groups, limit) + 1)
+        if groups % n == 0 and (n == groups or n * rows_per_group % build.row_step == 0)
+    ]  # fmt: skip
+    small = [n for n in fitting if n <= _PART_CHANNELS]
+    large = [n for n in fitting if n > _PART_CHANNELS]
+    if large and (not small or small[-1] <= _PART_CHANNELS // 2):
+        return large[0]
+    return max(small, default=0)
+
+
+def _spread(weights: NDArray[np.int8], groups: int, together: int) -> NDArray[np.int8]:
+    """Weights (M, C / groups, ...) over the channels of `together` groups, (M, C together / groups,
+    ...), zero where a row sees nothing."""
     rows, per_group, *kernel = weights.shape
-    spread = np.zeros((rows, groups, per_group, *kernel), np.int8)
-    spread[np.arange(rows), np.arange(rows) * groups // rows] = weights
-    return spread.reshape(rows, groups * per_group, *kernel)
+    spread = np.zeros((rows, together, per_group, *kernel), np.int8)
+    spread[np.arange(rows), np.arange(rows) * groups // rows % together] = weights
+    return spread.reshape(rows, together * per_group, *kernel)
 
 
 def _packed(
@@ -306,10 +309,9 @@ def _packed(
     *,
     window: Window | None = None,
     sum_columns: bool = False,
-    first_feature: int = 0,
-    first_row: int = 0,
+    parts: int = 1,
 ) -> PackedLayer:
-    """`matrix` (rows, features) in banks, with the row parameters of rows `first_row` and on."""
+    """`matrix` (rows, features) in banks."""
     rows, features = matrix.shape
     padded = np.zeros((-(-rows // build.row_step) * build.row_step, features), np.int8)
     padded[:rows] = matrix
@@ -331,11 +333,10 @@ def _packed(
         )
     weights, indices = pack_csb(padded, shape)
     parameters = np.zeros(len(padded), np.uint64)
-    own = slice(first_row, first_row + rows)
-    parameters[:rows] = row_parameters(layer)[own]
+    parameters[:rows] = row_parameters(layer)
     pad_value = _LEAST if layer.maximum else layer.input_zero_point
     return PackedLayer(
-        name=layer.name if first_row == 0 else f"{layer.name}:{first_row}",
+        name=layer.name,
         input=layer.input,
         output=layer.output,
         rows=len(padded),
@@ -352,10 +353,9 @@ def _packed(
         table=-1 if layer.table is None else image.add(layer.table.view(np.uint64)),
         window=window,
         pad_value=pad_value if window else 0,
-        first_feature=first_feature,
-        first_row=first_row,
         maximum=layer.maximum,
         sum_columns=sum_columns,
+        parts=parts,
         combination=layer.combination,
         weights_per_row=layer.weights[0].size,
     )

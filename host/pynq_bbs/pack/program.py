@@ -27,7 +27,7 @@ from ..model.graph import Combination, Function, QuantInput, QuantOutput, Window
 from .csb import CsbShape
 
 #: Version of the file; raised whenever an older reader would misread it.
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,10 @@ class PackedLayer:
 
     `rows` counts what is packed, zeros that fill a row group included. `features` are those that
     the weights meet: of the input's tensor from `first_feature` on, or with a `window` its taps,
-    in the order of `windows.py`. The outputs are features `first_row` and on of the output's
-    tensor. `weights_per_row` are the model's, where the features are more than that.
+    in the order of `windows.py`. Of a window with `parts`, equal parts of its channels belong to
+    equal parts of the rows, and `features` are the taps of one part. The outputs are features
+    `first_row` and on of the output's tensor. `weights_per_row` are the model's, where the features
+    are more than that.
     """
 
     name: str
@@ -79,6 +81,7 @@ class PackedLayer:
     first_row: int = 0
     maximum: bool = False
     sum_columns: bool = False
+    parts: int = 1
     combination: Combination | None = None
     weight_tensor: str = ""  # the weights are this tensor as it lies, and `weights` means nothing
     weights_per_row: int = 0  # 0: one for every feature

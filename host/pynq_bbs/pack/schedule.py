@@ -125,6 +125,8 @@ def _uncut(
         table=max(layer.table, 0),
         features=-(-layer.features // build.pack) * build.pack,
         rows=layer.rows,
+        parts=layer.parts,
+        part_rows=layer.rows // layer.parts,
         tiles=target.tiles,
         bank_size=layer.bank_size,
         keep=layer.keep,
@@ -159,8 +161,9 @@ def _add_window(command: Command, layer: PackedLayer, build: Build) -> None:
     command.dilation_y, command.dilation_x = window.dilations
     command.pad_top, command.pad_left = window.pads[:2]
     command.channels = window.channels
+    command.part_channels = window.channels // layer.parts
     command.image_words = min(whole_words(window, build), build.image_words // window.channels)
-    reads = steps(command, build) * int(tiles_of(command, build).reads.sum())
+    reads = layer.parts * steps(command, build) * int(tiles_of(command, build).reads.sum())
     loads = image_tiles(command, build) * tile_words(command, build)
     command.load_pace = min(max(1, reads // loads), _MOST_PACE)
 
@@ -185,7 +188,7 @@ def _possible_cuts(command: Command, layer: PackedLayer, build: Build) -> Iterat
         cut = replace(command, tiles_per_block=tiles)
         if layer.window and not _ring_fits(cut, layer.window, build):
             break
-        row_groups = min(command.rows // build.rows, build.block_rows)
+        row_groups = min(command.part_rows // build.rows, build.block_rows)
         if tiles > 1:
             words = command.groups_per_pass * command.keep
             row_groups = min(row_groups, build.block_words // words)
@@ -210,7 +213,7 @@ def _ring_fits(command: Command, window: Window, build: Build) -> bool:
 def _pace(command: Command, build: Build) -> int:
     """Cycles of the multipliers for each word of the next filling, spread evenly."""
     one_pass = command.groups == command.groups_per_pass
-    rows = command.rows if one_pass else command.rows_per_block
+    rows = command.part_rows if one_pass else command.rows_per_block
     multiply = rows // build.rows * command.groups_per_pass * command.keep
     if command.flags & FLAG_IMAGE:
         writes = steps(command, build)

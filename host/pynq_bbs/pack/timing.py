@@ -72,8 +72,9 @@ class Timing:
         self._row_cycles = build.rows * build.cols // (2 if sums_out else build.requant_units)
         self._full = self._works(layer.full)
         self._last = self._works(layer.last) if layer.groups > 1 else self._full
-        #: Parts of a tile that are gathered one after the other, each with pixels to wait for.
-        self._parts = c.kernel_height if layer.image else 1
+        #: Parts of a filling's tile that are gathered one after the other, each with pixels to
+        #: wait for.
+        self._kernel_rows = c.kernel_height if layer.image else 1
         #: Whether tiles of the input do not lie side by side, so that each is fetched by itself.
         features = c.channels if layer.image else int(layer.last.features[0])
         self._apart = c.input_stride != features
@@ -89,7 +90,7 @@ class Timing:
             moved = planes + int(f.parameters[i]) + outputs * self._moves
             busiest = max(weights, indices, outputs, 1)
             ports = planes + outputs * self._moves
-            entered = visits * ENTERED
+            entered = int(f.fetches[i]) * ENTERED
             slowest = max(int(f.accumulate[i]), int(f.parameters[i]) + entered)
             drain = max(
                 int(f.requantise[i]), int(f.requantised[i]), outputs + int(f.runs[i]) * ENTERED
@@ -108,7 +109,7 @@ class Timing:
                     visits=visits,
                     slowest=slowest,
                     drain=drain,
-                    slack=min(flight, rows) * drain / rows,
+                    slack=flight * drain / rows,
                     come=come,
                     ahead=ahead,
                     planes=planes,
@@ -136,7 +137,7 @@ class Timing:
         for number, work in enumerate([*works, None]):
             if work is not None:  # is brought while `busy` is worked on
                 stall, brought, taken = self._bring(number, work, busy, begin, gathering)
-                writes = self._writes(number) * work.tiles * self._parts
+                writes = self._writes(number) * work.tiles * self._kernel_rows
             if busy is not None:
                 rest = busy.multiply + (stall if work is not None else 0.0)
                 end, weights = _finish(busy, begin, begin + rest, weights)
@@ -168,7 +169,7 @@ class Timing:
         """To the vector buffer, of each part of a filling."""
         layer = self.layer
         if layer.image:
-            return steps(layer.c, layer.build) // self._parts
+            return steps(layer.c, layer.build) // self._kernel_rows
         return int(layer.last.features[number % layer.last.count]) // layer.build.pack
 
     def _bring(
@@ -180,7 +181,9 @@ class Timing:
         writes they take beside their work.
         """
         writes, pace = self._writes(number), self.layer.c.pace
-        taken = min(writes * work.tiles * self._parts, -(-busy.multiply // pace)) if busy else 0
+        taken = (
+            min(writes * work.tiles * self._kernel_rows, -(-busy.multiply // pace)) if busy else 0
+        )
         parts = self._parts_of(number, work.tiles, writes)
         slow = self._slow(sum(words for *_, words in parts), busy)
         stall = 0.0
@@ -212,9 +215,9 @@ class Timing:
             return [(trips, trips, words)] * tiles
         group, again = divmod(number, layer.last.count)
         first = group * layer.c.tiles_per_block * layer.last.count + again * tiles
-        at = slice(first * self._parts, (first + tiles) * self._parts)
+        at = slice(first * self._kernel_rows, (first + tiles) * self._kernel_rows)
         loading = layer.loading
-        words_of = loading.words[at] if layer.from_memory else [0] * tiles * self._parts
+        words_of = loading.words[at] if layer.from_memory else [0] * tiles * self._kernel_rows
         return list(zip(loading.trips[at], loading.reads[at], words_of, strict=True))
 
     def _fetch(self, gathering: Gathering, done: float, words: int, slow: float) -> float:
