@@ -193,11 +193,10 @@ passed:
   }
   if (works && has(c, kFlagStateIn)) load_states(c, states, cells);
   const uint32_t tile_words = tensor_words(c.rows);
-  const uint32_t visit_count = (uint32_t)times(s.tile_groups, s.blocks);
   uint32_t base = c.cell_base;  // of the first tile of the group
   uint32_t row = 0;             // words of the blocks before
 visits:
-  for (uint32_t v = 0; v < (works ? visit_count : 0); v++) {
+  for (uint32_t v = 0; v < (works ? s.visits : 0); v++) {
     const Visit visit = visits.read();
     cell_visit(c, visit, base + row, tile_words, words, cells, outputs);
     row += tensor_words(visit.rows * kRows);

@@ -61,7 +61,7 @@ struct FillPosition {
 inline void sequence_fill(const Command& c, const Shape& s, FillPosition& at,
                           BurstStream& act_bursts, FillStream& tile_fills, FillStream& fills) {
 #pragma HLS INLINE
-  const bool last_pass = at.pass + 1 == s.passes;
+  const bool last_pass = at.pass + 1 == c.passes;
   const uint32_t groups = last_pass ? s.last_groups : c.groups_per_pass;
   const uint32_t first_group = (uint32_t)times(at.pass, c.groups_per_pass);
   const uint32_t first = kLanes * (uint32_t)times(first_group, c.bank_size);
@@ -89,7 +89,7 @@ inline void sequence_fill(const Command& c, const Shape& s, FillPosition& at,
   }
   at.pass = last_pass ? 0 : at.pass + 1;
   // With one pass the features stay while all blocks go by.
-  if (last_pass && (s.passes == 1 || ++at.block == s.blocks)) {
+  if (last_pass && (c.passes == 1 || ++at.block == c.blocks)) {
     at.block = 0;
     at.tile += fill.tiles;
   }
@@ -226,28 +226,28 @@ inline void sequence(const Command c, const Shape s, BurstStream& weight_bursts,
   Position at;
   at.tile = 0;
 tile_groups:
-  for (uint32_t group = 0; group < s.tile_groups; group++) {
+  for (uint32_t group = 0; group < c.tile_groups; group++) {
     at.tiles = c.tiles - at.tile < c.tiles_per_block ? c.tiles - at.tile : c.tiles_per_block;
     at.row = 0;
   blocks:
-    for (uint32_t block = 0; block < s.blocks; block++) {
+    for (uint32_t block = 0; block < c.blocks; block++) {
       at.rows = s.row_groups - at.row < s.block_rows ? s.row_groups - at.row : s.block_rows;
     passes:
-      for (at.pass = 0; at.pass < s.passes; at.pass++) {
-        const bool last_pass = at.pass + 1 == s.passes;
-        const bool last_block = block + 1 == s.blocks;
-        const bool last_group = group + 1 == s.tile_groups;
+      for (at.pass = 0; at.pass < c.passes; at.pass++) {
+        const bool last_pass = at.pass + 1 == c.passes;
+        const bool last_block = block + 1 == c.blocks;
+        const bool last_group = group + 1 == c.tile_groups;
         const bool final = last_pass && last_block && last_group;
         at.groups = last_pass ? s.last_groups : c.groups_per_pass;
         // The filling behind the one that this visit works on: the multipliers ask for its words
         // already during the visit, so it may not wait for the visits to come.
-        if ((s.passes > 1 || block == 0) && next.index < s.fills)
+        if ((c.passes > 1 || block == 0) && next.index < s.fills)
           sequence_fill(c, s, next, act_bursts, tile_fills, fills);
         sequence_block(c, s, at, final, weight_bursts, index_bursts, row_bursts);
         Visit visit = visit_at(c, at);
         visit.last_pass = last_pass;
         visit.last_group = last_group;
-        visit.fill_end = s.passes > 1 || last_block;
+        visit.fill_end = c.passes > 1 || last_block;
         visit.final = final;
         unpack_visits.write(visit);
         multiply_visits.write(visit);

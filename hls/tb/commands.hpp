@@ -24,7 +24,7 @@ inline uint32_t block_size(const bbs::Command& c) {
   return c.groups * c.keep * (c.rows / bbs::kRows);
 }
 
-// Cuts the loops of a command down to what the buffers hold.
+// Cuts the loops of a command down to what the buffers hold; the quotients follow.
 inline void fit_loops(bbs::Command& c) {
   c.groups = quotient_up(c.features, (uint64_t)bbs::kLanes * c.bank_size);
   const uint32_t fit = bbs::kVectorWords / bank_room(c);  // groups that fit the vector buffer
@@ -40,6 +40,7 @@ inline void fit_loops(bbs::Command& c) {
   if (passes) most = std::min(most, bbs::kSumWords / c.tiles_per_block);
   const uint32_t rows = std::min<uint32_t>(most * bbs::kRows, 65535) / step;
   c.rows_per_block = std::min(round_up(c.rows_per_block, step), rows * step);
+  set_quotients(c);
 }
 
 // Cuts them at random, in any way that fits; blocks larger than the whole are among them.
@@ -222,6 +223,7 @@ inline bool random_image(Random& random, const Limits& limits, uint32_t height, 
   cut_loops(random, c);
   if (place_image(random, c)) return true;
   c.tiles_per_block = 1;
+  set_quotients(c);
   return place_image(random, c);
 }
 

@@ -87,6 +87,7 @@ int64_t stage(tb::Random& random, uint32_t flags) {
   c.tiles_per_block = c.groups = c.groups_per_pass = 1;
   c.rows_per_block = bbs::kRows;
   c.last_columns = random.between(1, bbs::kCols);
+  tb::set_quotients(c);
   bbs::TableStream table_words("table_words");
   bbs::TotalStream totals("totals");
   bbs::WordStream residuals("residuals"), states("states"), outputs("outputs");
@@ -128,7 +129,8 @@ int64_t stage(tb::Random& random, uint32_t flags) {
     }
     totals.write(total);
   }
-  bbs::requantise(c, bbs::derive_shape(c), table_words, totals, residuals, states, outputs);
+  const bbs::Shape s = bbs::derive_shape(c, bbs::amounts_of(c));
+  bbs::requantise(c, s, table_words, totals, residuals, states, outputs);
   tb::Words expected_words;
   tb::append_bytes(expected_words, expected);
   for (size_t i = 0; i < expected_words.size(); i++)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-VERSION = 2
+VERSION = 3
 SIGNATURE = 0x32534242
 COMMAND_WORDS = 16
 
@@ -145,6 +145,10 @@ _LAYOUT: tuple[tuple[str, int, int, int, bool], ...] = (
     ("cell_base", 12, 48, 16, False),
     ("state", 13, 0, 32, False),
     ("state_words", 13, 32, 24, False),
+    ("tile_groups", 14, 0, 24, False),
+    ("blocks", 14, 32, 24, False),
+    ("passes", 15, 0, 16, False),
+    ("channel_blocks", 15, 16, 16, False),
     ("signature", 15, 32, 32, False),
 )
 
@@ -207,6 +211,10 @@ class Command:
     cell_base: int = 0
     state: int = 0
     state_words: int = 0
+    tile_groups: int = 0
+    blocks: int = 0
+    passes: int = 0
+    channel_blocks: int = 0
     signature: int = SIGNATURE
 
     def encode(self) -> list[int]:

@@ -39,6 +39,7 @@ _YOSYS_FABRIC_PRODUCT_LUTS = 66
 #: `check_command`, `sequence` and `cell` share as many as their ALLOCATION allows.
 COUNTING = (
     ("check_command", 1, (32, 32), 64),
+    ("short_times", 1, (24, 17), 41),
     ("sequence", 1, (32, 32), 64),
     ("unpack", 1, (24, 16), 32),
     ("multiply", 1, (24, 16), 32),
@@ -47,8 +48,10 @@ COUNTING = (
 IMAGE_COUNTING = (("columns", 3, (16, 16), 32), ("gather", 2, (16, 16), 32))
 CELL_COUNTING = (("cell", 1, (32, 32), 64),)
 #: Calls of `times` that share a multiplier, and so choose its operands: (source, calls).
-TIMES_CALLS = (("check.hpp", 27), ("sequence.hpp", 16))
-CELL_TIMES_CALLS = (("cell.hpp", 3),)
+TIMES_CALLS = (("check.hpp", 13), ("sequence.hpp", 16))
+CELL_TIMES_CALLS = (("cell.hpp", 2),)
+#: Those of `short_times`, all in the check.
+SHORT_CALLS = 15
 #: Products that `BIND_OP impl=fabric` keeps out of DSPs: (variable, bits of the operands, copies).
 FABRIC_COUNTING = (("plane_bits", (40, 4), 2),)  # check_command and sequence
 #: Those that only images need; five sums of 45 bits make the product with a constant.
@@ -87,7 +90,6 @@ _MOST_KERNEL = 15
 
 # Assumed LUTs.
 _FIFO_CONTROL = 30
-_DIVIDER = 256
 _COMPARISONS = 600  # of a command check, some forty
 _PROCESS_CONTROL = 250
 _M_AXI = 800
@@ -449,10 +451,11 @@ def _control_terms(build: Build, family: str) -> Iterator[Term]:
         "multipliers of "
         + ", ".join(f"{name} {dsp}" for (name, *_), dsp in zip(counting, dsps, strict=True))
         + "; LUT: 64 bits of operands, each 1 of "
-        + ", ".join(f"{n} ({name})" for name, n in calls),
+        + ", ".join(f"{n} ({name})" for name, n in calls)
+        + f", and 41 bits, each 1 of {SHORT_CALLS} (short_times)",
         "declared",
         dsp=sum(dsps),
-        lut=sum(64 * mux_luts(n) for _, n in calls),
+        lut=sum(64 * mux_luts(n) for _, n in calls) + 41 * mux_luts(SHORT_CALLS),
     )
     in_fabric = FABRIC_COUNTING + IMAGE_FABRIC_COUNTING * image
     yield Term(
@@ -464,9 +467,9 @@ def _control_terms(build: Build, family: str) -> Iterator[Term]:
     )
     yield Term(
         "command check",
-        f"a sequential divider of 32 bits, {_DIVIDER} LUTs, and comparisons, {_COMPARISONS}",
+        f"comparisons, {_COMPARISONS} LUTs",
         "assumed",
-        lut=_DIVIDER + _COMPARISONS,
+        lut=_COMPARISONS,
     )
     yield Term(
         "state machines",

@@ -37,9 +37,13 @@ from ..interface import (
 from .fillings import Layer
 from .timing import PIPELINE_CYCLES, PORT_DEPTH, ROWS_DEPTH, STEPS, Timing
 
-#: To decode and check a command, once its words are there: a few dividers one after the other,
-#: each of some thirty stages, and what hangs on their quotients. Assumed, not measured.
-CHECK_CYCLES = 250
+#: Products of two numbers of 32 bits in the check of a command (`times` in `hls/check.hpp`).
+CHECK_PRODUCTS = 13
+#: To decode and check a command, once its words are there. Its products follow each other through
+#: one multiplier, 4 cycles each and one to hand over; the short ones take less through another one
+#: beside it. Ten more to decode, until the first product has its operands, to compare and to choose
+#: what is reported. Assumed, not measured.
+CHECK_CYCLES = 5 * CHECK_PRODUCTS + 10
 #: What the first command of a run costs before anything works on it; the others are fetched and
 #: checked beside the command before them.
 RUN_CYCLES = 2 * (COMMAND_WORDS + PIPELINE_CYCLES) + CHECK_CYCLES
