@@ -63,7 +63,7 @@ IMAGE_FABRIC_COUNTING = (
 )
 #: Streams that nobody writes where a build has no images, no cells.
 IMAGE_STREAMS: tuple[str, ...] = ("tile_fills", "tile_columns")
-CELL_STREAMS: tuple[str, ...] = ("cell_visits", "states")
+CELL_STREAMS: tuple[str, ...] = ("cell_visits", "states", "gates", "hidden")
 #: `sequence`, five `fetch`, `unpack`, `columns`, `gather`, `multiply`, `accumulate`,
 #: `requantise`, `cell`, `deliver`, `prepare`, and the command loop around them.
 _PROCESSES = 16
@@ -171,7 +171,7 @@ def streams(build: Build) -> tuple[StreamGroup, ...]:
     ports = ("weight_words", "index_words", "row_words", "feature_words", "residual_words")
     bursts = tuple(f"{n}_bursts" for n in ("weight", "index", "row", "act", "residual", "store"))
     visits = ("unpack_visits", "multiply_visits", "accumulate_visits", "cell_visits")
-    words = (*ports, "outputs", "states", "requantised")
+    words = (*ports, "outputs", "states", "gates", "hidden")
     tile = 40 * build.cols + 8 + 32 * _MOST_KERNEL + 64
     sums, acts = 32 * build.rows * build.cols, word_bits(build)
     chain = max(build.chain_words, 2)
