@@ -28,6 +28,7 @@ from pynq_bbs.interface import (
 )
 from pynq_bbs.pack.csb import csb_shape
 from pynq_bbs.pack.cycles import RUN_CYCLES, LayerCycles, Memory, layer_cycles
+from pynq_bbs.pack.quotients import with_quotients
 from pynq_bbs.report import table
 
 MEMORY = Memory(142.857e6, 1.5e9)
@@ -117,7 +118,7 @@ def lstm_step(inputs: int, units: int, bank_size: int, keep: int, build: Build) 
     words = shape.row_groups * shape.groups * keep
     if words > build.block_words or shape.groups > shape.groups_per_pass:
         raise SystemExit(f"an LSTM of {units} units does not fit build {build.name}")
-    return Command(
+    step = Command(
         op=OP_MATRIX,
         flags=FLAG_RESIDENT_WEIGHTS | FLAG_LSTM | FLAG_TABLE | FLAG_TO_MEMORY,
         features=features,
@@ -137,6 +138,7 @@ def lstm_step(inputs: int, units: int, bank_size: int, keep: int, build: Build) 
         last_columns=1,
         output_stride=units,
     )
+    return with_quotients(step)
 
 
 def route(command: Command) -> str:

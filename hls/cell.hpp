@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The cells of an LSTM or GRU: the gates of a unit and its state give its hidden value and its
-// new state. The definition is docs/recurrent.md; everything else passes through.
+// new state. The definition is docs/recurrent.md. What is no cell does not come this way.
 #pragma once
 
 #include "accumulate.hpp"
@@ -178,35 +178,27 @@ stored:
   }
 }
 
+// Hidden values go on, and behind the last ones the states.
 inline void cell(const Command c, const Shape s, VisitStream& visits, WordStream& states,
-                 WordStream& words, CellWord cells[kCellDepth], WordStream& outputs) {
+                 WordStream& gates, CellWord cells[kCellDepth], WordStream& hidden) {
 #pragma HLS INLINE off
 #pragma HLS ALLOCATION function instances=times limit=1
-  const bool works = kCellWords > 0 && is_cell(c);
-  const bool sums_out = has(c, kFlagSumsOut);
-  // Checked: fits the memory.
-  const uint32_t words_out = sums_out ? s.totals * kWide / 2 : s.totals * kWide / kPortBytes;
-passed:
-  for (uint32_t i = 0; i < (works ? 0 : words_out); i++) {
-#pragma HLS PIPELINE II=1
-    outputs.write(words.read());
-  }
-  if (works && has(c, kFlagStateIn)) load_states(c, states, cells);
+  if (!is_cell(c)) return;
+  if (has(c, kFlagStateIn)) load_states(c, states, cells);
   const uint32_t tile_words = tensor_words(c.rows);
-  const uint32_t visit_count = (uint32_t)times(s.tile_groups, s.blocks);
   uint32_t base = c.cell_base;  // of the first tile of the group
   uint32_t row = 0;             // words of the blocks before
 visits:
-  for (uint32_t v = 0; v < (works ? visit_count : 0); v++) {
+  for (uint32_t v = 0; v < s.visits; v++) {
     const Visit visit = visits.read();
-    cell_visit(c, visit, base + row, tile_words, words, cells, outputs);
+    cell_visit(c, visit, base + row, tile_words, gates, cells, hidden);
     row += tensor_words(visit.rows * kRows);
     if (row == tile_words) {
       row = 0;
       base += (uint32_t)times(visit.tiles, tile_words);
     }
   }
-  if (works && has(c, kFlagStateOut)) store_states(c, cells, outputs);
+  if (has(c, kFlagStateOut)) store_states(c, cells, hidden);
 }
 
 }  // namespace bbs

@@ -6,9 +6,9 @@
 
 namespace bbs {
 
-constexpr uint32_t kVersion = 2;
+constexpr uint32_t kVersion = 3;
 constexpr uint32_t kSignature = 0x32534242;
-constexpr int kCommandWords = 16;  // 64-bit words of a command in memory
+constexpr int kCommandWords = 17;  // 64-bit words of a command in memory
 
 enum Op : uint32_t {
   kOpMatrix = 1,
@@ -107,6 +107,10 @@ struct Command {
   uint32_t cell_base;  // Where the states lie in the cell memory, in words of two.
   uint32_t state;  // Word offset of the stored states, INT16, [column tile][unit][COLS].
   uint32_t state_words;  // Port words of the states that are loaded or stored.
+  uint32_t tile_groups;  // tiles / tiles_per_block, rounded up.
+  uint32_t blocks;  // part_rows / rows_per_block, rounded up: weight blocks of a part.
+  uint32_t passes;  // groups / groups_per_pass, rounded up.
+  uint32_t channel_blocks;  // part_channels / bank_size, rounded up: banks of an image at each tap.
   uint32_t parts;  // Equal parts of the channels and of the rows, where the rows of a part see its channels only; 1 without an image.
   uint32_t part_channels;  // Channels of a part.
   uint32_t part_rows;  // Rows of a part, a multiple of ROWS.
@@ -170,10 +174,14 @@ inline Command decode_command(const uint64_t words[kCommandWords]) {
   c.cell_base = (uint32_t)(words[12] >> 48) & 0xffffu;
   c.state = (uint32_t)(words[13] >> 0);
   c.state_words = (uint32_t)(words[13] >> 32) & 0xffffffu;
-  c.parts = (uint32_t)(words[14] >> 0) & 0xffffu;
-  c.part_channels = (uint32_t)(words[14] >> 16) & 0xffffu;
-  c.part_rows = (uint32_t)(words[14] >> 32) & 0xffffffu;
-  c.signature = (uint32_t)(words[15] >> 32);
+  c.tile_groups = (uint32_t)(words[14] >> 0) & 0xffffffu;
+  c.blocks = (uint32_t)(words[14] >> 32) & 0xffffffu;
+  c.passes = (uint32_t)(words[15] >> 0) & 0xffffu;
+  c.channel_blocks = (uint32_t)(words[15] >> 16) & 0xffffu;
+  c.parts = (uint32_t)(words[15] >> 32) & 0xffffu;
+  c.part_channels = (uint32_t)(words[15] >> 48) & 0xffffu;
+  c.part_rows = (uint32_t)(words[16] >> 0) & 0xffffffu;
+  c.signature = (uint32_t)(words[16] >> 32);
   return c;
 }
 

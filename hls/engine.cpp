@@ -81,9 +81,11 @@ void run_command(const Command c, const Shape s, const Next next, const word_t* 
   CommandStream next_words("next_words");
   VisitStream cell_visits("cell_visits");
   WordStream states("states");
-  WordStream requantised("requantised");
+  WordStream gates("gates");
+  WordStream hidden("hidden");
 #pragma HLS BIND_STORAGE variable=states type=fifo impl=lutram
-#pragma HLS BIND_STORAGE variable=requantised type=fifo impl=lutram
+#pragma HLS BIND_STORAGE variable=gates type=fifo impl=lutram
+#pragma HLS BIND_STORAGE variable=hidden type=fifo impl=lutram
   BBS_REGION;
   BBS_PROCESS(sequence(c, s, weight_bursts, index_bursts, row_bursts, act_bursts,
                        residual_bursts, store_bursts, tile_fills, fills, unpack_visits,
@@ -98,9 +100,9 @@ void run_command(const Command c, const Shape s, const Next next, const word_t* 
   BBS_PROCESS(gather(c, s, fills, tile_columns, feature_words, chain, image, vector_writes));
   BBS_PROCESS(multiply(c, s, vector_writes, multiply_visits, csb_words, block, sums));
   BBS_PROCESS(accumulate(c, accumulate_visits, row_words, sums, table_words, totals));
-  BBS_PROCESS(requantise(c, s, table_words, totals, residual_words, states, requantised));
-  BBS_PROCESS(cell(c, s, cell_visits, states, requantised, cells, outputs));
-  BBS_PROCESS(deliver(c, results, store_bursts, outputs, chain));
+  BBS_PROCESS(requantise(c, s, table_words, totals, residual_words, states, gates, outputs));
+  BBS_PROCESS(cell(c, s, cell_visits, states, gates, cells, hidden));
+  BBS_PROCESS(deliver(c, results, store_bursts, outputs, hidden, chain));
   BBS_PROCESS(prepare(next, next_words, job));
 }
 

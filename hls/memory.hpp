@@ -78,9 +78,15 @@ bytes:
   return true;
 }
 
+// What is delivered: of cells what they make of the outputs.
+inline word_t next_output(const Command& c, WordStream& outputs, WordStream& hidden) {
+#pragma HLS INLINE
+  return is_cell(c) ? hidden.read() : outputs.read();
+}
+
 // Outputs go to memory, to the chain, or to both.
-inline void deliver(const Command c, word_t* port, BurstStream& bursts, WordStream& words,
-                    ChainStream& chain) {
+inline void deliver(const Command c, word_t* port, BurstStream& bursts, WordStream& outputs,
+                    WordStream& hidden, ChainStream& chain) {
 #pragma HLS INLINE off
   const bool to_chain = (c.flags & kFlagToChain) != 0;
   const bool to_memory = (c.flags & kFlagToMemory) != 0;
@@ -97,14 +103,14 @@ bursts:
     stores:
       for (uint32_t i = 0; i < (to_memory ? burst.count : 0); i++) {
 #pragma HLS PIPELINE II=1
-        const word_t word = words.read();
+        const word_t word = next_output(c, outputs, hidden);
         port[offset + i] = word;
         if (to_chain && collect(collector, word)) chain.write(collector.word);
       }
     links:
       for (uint32_t i = 0; i < (to_memory ? 0 : burst.count); i++) {
 #pragma HLS PIPELINE II=1
-        if (collect(collector, words.read())) chain.write(collector.word);
+        if (collect(collector, next_output(c, outputs, hidden))) chain.write(collector.word);
       }
       offset += burst.step;
     }

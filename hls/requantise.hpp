@@ -111,9 +111,20 @@ inline word_t sum_pair(const Command& c, const TotalWord& total, uint32_t part) 
          (word_t)(high_counts ? (uint32_t)total.v[high] : 0) << 32;
 }
 
+// The states of cells come by the port of the residuals, before anything else.
+inline void pass_states(const Command& c, WordStream& residuals, WordStream& states) {
+#pragma HLS INLINE
+state_words:
+  for (uint32_t i = 0; i < (has(c, kFlagStateIn) ? c.state_words : 0); i++) {
+#pragma HLS PIPELINE II=1
+    states.write(residuals.read());
+  }
+}
+
+// The gates of cells go to `gates`, everything else is an output.
 inline void requantise(const Command c, const Shape s, TableStream& table_words,
                        TotalStream& totals, WordStream& residuals, WordStream& states,
-                       WordStream& outputs) {
+                       WordStream& gates, WordStream& outputs) {
 #pragma HLS INLINE off
   // A copy for each unit: a lookup a cycle each.
   int8_t table[kRequantUnits][kTableEntries];
@@ -130,11 +141,7 @@ table_bytes:
       table[u][i] = (int8_t)(uint8_t)(entries >> (8 * (i % kPortBytes)));
     }
   }
-state_words:
-  for (uint32_t i = 0; i < (has(c, kFlagStateIn) ? c.state_words : 0); i++) {
-#pragma HLS PIPELINE II=1
-    states.write(residuals.read());
-  }
+  pass_states(c, residuals, states);
   const bool sums_out = has(c, kFlagSumsOut);
   const uint32_t parts = sums_out ? kWide / 2 : kWide / kRequantUnits;
   // Checked: fits the memory.
@@ -161,7 +168,10 @@ output_words:
       filled += kRequantUnits;
       if (filled == kPortBytes) {
         filled = 0;
-        outputs.write(word);
+        if (is_cell(c))
+          gates.write(word);
+        else
+          outputs.write(word);
       }
     }
     if (++part == parts) {

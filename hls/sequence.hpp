@@ -78,7 +78,7 @@ struct FillPosition {
 inline void sequence_fill(const Command& c, const Shape& s, FillPosition& at,
                           BurstStream& act_bursts, FillStream& tile_fills, FillStream& fills) {
 #pragma HLS INLINE
-  const bool last_pass = at.pass + 1 == s.passes;
+  const bool last_pass = at.pass + 1 == c.passes;
   const uint32_t groups = last_pass ? s.last_groups : c.groups_per_pass;
   const uint32_t first_group = (uint32_t)times(at.pass, c.groups_per_pass);
   const uint32_t first = kLanes * (uint32_t)times(first_group, c.bank_size);
@@ -107,7 +107,7 @@ inline void sequence_fill(const Command& c, const Shape& s, FillPosition& at,
   }
   at.pass = last_pass ? 0 : at.pass + 1;
   // With one pass the features stay while all blocks of the part go by.
-  if (last_pass && (s.passes == 1 || ++at.block == s.blocks)) {
+  if (last_pass && (c.passes == 1 || ++at.block == c.blocks)) {
     at.block = 0;
     at.channel_base += (uint32_t)times(c.part_channels, c.image_words);
     if (++at.part == parts_of(c)) {
@@ -164,10 +164,10 @@ inline void sequence_rows(const Command& c, const Shape& s, const Position& at, 
                           BurstStream& weight_bursts, BurstStream& index_bursts,
                           BurstStream& row_bursts) {
 #pragma HLS INLINE
-  const bool at_once = s.passes == 1;
+  const bool at_once = c.passes == 1;
   if (at_once && !is_first(at)) return;
   const Position rows = at_once ? everything(c, s) : at;
-  const uint32_t repeats = at_once ? s.tile_groups : 1;
+  const uint32_t repeats = at_once ? c.tile_groups : 1;
   Burst weights = plane_burst(c, s, rows, c.weights, weight_bits(c));
   Burst indices = plane_burst(c, s, rows, c.indices, c.index_bits);  // dense: empty
   Burst parameters = no_burst(false);
@@ -185,8 +185,8 @@ inline void sequence_rows(const Command& c, const Shape& s, const Position& at, 
 inline void sequence_store(const Command& c, const Shape& s, const Position& at, bool final,
                            BurstStream& residual_bursts, BurstStream& store_bursts) {
 #pragma HLS INLINE
-  const bool at_once = in_order(c, s);
-  if (at_once ? !is_first(at) : at.pass + 1 < s.passes) return;
+  const bool at_once = in_order(c);
+  if (at_once ? !is_first(at) : at.pass + 1 < c.passes) return;
   const Position out = at_once ? everything(c, s) : at;
   const uint32_t row = output_features(c, out.row * kRows);
   const uint32_t place = (uint32_t)times(out.tile, c.output_stride) + row;
@@ -227,9 +227,9 @@ inline void end_ports(BurstStream& weights, BurstStream& indices, BurstStream& r
   stores.write(no_burst(true));
 }
 
-inline Visit visit_at(const Command& c, const Shape& s, const Position& at) {
+inline Visit visit_at(const Command& c, const Position& at) {
 #pragma HLS INLINE
-  const bool last_block = at.block + 1 == s.blocks;
+  const bool last_block = at.block + 1 == c.blocks;
   const bool last_part = at.part + 1 == parts_of(c);
   Visit visit;
   visit.tiles = at.tiles;
@@ -239,9 +239,9 @@ inline Visit visit_at(const Command& c, const Shape& s, const Position& at) {
   const uint32_t place = c.block_base + (uint32_t)times(at.row, visit.row_words);
   visit.block = keeps_block(c) ? place : 0;
   visit.first_pass = at.pass == 0;
-  visit.last_pass = at.pass + 1 == s.passes;
-  visit.last_group = at.tile_group + 1 == s.tile_groups;
-  visit.fill_end = s.passes > 1 || last_block;
+  visit.last_pass = at.pass + 1 == c.passes;
+  visit.last_group = at.tile_group + 1 == c.tile_groups;
+  visit.fill_end = c.passes > 1 || last_block;
   visit.final = visit.last_pass && last_block && last_part && visit.last_group;
   return visit;
 }
@@ -268,24 +268,24 @@ inline void sequence(const Command c, const Shape s, BurstStream& weight_bursts,
   Position at;
   at.tile = 0;
 tile_groups:
-  for (at.tile_group = 0; at.tile_group < s.tile_groups; at.tile_group++) {
+  for (at.tile_group = 0; at.tile_group < c.tile_groups; at.tile_group++) {
     at.tiles = c.tiles - at.tile < c.tiles_per_block ? c.tiles - at.tile : c.tiles_per_block;
     at.row = at.part_end = 0;
   parts:
     for (at.part = 0; at.part < parts_of(c); at.part++) {
       at.part_end += s.part_rows;
     blocks:
-      for (at.block = 0; at.block < s.blocks; at.block++) {
+      for (at.block = 0; at.block < c.blocks; at.block++) {
         const uint32_t rest = at.part_end - at.row;
         at.rows = rest < s.block_rows ? rest : s.block_rows;
       passes:
-        for (at.pass = 0; at.pass < s.passes; at.pass++) {
-          at.groups = at.pass + 1 == s.passes ? s.last_groups : c.groups_per_pass;
+        for (at.pass = 0; at.pass < c.passes; at.pass++) {
+          at.groups = at.pass + 1 == c.passes ? s.last_groups : c.groups_per_pass;
           // The filling behind the one that this visit works on: the multipliers ask for its words
           // already during the visit, so it may not wait for the visits to come.
-          if ((s.passes > 1 || at.block == 0) && next.index < s.fills)
+          if ((c.passes > 1 || at.block == 0) && next.index < s.fills)
             sequence_fill(c, s, next, act_bursts, tile_fills, fills);
-          const Visit visit = visit_at(c, s, at);
+          const Visit visit = visit_at(c, at);
           sequence_rows(c, s, at, visit.final, weight_bursts, index_bursts, row_bursts);
           unpack_visits.write(visit);
           multiply_visits.write(visit);

@@ -27,6 +27,7 @@ from pynq_bbs.interface import (
     OP_MATRIX,
     Command,
 )
+from pynq_bbs.pack.quotients import with_quotients
 
 _OUTPUTS = (
     FLAG_TO_MEMORY,
@@ -59,13 +60,13 @@ def chain_filler(words: int, build: Build) -> Command:
     step = build.row_step
     rows = -(-words * build.pack // step) * step
     most = build.block_rows // step * step
-    return Command(
+    return with_quotients(Command(
         op=OP_MATRIX, flags=FLAG_TO_CHAIN | FLAG_DENSE, features=build.pack, rows=rows, tiles=1,
         parts=1, part_rows=rows, tiles_per_block=1, bank_size=build.pack, keep=build.pack,
         groups=1, groups_per_pass=1, rows_per_block=min(rows, most), pace=1,
         input_stride=build.pack, last_columns=1,
         output_stride=rows,
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 @st.composite
@@ -159,7 +160,7 @@ def commands(draw: st.DrawFn, build: Build) -> Command:
         output_stride=rows + step * draw(st.integers(0, 2)),
         last_columns=draw(st.integers(1, build.cols)),
     )  # fmt: skip
-    return _fitting(c, build)
+    return _fitting(with_quotients(c), build)
 
 
 def _fitting(c: Command, build: Build) -> Command:

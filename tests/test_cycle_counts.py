@@ -39,6 +39,7 @@ from pynq_bbs.pack.cycles import (
     layer_cycles,
     trip_counts,
 )
+from pynq_bbs.pack.quotients import with_quotients
 from random_commands import chain_filler, chain_words, commands
 
 BUILD = load_build("8x32")
@@ -182,11 +183,10 @@ def test_large_layers_several_rows_at_a_time(shape: tuple[int, int], columns: in
 
 def test_many_blocks_beside_one_filling() -> None:
     """More visits than a stream of them holds, while the next filling is taken already."""
-    command = replace(
-        matrix(BUILD, MEMORY, 1024, 1024, 128, (64, 8)),
-        tiles_per_block=2,
-        rows_per_block=32,
+    cut = replace(
+        matrix(BUILD, MEMORY, 1024, 1024, 128, (64, 8)), tiles_per_block=2, rows_per_block=32
     )
+    command = with_quotients(cut)
     wanted = replayed(BUILD, [command])
     assert layer_cycles(command, BUILD, MEMORY).total == pytest.approx(wanted[0], rel=0.04)
 
@@ -253,8 +253,8 @@ def test_a_trace_starts_with_what_the_chain_holds() -> None:
     """The same command, once fed by a short one and once by what a longer one leaves."""
     engine: CountingEngine = counting_engine(BUILD)
     taker = chain_filler(8, BUILD)
-    taker = replace(taker, flags=taker.flags & ~FLAG_TO_CHAIN | FLAG_FROM_CHAIN | FLAG_TO_MEMORY)
-    taker.tiles = 8
+    flags = taker.flags & ~FLAG_TO_CHAIN | FLAG_FROM_CHAIN | FLAG_TO_MEMORY
+    taker = with_quotients(replace(taker, flags=flags, tiles=8))
     cycles = []
     for words in (8, 64):
         count(BUILD, [chain_filler(words, BUILD), taker], tracing=True)

@@ -244,7 +244,8 @@ def high_water(printed: str) -> dict[str, tuple[int, int]]:
 def idle_streams(build: str) -> set[str]:
     """Streams of what a build does without."""
     of_images = set() if load_build(build).image_words else {"tile_columns", "tile_fills"}
-    return of_images | (set() if load_build(build).cell_words else {"states", "cell_visits"})
+    of_cells = {"cell_visits", "states", "gates", "hidden"}
+    return of_images | (set() if load_build(build).cell_words else of_cells)
 
 
 @pytest.mark.parametrize("build", BUILDS)

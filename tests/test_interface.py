@@ -30,14 +30,15 @@ GOLDEN = Command(
     kernel_width=5, stride_y=2, stride_x=4, dilation_y=7, dilation_x=9, pad_top=11, pad_left=13,
     channels=0xDEDE, load_pace=0xF1F1, image_base=0x0A0A, image_words=0x0B0B, a_zero=-7, b_zero=17,
     out_zero=-19, shift=37, a_scale=-0x123456, low=-101, b_scale=0x654321, high=99,
-    block_base=0x0C0C, cell_base=0x0D0D, state=0x77778888, state_words=0x565656, parts=0x0E0E,
-    part_channels=0x0F0F, part_rows=0x424242,
+    block_base=0x0C0C, cell_base=0x0D0D, state=0x77778888, state_words=0x565656,
+    tile_groups=0x787878, blocks=0x9A9A9A, passes=0xBCBC, channel_blocks=0xDEDE,
+    parts=0x0E0E, part_channels=0x0F0F, part_rows=0x424242,
 )  # fmt: skip
 GOLDEN_BYTES = (
     "01341200027eaa5511111111222222223333333344444444555555556666666699998888"
     "7777770088888800999999aa401018fdbbbbccccddddeeee12121220343434fb56567878"
     "9a9abcbc534297dbdedef1f10a0a0b0bf911ed25aacbed9b214365630c0c0d0d88887777"
-    "565656000e0e0f0f424242000000000042425332"
+    "56565600787878009a9a9a00bcbcdede0e0e0f0f4242420042425332"
 )
 
 

@@ -27,6 +27,7 @@ from pynq_bbs.model.recurrent import (
     quantise_lstm,
     run_recurrent,
 )
+from pynq_bbs.pack.quotients import with_quotients
 from pynq_bbs.paths import hls_dir
 from pynq_bbs.toolchain import shared_library
 
@@ -136,7 +137,7 @@ class Packed:
             per_block = 1
         limit = min(limit, build.block_rows, build.sum_words // per_block) * build.rows
         fits = max(step, limit // step * step)
-        return Command(
+        command = Command(
             op=interface.OP_MATRIX,
             flags=interface.FLAG_TO_MEMORY | (interface.FLAG_DENSE if dense else 0),
             weights=self.weights,
@@ -157,6 +158,7 @@ class Packed:
             pace=int(rng.integers(1, 4)),
             last_columns=build.cols,
         )
+        return with_quotients(command)
 
 
 class Layout:

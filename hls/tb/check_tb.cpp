@@ -17,7 +17,7 @@ Command good_command() {
   c.rows = c.output_stride = 6 * bbs::kRowStep, c.tiles = 3;
   c.groups_per_pass = 2, c.rows_per_block = 4 * bbs::kRowStep, c.tiles_per_block = 2;
   c.pace = c.load_pace = 1, c.last_columns = bbs::kCols;
-  tb::join_parts(c);
+  tb::set_quotients(c);
   return c;
 }
 
@@ -102,7 +102,7 @@ const Spoiled kSpoiled[] = {
     {"sum buffer", bbs::kStatusSumOverflow,
      [](Command& c) {
        c.bank_size = 8, c.keep = 1;
-       c.groups = bbs::divide_up(c.features, 8 * bbs::kLanes);
+       c.groups = tb::quotient_up(c.features, 8 * bbs::kLanes);
        c.groups_per_pass = 1;
        c.tiles_per_block = bbs::kVectorWords / 8;
        const uint32_t groups = bbs::kSumWords / c.tiles_per_block + 1;
@@ -138,11 +138,11 @@ Command good_image() {
   c.stride_y = c.stride_x = c.dilation_y = c.dilation_x = 1;
   c.out_height = 4, c.out_width = 6;
   c.features = 3 * 2 * 2 * 4;
-  c.groups = c.groups_per_pass = bbs::divide_up(c.features, 4 * bbs::kLanes);
+  c.groups = c.groups_per_pass = tb::quotient_up(c.features, 4 * bbs::kLanes);
   c.tiles = tb::quotient_up(c.out_height * c.out_width, bbs::kCols);
   c.tiles_per_block = 1;
   c.image_words = tb::whole_image_words(c);
-  tb::join_parts(c);
+  tb::set_quotients(c);
   return c;
 }
 
@@ -150,7 +150,7 @@ Command good_image() {
 void cut_in_two(Command& c) {
   c.parts = 2, c.part_rows = c.rows / 2, c.part_channels = 3;
   c.features = 3 * 2 * 4;
-  c.groups = c.groups_per_pass = bbs::divide_up(c.features, 4 * bbs::kLanes);
+  c.groups = c.groups_per_pass = tb::quotient_up(c.features, 4 * bbs::kLanes);
 }
 
 const Spoiled kSpoiledImages[] = {
@@ -194,10 +194,54 @@ const Spoiled kSpoiledImages[] = {
 void expect_spoiled(const Command& good, const Spoiled& spoiled, bbs::Status wanted) {
   Command c = good;
   spoiled.change(c);
-  if (c.parts == 1) tb::join_parts(c);  // of the rows as they are now
+  tb::set_quotients(c);
   bbs::Shape s;
   TB_EXPECT(bbs::check_command(c, UINT32_MAX, 0, s), wanted, "status with %s spoiled",
             spoiled.what);
+}
+
+// One more and one less than each quotient, 0, and what a field holds at most.
+void wrong_quotients() {
+  struct Quotient {
+    const char* name;
+    uint32_t Command::*field;
+    int bits;
+    bbs::Status wanted;
+  };
+  const Quotient quotients[] = {
+      {"groups", &Command::groups, 16, bbs::kStatusBadShape},
+      {"passes", &Command::passes, 16, bbs::kStatusBadShape},
+      {"tile_groups", &Command::tile_groups, 24, bbs::kStatusBadShape},
+      {"blocks", &Command::blocks, 24, bbs::kStatusBadShape},
+      {"channel_blocks", &Command::channel_blocks, 16, bbs::kStatusBadImage},
+  };
+  for (const Quotient& quotient : quotients) {
+    const bool of_image = quotient.wanted == bbs::kStatusBadImage;
+    if (of_image && bbs::kImageWords == 0) continue;
+    const Command good = of_image ? good_image() : good_command();
+    const uint32_t right = good.*quotient.field;
+    for (const uint32_t wrong : {right - 1, right + 1, 0u, (1u << quotient.bits) - 1}) {
+      Command c = good;
+      bbs::Shape s;
+      c.*quotient.field = wrong;
+      TB_EXPECT(bbs::check_command(c, UINT32_MAX, 0, s), quotient.wanted, "status with %u %s", wrong,
+                quotient.name);
+    }
+  }
+}
+
+// A product tells whether a quotient is right, for all that the fields can hold.
+void quotients_by_products(tb::Random& random) {
+  const uint32_t total = (uint32_t)(random.bits() >> random.between(40, 63));
+  const uint32_t step = random.between(1, (1 << random.between(1, 17)) - 1);
+  const uint32_t right = tb::quotient_up(total, step);
+  const uint32_t other = (uint32_t)(random.bits() >> random.between(40, 63));
+  for (const uint32_t count : {right - 1, right, right + 1, other}) {
+    if (count >= 1u << 24) continue;
+    const int64_t last = bbs::last_piece(total, step, bbs::short_times(count, step));
+    TB_EXPECT(bbs::is_piece(last, step), count == right, "%u pieces of %u in %u", count, step,
+              total);
+  }
 }
 
 // A step of a cell that stores its states.
@@ -205,7 +249,7 @@ void make_step(Command& c) {
   c.flags |= bbs::kFlagLstm | bbs::kFlagStateOut;
   c.rows = c.output_stride = 4 * tb::row_step(c), c.rows_per_block = tb::row_step(c);
   c.state_words = 1;
-  tb::join_parts(c);
+  tb::set_quotients(c);
 }
 
 void every_status() {
@@ -255,6 +299,7 @@ void chain_levels() {
   c.flags |= bbs::kFlagFromChain;
   c.bank_size = 8, c.keep = 2;
   c.features = c.input_stride = 8 * bbs::kLanes, c.groups = c.groups_per_pass = 1, c.tiles = 1;
+  tb::set_quotients(c);
   bbs::Shape s;
   const uint32_t input = c.features / bbs::kPack, output = c.rows / bbs::kPack;
   TB_EXPECT(bbs::check_command(c, UINT32_MAX, input, s), bbs::kStatusOk, "input in the chain");
@@ -262,6 +307,7 @@ void chain_levels() {
             "input not all in the chain");
   c.flags = bbs::kFlagToChain;
   c.tiles_per_block = 1;
+  tb::set_quotients(c);
   const uint32_t room = bbs::kChainWords - output;
   TB_EXPECT(bbs::check_command(c, UINT32_MAX, room, s), bbs::kStatusOk, "output fits the chain");
   TB_EXPECT(bbs::check_command(c, UINT32_MAX, room + 1, s), bbs::kStatusChainOverflow,
@@ -281,7 +327,7 @@ void same_after_encoding(tb::Random& random) {
   const uint64_t claimed[bbs::kCommandWords] = {
       0xffffffff00ffffffu, all, all, all, 0x00ffffffffffffffu, 0xffffffff00ffffffu,
       0xffffffffff3fffffu, all, all, all, all, 0xffffffff3fffffffu, all, 0x00ffffffffffffffu,
-      0x00ffffffffffffffu, 0xffffffff00000000u};
+      0x00ffffff00ffffffu, all, 0xffffffff00ffffffu};
   for (int i = 0; i < bbs::kCommandWords; i++)
     TB_EXPECT(again[i], words[i] & claimed[i], "word %d, decoded and encoded", i);
 }
@@ -329,7 +375,7 @@ int64_t sizes_beyond_memory(tb::Random& random) {
   c.groups = tb::quotient_up(c.features, bbs::kLanes * c.bank_size);
   c.groups_per_pass = std::min<uint32_t>(c.groups, bbs::kVectorWords / c.bank_size);
   c.tiles_per_block = 1, c.rows_per_block = bbs::kRowStep;
-  tb::join_parts(c);
+  tb::set_quotients(c);
   const uint32_t words = (uint32_t)(random.bits() >> random.between(32, 40));
   const uint64_t end = place_planes(
       c, [&] { return (uint32_t)(random.bits() >> random.between(32, 63)); });
@@ -349,11 +395,13 @@ int64_t sizes_beyond_memory(tb::Random& random) {
 int main() {
   tb::Random random(11);
   every_status();
+  wrong_quotients();
   chain_levels();
   const int count = tb::cases(100000);
   int64_t fitting = 0;
   for (int i = 0; i < count; i++) {
     same_after_encoding(random);
+    quotients_by_products(random);
     memory_of_its_size(random);
     fitting += sizes_beyond_memory(random);
   }

@@ -70,7 +70,7 @@ int64_t run(tb::Random& random) {
   if (!tb::random_image(random, {8, 60, 200}, random.between(1, 40), random.between(1, 40),
                         random.between(1, 4), c))
     return 0;
-  const bbs::Shape s = bbs::derive_shape(c);
+  const bbs::Shape s = bbs::derive_shape(c, bbs::amounts_of(c));
   bbs::FillStream fills("fills");
   bbs::ColumnsStream tiles("tiles");
   std::vector<bbs::Fill> told;

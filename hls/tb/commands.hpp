@@ -24,16 +24,8 @@ inline uint32_t block_size(const bbs::Command& c) {
   return c.groups * c.keep * (c.rows / bbs::kRows);
 }
 
-// All rows see all channels.
-inline void join_parts(bbs::Command& c) {
-  c.parts = 1;
-  c.part_rows = c.rows;
-  c.part_channels = c.channels;
-}
-
-// Cuts the loops of a command down to what the buffers hold.
+// Cuts the loops of a command down to what the buffers hold; the quotients follow.
 inline void fit_loops(bbs::Command& c) {
-  if (c.parts <= 1) join_parts(c);
   c.groups = quotient_up(c.features, (uint64_t)bbs::kLanes * c.bank_size);
   const uint32_t fit = bbs::kVectorWords / bank_room(c);  // groups that fit the vector buffer
   c.groups_per_pass = std::min({c.groups_per_pass, c.groups, fit});
@@ -48,6 +40,7 @@ inline void fit_loops(bbs::Command& c) {
   if (passes) most = std::min(most, bbs::kSumWords / c.tiles_per_block);
   const uint32_t rows = std::min<uint32_t>(most * bbs::kRows, 65535) / step;
   c.rows_per_block = std::min(round_up(c.rows_per_block, step), rows * step);
+  set_quotients(c);
 }
 
 // Cuts them at random, in any way that fits; blocks larger than the whole are among them.
@@ -246,6 +239,7 @@ inline bool random_image(Random& random, const Limits& limits, uint32_t height, 
   cut_loops(random, c);
   if (place_image(random, c)) return true;
   c.tiles_per_block = 1;
+  set_quotients(c);
   return place_image(random, c);
 }
 

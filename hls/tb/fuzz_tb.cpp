@@ -47,7 +47,7 @@ class Guarded {
 // Flips bits or replaces a byte of an encoded command.
 void damage(tb::Random& random, uint64_t words[bbs::kCommandWords]) {
   for (int n = random.between(1, 3); n > 0; n--) {
-    uint64_t& word = words[random.once_in(8) ? 15 : random.between(0, 13)];
+    uint64_t& word = words[random.once_in(8) ? 15 : random.between(0, 14)];
     const int shift = random.between(0, 63);
     if (random.once_in(2))
       word ^= (uint64_t)1 << shift;
@@ -116,7 +116,7 @@ void run(Guarded& memory, uint32_t first, uint32_t count, bool damaged, Tally& t
     if (status != bbs::kStatusOk) break;
     expect_inside(c, s, memory.size());
     allow_outputs(c, outputs);
-    level += (uint32_t)(bbs::chain_output(c) - bbs::chain_input(c, s));
+    level += s.chain_change;
     tally.chained += tb::has(c, bbs::kFlagFromChain);
     done++;
   }

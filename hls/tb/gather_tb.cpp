@@ -106,7 +106,7 @@ std::vector<int8_t> fill_bytes(const bbs::Command& c, const bbs::Fill& fill, uin
 }
 
 int64_t run_command(bbs::Command c, const tb::Tensor& x) {
-  const bbs::Shape s = bbs::derive_shape(c);
+  const bbs::Shape s = bbs::derive_shape(c, bbs::amounts_of(c));
   tb::SequenceStreams told;
   told.run(c, s);
   Streams streams;

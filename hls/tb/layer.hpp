@@ -76,15 +76,34 @@ inline void encode_command(const bbs::Command& c, uint64_t words[bbs::kCommandWo
       c.block_base | c.cell_base << 16,
       c.state,
       c.state_words,
+      c.tile_groups,
+      c.blocks,
+      c.passes | c.channel_blocks << 16,
       c.parts | c.part_channels << 16,
       c.part_rows,
-      0,
       c.signature};
   for (int i = 0; i < bbs::kCommandWords; i++)
     words[i] = halves[2 * i] | (uint64_t)halves[2 * i + 1] << 32;
 }
 
 inline uint32_t quotient_up(uint64_t a, uint64_t b) { return (uint32_t)((a + b - 1) / b); }
+
+// All rows see all channels.
+inline void join_parts(bbs::Command& c) {
+  c.parts = 1;
+  c.part_rows = c.rows;
+  c.part_channels = c.channels;
+}
+
+// The quotients that a command holds; those of 0 are 0. One that says nothing of parts has one.
+inline void set_quotients(bbs::Command& c) {
+  const auto up = [](uint32_t a, uint32_t b) { return b == 0 ? 0 : quotient_up(a, b); };
+  if (c.parts == 1 || c.part_rows == 0) join_parts(c);
+  c.tile_groups = up(c.tiles, c.tiles_per_block);
+  c.blocks = up(c.part_rows, c.rows_per_block);
+  c.passes = up(c.groups, c.groups_per_pass);
+  c.channel_blocks = up(c.part_channels, c.bank_size);
+}
 
 inline bool of_cell(const bbs::Command& c) { return has(c, bbs::kFlagLstm | bbs::kFlagGru); }
 

@@ -56,9 +56,11 @@ int64_t run_deliver(tb::Random& random) {
   const uint32_t places[] = {bbs::kFlagToMemory, bbs::kFlagToChain,
                              bbs::kFlagToMemory | bbs::kFlagToChain};
   c.flags = places[random.between(0, 2)];
+  if (random.once_in(2)) c.flags |= bbs::kFlagLstm;  // hidden values are delivered
   const bool to_chain = tb::has(c, bbs::kFlagToChain);
   bbs::BurstStream bursts("bursts");
-  bbs::WordStream words("words");
+  bbs::WordStream outputs("outputs"), hidden("hidden");
+  bbs::WordStream& words = bbs::is_cell(c) ? hidden : outputs;
   bbs::ChainStream chain("chain");
   for (const bbs::Burst& burst : random_bursts(random, true, to_chain ? bbs::kPortWords : 1)) {
     bursts.write(burst);
@@ -71,7 +73,7 @@ int64_t run_deliver(tb::Random& random) {
       }
     }
   }
-  bbs::deliver(c, memory.data(), bursts, words, chain);
+  bbs::deliver(c, memory.data(), bursts, outputs, hidden, chain);
   for (size_t i = 0; i < memory.size(); i++) TB_EXPECT(memory[i], expected[i], "word %zu", i);
   for (size_t i = 0; to_chain && i < sent.size(); i += bbs::kPortWords) {
     const bbs::ActWord word = chain.read();

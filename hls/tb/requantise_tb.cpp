@@ -87,9 +87,11 @@ int64_t stage(tb::Random& random, uint32_t flags) {
   c.tiles_per_block = c.groups = c.groups_per_pass = 1;
   c.rows_per_block = bbs::kRows;
   c.last_columns = random.between(1, bbs::kCols);
+  tb::set_quotients(c);
   bbs::TableStream table_words("table_words");
   bbs::TotalStream totals("totals");
-  bbs::WordStream residuals("residuals"), states("states"), outputs("outputs");
+  bbs::WordStream residuals("residuals"), states("states");
+  bbs::WordStream gates("gates"), outputs("outputs");
   const std::vector<int8_t> table = tb::random_bytes(random, bbs::kTableEntries);
   const tb::Tensor b = tb::random_tensor(random, c.tiles, c.rows);
   tb::Words words, residual_words;
@@ -128,17 +130,20 @@ int64_t stage(tb::Random& random, uint32_t flags) {
     }
     totals.write(total);
   }
-  bbs::requantise(c, bbs::derive_shape(c), table_words, totals, residuals, states, outputs);
+  const bbs::Shape s = bbs::derive_shape(c, bbs::amounts_of(c));
+  bbs::requantise(c, s, table_words, totals, residuals, states, gates, outputs);
   tb::Words expected_words;
   tb::append_bytes(expected_words, expected);
   for (size_t i = 0; i < expected_words.size(); i++)
-    TB_EXPECT(outputs.read(), expected_words[i], "flags %u: output word %zu", flags, i);
+    TB_EXPECT((bbs::is_cell(c) ? gates : outputs).read(), expected_words[i],
+              "flags %u: output word %zu", flags, i);
   for (size_t i = 0; i < state_words.size(); i++)
     TB_EXPECT(states.read(), state_words[i], "flags %u: state word %zu", flags, i);
   TB_EXPECT(tb::drained(states), true, "flags %u: state words too many", flags);
   TB_EXPECT(tb::drained(table_words), true, "flags %u: table words left over", flags);
   TB_EXPECT(tb::drained(totals), true, "flags %u: totals left over", flags);
   TB_EXPECT(tb::drained(residuals), true, "flags %u: residual words left over", flags);
+  TB_EXPECT(tb::drained(gates), true, "flags %u: gates too many", flags);
   TB_EXPECT(tb::drained(outputs), true, "flags %u: output words too many", flags);
   return (int64_t)expected_words.size();
 }

@@ -116,7 +116,7 @@ int64_t follow_fills(tb::SequenceStreams& streams, const bbs::Command& c, const 
     TB_EXPECT(fill.features <= fill.stride * bbs::kLanes, true, "features of fill %u fit", f);
     TB_EXPECT(fill.stride, fill.groups * tb::bank_room(c), "stride of fill %u", f);
     TB_EXPECT(fill.first_group % c.groups_per_pass, 0, "first group of fill %u", f);
-    const uint32_t of_part = s.passes == 1 ? 1 : s.passes * s.blocks;
+    const uint32_t of_part = c.passes == 1 ? 1 : c.passes * c.blocks;
     TB_EXPECT(fill.again, f % (c.parts * of_part) != 0, "whether fill %u brings the same tiles again",
               f);
     TB_EXPECT(fill.channel_base, f / of_part % c.parts * c.part_channels * c.image_words,
@@ -133,7 +133,7 @@ int64_t follow_fills(tb::SequenceStreams& streams, const bbs::Command& c, const 
 
 // Activations come a fill at a time, an image in one piece.
 void expect_activations(tb::SequenceStreams& streams, const bbs::Command& c, const bbs::Shape& s) {
-  const uint32_t loads = s.passes == 1 ? 1 : s.blocks;  // of every feature
+  const uint32_t loads = c.passes == 1 ? 1 : c.blocks;  // of every feature
   const bool image = tb::has(c, bbs::kFlagImage);
   const int64_t filled = follow_fills(streams, c, s);
   TB_EXPECT(filled, (int64_t)c.tiles * c.parts * c.features * loads, "features filled");
@@ -147,15 +147,14 @@ void expect_activations(tb::SequenceStreams& streams, const bbs::Command& c, con
   expect_cover(bursts, extent, image ? 1 : loads, "activations");
 }
 
-void expect_rows(tb::SequenceStreams& streams, const bbs::Command& c, const bbs::Shape& s,
-                 int64_t wanted) {
+void expect_rows(tb::SequenceStreams& streams, const bbs::Command& c, int64_t wanted) {
   auto rows = until_final(streams.rows, "row bursts");
   if (tb::has(c, bbs::kFlagTable)) {
     TB_EXPECT(rows[0].offset, c.table, "the table comes first");
     TB_EXPECT(rows[0].count * rows[0].times, 32, "words of the table");
     rows.erase(rows.begin());
   }
-  TB_EXPECT(expect_cover(rows, plane(c.parameters, c.rows), s.tile_groups * s.passes,
+  TB_EXPECT(expect_cover(rows, plane(c.parameters, c.rows), c.tile_groups * c.passes,
                          "row parameters"),
             wanted, "row words");
 }
@@ -224,12 +223,12 @@ int64_t run(tb::Random& random) {
   const Totals t = follow(c, visits);
   const std::vector<uint64_t> sizes = tb::plane_sizes(c);
   TB_EXPECT(expect_cover(until_final(streams.weights, "weight bursts"),
-                         plane(c.weights, sizes[2]), s.tile_groups, "weights"),
+                         plane(c.weights, sizes[2]), c.tile_groups, "weights"),
             t.weights, "weight words");
   TB_EXPECT(expect_cover(until_final(streams.indices, "index bursts"),
-                         plane(c.indices, sizes[3]), s.tile_groups, "indices"),
+                         plane(c.indices, sizes[3]), c.tile_groups, "indices"),
             t.indices, "index words");
-  expect_rows(streams, c, s, t.rows);
+  expect_rows(streams, c, t.rows);
   expect_activations(streams, c, s);
   expect_outputs(streams, c, t.outputs);
   TB_EXPECT(t.fills, s.fills, "fills that the visits end");

@@ -82,6 +82,7 @@ bool large_image(tb::Random& random, uint32_t stride, bbs::Command& c) {
   for (int i = 0; i < 200; i++) {
     if (!tb::random_image(random, {40, 40, 300}, 32, 40, 5, c) || c.stride_x != stride) continue;
     c.rows_per_block = std::min<uint32_t>(c.rows_per_block, 2 * kStep);
+    tb::set_quotients(c);
     return true;
   }
   return false;

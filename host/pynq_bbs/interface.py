@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-VERSION = 2
+VERSION = 3
 SIGNATURE = 0x32534242
-COMMAND_WORDS = 16
+COMMAND_WORDS = 17
 
 OP_MATRIX = 1
 
@@ -145,10 +145,14 @@ _LAYOUT: tuple[tuple[str, int, int, int, bool], ...] = (
     ("cell_base", 12, 48, 16, False),
     ("state", 13, 0, 32, False),
     ("state_words", 13, 32, 24, False),
-    ("parts", 14, 0, 16, False),
-    ("part_channels", 14, 16, 16, False),
-    ("part_rows", 14, 32, 24, False),
-    ("signature", 15, 32, 32, False),
+    ("tile_groups", 14, 0, 24, False),
+    ("blocks", 14, 32, 24, False),
+    ("passes", 15, 0, 16, False),
+    ("channel_blocks", 15, 16, 16, False),
+    ("parts", 15, 32, 16, False),
+    ("part_channels", 15, 48, 16, False),
+    ("part_rows", 16, 0, 24, False),
+    ("signature", 16, 32, 32, False),
 )
 
 
@@ -210,6 +214,10 @@ class Command:
     cell_base: int = 0
     state: int = 0
     state_words: int = 0
+    tile_groups: int = 0
+    blocks: int = 0
+    passes: int = 0
+    channel_blocks: int = 0
     parts: int = 0
     part_channels: int = 0
     part_rows: int = 0

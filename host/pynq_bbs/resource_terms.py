@@ -39,6 +39,7 @@ _YOSYS_FABRIC_PRODUCT_LUTS = 66
 #: `check_command`, `sequence` and `cell` share as many as their ALLOCATION allows.
 COUNTING = (
     ("check_command", 1, (32, 32), 64),
+    ("short_times", 1, (24, 17), 41),
     ("sequence", 1, (32, 32), 64),
     ("unpack", 1, (24, 16), 32),
     ("multiply", 1, (24, 16), 32),
@@ -47,8 +48,10 @@ COUNTING = (
 IMAGE_COUNTING = (("columns", 3, (16, 16), 32), ("gather", 2, (16, 16), 32))
 CELL_COUNTING = (("cell", 1, (32, 32), 64),)
 #: Calls of `times` that share a multiplier, and so choose its operands: (source, calls).
-TIMES_CALLS = (("check.hpp", 31), ("sequence.hpp", 17))
-CELL_TIMES_CALLS = (("cell.hpp", 3),)
+TIMES_CALLS = (("check.hpp", 14), ("sequence.hpp", 17))
+CELL_TIMES_CALLS = (("cell.hpp", 2),)
+#: Those of `short_times`, all in the check.
+SHORT_CALLS = 17
 #: Products that `BIND_OP impl=fabric` keeps out of DSPs: (variable, bits of the operands, copies).
 FABRIC_COUNTING = (("plane_bits", (40, 4), 2),)  # check_command and sequence
 #: Those that only images need; five sums of 45 bits make the product with a constant.
@@ -60,7 +63,7 @@ IMAGE_FABRIC_COUNTING = (
 )
 #: Streams that nobody writes where a build has no images, no cells.
 IMAGE_STREAMS: tuple[str, ...] = ("tile_fills", "tile_columns")
-CELL_STREAMS: tuple[str, ...] = ("cell_visits", "states")
+CELL_STREAMS: tuple[str, ...] = ("cell_visits", "states", "gates", "hidden")
 #: `sequence`, five `fetch`, `unpack`, `columns`, `gather`, `multiply`, `accumulate`,
 #: `requantise`, `cell`, `deliver`, `prepare`, and the command loop around them.
 _PROCESSES = 16
@@ -87,7 +90,6 @@ _MOST_KERNEL = 15
 
 # Assumed LUTs.
 _FIFO_CONTROL = 30
-_DIVIDER = 256
 _COMPARISONS = 600  # of a command check, some forty
 _PROCESS_CONTROL = 250
 _M_AXI = 800
@@ -169,7 +171,7 @@ def streams(build: Build) -> tuple[StreamGroup, ...]:
     ports = ("weight_words", "index_words", "row_words", "feature_words", "residual_words")
     bursts = tuple(f"{n}_bursts" for n in ("weight", "index", "row", "act", "residual", "store"))
     visits = ("unpack_visits", "multiply_visits", "accumulate_visits", "cell_visits")
-    words = (*ports, "outputs", "states", "requantised")
+    words = (*ports, "outputs", "states", "gates", "hidden")
     tile = 40 * build.cols + 8 + 32 * _MOST_KERNEL + 64
     sums, acts = 32 * build.rows * build.cols, word_bits(build)
     chain = max(build.chain_words, 2)
@@ -449,10 +451,11 @@ def _control_terms(build: Build, family: str) -> Iterator[Term]:
         "multipliers of "
         + ", ".join(f"{name} {dsp}" for (name, *_), dsp in zip(counting, dsps, strict=True))
         + "; LUT: 64 bits of operands, each 1 of "
-        + ", ".join(f"{n} ({name})" for name, n in calls),
+        + ", ".join(f"{n} ({name})" for name, n in calls)
+        + f", and 41 bits, each 1 of {SHORT_CALLS} (short_times)",
         "declared",
         dsp=sum(dsps),
-        lut=sum(64 * mux_luts(n) for _, n in calls),
+        lut=sum(64 * mux_luts(n) for _, n in calls) + 41 * mux_luts(SHORT_CALLS),
     )
     in_fabric = FABRIC_COUNTING + IMAGE_FABRIC_COUNTING * image
     yield Term(
@@ -464,9 +467,9 @@ def _control_terms(build: Build, family: str) -> Iterator[Term]:
     )
     yield Term(
         "command check",
-        f"a sequential divider of 32 bits, {_DIVIDER} LUTs, and comparisons, {_COMPARISONS}",
+        f"comparisons, {_COMPARISONS} LUTs",
         "assumed",
-        lut=_DIVIDER + _COMPARISONS,
+        lut=_COMPARISONS,
     )
     yield Term(
         "state machines",

@@ -37,9 +37,13 @@ from ..interface import (
 from .fillings import Layer
 from .timing import PIPELINE_CYCLES, PORT_DEPTH, ROWS_DEPTH, STEPS, Timing
 
-#: To decode and check a command, once its words are there: a few dividers one after the other,
-#: each of some thirty stages, and what hangs on their quotients. Assumed, not measured.
-CHECK_CYCLES = 250
+#: Products of two numbers of 32 bits in the check of a command (`times` in `hls/check.hpp`).
+CHECK_PRODUCTS = 14
+#: To decode and check a command, once its words are there. Its products follow each other through
+#: one multiplier, 4 cycles each and one to hand over; the short ones take less through another one
+#: beside it. Ten more to decode, until the first product has its operands, to compare and to choose
+#: what is reported. Assumed, not measured.
+CHECK_CYCLES = 5 * CHECK_PRODUCTS + 10
 #: What the first command of a run costs before anything works on it; the others are fetched and
 #: checked beside the command before them.
 RUN_CYCLES = 2 * (COMMAND_WORDS + PIPELINE_CYCLES) + CHECK_CYCLES
@@ -62,9 +66,8 @@ _MULTIPLY = "multiply.hpp:multiply:csb_words"
 _ACCUMULATE = "accumulate.hpp:accumulate:rows"
 _TABLE = "accumulate.hpp:accumulate:table"
 _TABLE_BYTES = "requantise.hpp:requantise:table_bytes"
-_STATES = "requantise.hpp:requantise:state_words"
+_STATES = "requantise.hpp:pass_states:state_words"
 _REQUANTISE = "requantise.hpp:requantise:output_words"
-_PASSED = "cell.hpp:cell:passed"
 _GATES = "cell.hpp:cell_visit:gate_words"
 _LOADED = "cell.hpp:load_states:loaded"
 _STORED = "cell.hpp:store_states:stored"
@@ -126,7 +129,6 @@ def trip_counts(command: Command, build: Build) -> dict[str, int]:
         _TABLE_BYTES: layer.table_words * PORT_BYTES,
         _STATES: layer.loaded_words,
         _REQUANTISE: layer.sum("requantise"),
-        _PASSED: 0 if layer.cell else layer.sum("requantised"),
         _GATES: gates if layer.cell else 0,
         _LOADED: 2 * layer.loaded_words,
         _STORED: 2 * layer.stored_words,
@@ -148,8 +150,10 @@ def layer_cycles(command: Command, build: Build, memory: Memory) -> LayerCycles:
     c, layer = command, Layer(command, build)
     timing = Timing(layer, memory.bytes_per_cycle / PORT_BYTES)
     total, starts = timing.run(_table(layer))
-    # Behind the multipliers' own pipeline there are four more, and the words of a row group.
-    total += 5 * PIPELINE_CYCLES + build.rows * build.cols / build.requant_units
+    # Behind the multipliers' own pipeline there are three more, or four, and the words of a row
+    # group.
+    pipelines = 5 if layer.cell else 4
+    total += pipelines * PIPELINE_CYCLES + build.rows * build.cols / build.requant_units
     macs = c.rows * c.groups * build.lanes * c.keep * c.tiles * build.cols
     read = PORT_BYTES * sum(_read(layer).values())
     written = PORT_BYTES * layer.output_words() if layer.to_memory else 0

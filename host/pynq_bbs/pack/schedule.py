@@ -31,6 +31,7 @@ from ..model.graph import Window
 from .cycles import Memory, layer_cycles
 from .gathering import image_tiles, ring_words, steps, tile_words, tiles_of
 from .program import PackedLayer
+from .quotients import with_quotients
 from .windows import whole_words
 
 #: More tiles a block than this gain nothing: weights are then a small share of the traffic.
@@ -90,7 +91,7 @@ def layer_command(
             f"{build.image_words * build.banks} pixels, too few for the rows of "
             f"{layer.window} that one column tile needs"
         )
-    return min(cuts, key=lambda cut: layer_cycles(cut, build, memory).total)
+    return with_quotients(min(cuts, key=lambda cut: layer_cycles(cut, build, memory).total))
 
 
 def _uncut(
