@@ -56,7 +56,7 @@ SHORT = 0.16
 NETWORK = 0.032
 #: A layer of several passes that all of memory is needed for.
 LARGE = 0.03
-COMMAND = "memory.hpp:fetch_program:command_words"
+COMMAND = "memory.hpp:fetch_residuals:command_words"
 DRAIN = "engine.cpp:drain:chain_words"
 
 
