@@ -164,6 +164,10 @@ def test_network_of_several_rows_and_one_column() -> None:
     check_network(NARROW, network("autoencoder", NARROW, MEMORY))
 
 
+def test_network_of_one_column_and_weights_on_chip() -> None:
+    check_network(NARROW, network("autoencoder", NARROW, MEMORY, resident=True))
+
+
 @pytest.mark.parametrize("columns", [1, 64, 128])
 @pytest.mark.parametrize("bank", [(64, 8), (2, 2)], ids=["87.5 %", "dense"])
 @pytest.mark.parametrize("shape", [(4096, 1024), (768, 3072), (768, 6144)])
