@@ -81,9 +81,11 @@ struct Rows {
 inline void start_rows(const Visit& visit, Rows& at) {
 #pragma HLS INLINE
   at.visit = visit;
-  // Parameters come a row a cycle, so a row group takes ROWS cycles.
+  // Parameters come a row a cycle, so a row group takes ROWS cycles. It is left in the last of them
+  // and read again in the first one of the next tile.
   const uint32_t row_cycles = visit.rows * kRows;
-  at.period = row_cycles < kReuseDistance ? kReuseDistance : row_cycles;
+  const uint32_t least = kReuseDistance + kRows - 1;
+  at.period = row_cycles < least ? least : row_cycles;
   at.cycle = at.row = at.place = 0;
   at.tile = 1;
 }
@@ -144,7 +146,7 @@ table:
 rows:
   while (!over) {
 #pragma HLS PIPELINE II=1
-    // A row comes round once a period.
+    // A row is read again a period later, less the cycles of a row group.
 #pragma HLS DEPENDENCE variable=rows inter RAW distance=4 true
     // A place is read a visit after it was written, which is a period at least.
 #pragma HLS DEPENDENCE variable=partial inter RAW distance=4 true

@@ -92,9 +92,9 @@ void run_command(const Command c, const Shape s, const Next next, const word_t* 
                        multiply_visits, accumulate_visits, cell_visits));
   BBS_PROCESS(fetch(weights, weight_bursts, weight_words));
   BBS_PROCESS(fetch(indices, index_bursts, index_words));
-  BBS_PROCESS(fetch_program(program, row_bursts, next, row_words, next_words));
+  BBS_PROCESS(fetch(program, row_bursts, row_words));
   BBS_PROCESS(fetch(activations, act_bursts, feature_words));
-  BBS_PROCESS(fetch(residuals, residual_bursts, residual_words));
+  BBS_PROCESS(fetch_residuals(residuals, residual_bursts, next, residual_words, next_words));
   BBS_PROCESS(unpack(c, unpack_visits, weight_words, index_words, csb_words));
   BBS_PROCESS(columns(c, s, tile_fills, tile_columns));
   BBS_PROCESS(gather(c, s, fills, tile_columns, feature_words, chain, image, vector_writes));

@@ -46,17 +46,17 @@ struct Next {
   uint32_t chain_level;
 };
 
-// The port of commands and parameters: when this command's parameters are through, it brings the
-// next command, so that none but the first is waited for.
-inline void fetch_program(const word_t* port, BurstStream& bursts, const Next next,
-                          WordStream& words, CommandStream& command) {
+// The port of the residuals, which are wanted last: before them it brings the next command, so that
+// none but the first is waited for.
+inline void fetch_residuals(const word_t* port, BurstStream& bursts, const Next next,
+                            WordStream& words, CommandStream& command) {
 #pragma HLS INLINE off
-  fetch(port, bursts, words);
 command_words:
   for (uint32_t i = 0; i < (next.exists ? kCommandWords : 0); i++) {
 #pragma HLS PIPELINE II=1
     command.write(port[next.offset + i]);
   }
+  fetch(port, bursts, words);
 }
 
 // Collects port words to activation words.

@@ -38,6 +38,7 @@ _PRAGMA = re.compile(r"^\s*#pragma HLS PIPELINE II=1$")
 _FUNCTION = re.compile(r"^(?!static_assert)[\w:]+ [\w:<>*& ]*?\b(\w+)\(")
 _LABEL = re.compile(r"^\s*(\w+):$")
 _HEADER = re.compile(r"^(\s*)(for|while) \(.*\) \{$")
+_CALL = re.compile(r"^  (\w+)\(.*\);$")
 _PROCESS = re.compile(r"^\s*BBS_PROCESS\((\w+)\((\w+)")
 
 
@@ -62,6 +63,8 @@ class Instrumented:
         self.loops: list[Loop] = []
         #: (function, first argument); number 0 is whatever runs outside of the region
         self.processes: list[tuple[str, str]] = [("", "")]
+        #: (function, one that it calls by a statement of its own)
+        self.calls: set[tuple[str, str]] = set()
 
     def source(self, file: str, text: str) -> str:
         """`text` of `file` with its loops and processes instrumented.
@@ -71,7 +74,12 @@ class Instrumented:
         """
         lines = text.splitlines()
         before: dict[int, list[str]] = {}  # what to put before a line
+        function = ""
         for at, line in enumerate(lines):
+            if start := _FUNCTION.match(line):
+                function = start[1]
+            elif call := _CALL.match(line):
+                self.calls.add((function, call[1]))
             if _PIPELINE.search(line):
                 self._loop(file, lines, at, before)
             if process := _PROCESS.match(line):
@@ -131,7 +139,7 @@ class CountingEngine(Engine):
                 trips = int(self._library.bbs_counting_trips(process, number))
                 if functions[loop.function] <= 1:
                     found[str(loop)] += trips
-                elif function == loop.function or trips:
+                elif function == loop.function or (function, loop.function) in self._sources.calls:
                     found[f"{loop}({argument})"] += trips
         return dict(found)
 

@@ -56,7 +56,7 @@ SHORT = 0.16
 NETWORK = 0.032
 #: A layer of several passes that all of memory is needed for.
 LARGE = 0.03
-COMMAND = "memory.hpp:fetch_program:command_words"
+COMMAND = "memory.hpp:fetch_residuals:command_words"
 DRAIN = "engine.cpp:drain:chain_words"
 
 
@@ -162,6 +162,10 @@ def test_network_of_several_rows_at_a_time() -> None:
 
 def test_network_of_several_rows_and_one_column() -> None:
     check_network(NARROW, network("autoencoder", NARROW, MEMORY))
+
+
+def test_network_of_one_column_and_weights_on_chip() -> None:
+    check_network(NARROW, network("autoencoder", NARROW, MEMORY, resident=True))
 
 
 @pytest.mark.parametrize("columns", [1, 64, 128])

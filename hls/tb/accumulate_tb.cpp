@@ -117,10 +117,23 @@ int64_t run(tb::Random& random) {
   return (int64_t)expected.size() * bbs::kWide;
 }
 
+// A row group's parameters are left in its last cycle and read in its first one, a tile later.
+void rows_in_time() {
+  for (uint32_t rows = 1; rows < 9; rows++) {
+    bbs::Visit visit = {};
+    bbs::Rows at = {};
+    visit.rows = rows;
+    bbs::start_rows(visit, at);
+    const int distance = (int)at.period - (bbs::kRows - 1);
+    TB_EXPECT(distance >= bbs::kReuseDistance, true, "%u row groups, read after %d", rows, distance);
+  }
+}
+
 }  // namespace
 
 int main() {
   tb::Random random(5);
+  rows_in_time();
   int64_t count = 0;
   for (int i = 0; i < tb::cases(3000); i++) count += run(random);
   return tb::finish("accumulate_tb", count, "totals");

@@ -35,7 +35,7 @@ from ..interface import (
     Command,
 )
 from .fillings import Layer
-from .timing import PIPELINE_CYCLES, PORT_DEPTH, ROWS_DEPTH, STEPS, Timing
+from .timing import PIPELINE_CYCLES, ROWS_DEPTH, STEPS, Timing
 
 #: Products of two numbers of 32 bits in the check of a command (`times` in `hls/check.hpp`).
 CHECK_PRODUCTS = 14
@@ -110,7 +110,7 @@ def trip_counts(command: Command, build: Build) -> dict[str, int]:
 
     Names are `file:function:label`, with the port behind where a function is several processes.
     Left out is what depends on the command's place in a run: where its own words come from
-    (by `fetch_program`, beside the command before it), and `drain`, which
+    (by `fetch_residuals`, beside the command before it), and `drain`, which
     empties the chain behind the last command.
     """
     c, layer = command, Layer(command, build)
@@ -162,7 +162,7 @@ def layer_cycles(command: Command, build: Build, memory: Memory) -> LayerCycles:
     later -= PORT_BYTES * layer.sum("indices")
     total = max(total, starts[0] + 3 * PIPELINE_CYCLES + later / memory.bytes_per_cycle)
     total = max(total, (read + written) / memory.bytes_per_cycle)
-    total = REGION_CYCLES + max(total, _next_command(layer, timing, starts))
+    total = REGION_CYCLES + max(total, _next_command(layer, timing.rate))
     return LayerCycles(float(total), macs // build.products_per_cycle, read, written, macs)
 
 
@@ -187,21 +187,9 @@ def _table(layer: Layer) -> float:
     return PORT_BYTES * layer.table_words + 3 * PIPELINE_CYCLES + STEPS - ROWS_DEPTH * row
 
 
-def _next_command(layer: Layer, timing: Timing, starts: list[float]) -> float:
-    """Cycles until the command that follows is checked: its words come behind the last row
-    parameters, and of those the last wait for the stages' streams to have room."""
-    left = PORT_DEPTH
-    begin = float(STEPS + PIPELINE_CYCLES + min(layer.sum("parameters"), PORT_DEPTH))
-    works = timing.works()
-    rows = [int(x) for x in layer.full.parameters] * (layer.groups - 1)
-    rows += [int(x) for x in layer.last.parameters]
-    for at in reversed(range(len(works))):
-        if rows[at] > left:
-            # All but those were taken: row by row, while each block meets its first tile.
-            work = works[at]
-            end = starts[at] + work.multiply / (work.tiles if work.visits == 1 else 1)
-            begin = max(begin, starts[at] + (end - starts[at]) * (1 - left / rows[at]))
-            begin += PIPELINE_CYCLES
-            break
-        left -= rows[at]
-    return begin + layer.table_words + COMMAND_WORDS + 2 * PIPELINE_CYCLES + CHECK_CYCLES
+def _next_command(layer: Layer, rate: float) -> float:
+    """Cycles until the command that follows is checked, at `rate` words of memory a cycle: its
+    words come from the start, as the ports want their first ones too."""
+    read = _read(layer)
+    ports = 1 + sum(words > 0 for port, words in read.items() if port != _RESIDUALS)
+    return COMMAND_WORDS * max(1.0, ports / rate) + 2 * PIPELINE_CYCLES + CHECK_CYCLES

@@ -78,7 +78,8 @@ class Fillings:
         self.parameters = self._add(rows * build.rows)
         self.unpack = self._add(fetched * rows * words * lane_bits // PORT_BYTES)
         self.multiply = self._add(tiles * np.maximum(rows * words, REUSE_DISTANCE))
-        self.accumulate = self._add(tiles * np.maximum(rows * build.rows, REUSE_DISTANCE))
+        least = REUSE_DISTANCE + build.rows - 1
+        self.accumulate = self._add(tiles * np.maximum(rows * build.rows, least))
         self.requantise = self._add(outputs // (2 if sums_out else build.requant_units))
         self.requantised = self._add(outputs * (4 if sums_out else 1) // PORT_BYTES)
         self.outputs = self.requantised // units

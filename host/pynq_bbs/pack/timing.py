@@ -36,7 +36,8 @@ class Work:
     multiply: int
     tiles: int
     visits: int
-    slowest: int  # cycles of the slowest stage beside them
+    accumulate: int
+    rows: int  # cycles in which the row parameters come
     drain: float  # cycles of the slowest of the stages that outputs go through
     slack: float  # how much later than the multipliers these may be
     come: float  # cycles in which the weights of a visit come
@@ -91,7 +92,6 @@ class Timing:
             busiest = max(weights, indices, outputs, 1)
             ports = planes + outputs * self._moves
             entered = int(f.fetches[i]) * ENTERED
-            slowest = max(int(f.accumulate[i]), int(f.parameters[i]) + entered)
             drain = max(
                 int(f.requantise[i]), int(f.requantised[i]), outputs + int(f.runs[i]) * ENTERED
             )
@@ -107,7 +107,8 @@ class Timing:
                     multiply=int(f.multiply[i]),
                     tiles=tiles,
                     visits=visits,
-                    slowest=slowest,
+                    accumulate=int(f.accumulate[i]),
+                    rows=int(f.parameters[i]) + entered,
                     drain=drain,
                     slack=flight * drain / rows,
                     come=come,
@@ -132,7 +133,7 @@ class Timing:
         works = self.works()
         gathering = Gathering(now=self._lead())
         starts: list[float] = []
-        begin = end = weights = drained = served = 0.0
+        begin = end = weights = rows = drained = served = 0.0
         busy: Work | None = None
         for number, work in enumerate([*works, None]):
             if work is not None:  # is brought while `busy` is worked on
@@ -141,6 +142,8 @@ class Timing:
             if busy is not None:
                 rest = busy.multiply + (stall if work is not None else 0.0)
                 end, weights = _finish(busy, begin, begin + rest, weights)
+                rows = max(rows, begin - PORT_DEPTH) + busy.rows
+                end = max(end, rows)
                 drained = max(drained, begin + 2 * PIPELINE_CYCLES) + busy.drain
                 moved = busy.moved / self.rate  # by the memory, some of it before
                 served = max(served + moved, begin + moved - busy.ahead)
@@ -260,7 +263,7 @@ def _finish(work: Work, begin: float, end: float, weights: float) -> tuple[float
     A block's words that were not in the queue come while its first tile goes by, so that takes
     longer.
     """
-    end = max(end, begin + work.slowest)
+    end = max(end, begin + work.accumulate)
     if not work.come:
         return end, weights
     tile = work.multiply / (work.visits * work.tiles)
