@@ -19,6 +19,9 @@ struct Shape {
   uint32_t image_tiles;   // column tiles of the image
   uint32_t totals;        // row groups of all tiles
   uint32_t chain_change;  // words in the chain afterwards less those before, modulo 2^32
+  uint32_t links;         // words that go to the chain
+  uint32_t last_links;    // of them those of the last tile
+  uint32_t last_words;    // port words of an activation word of the last tile that are made
 };
 
 // What a command comes to: products of its fields, all of them worked out before any is compared,
@@ -143,6 +146,13 @@ inline uint32_t parts_of(const Command& c) {
 inline bool in_order(const Command& c) {
 #pragma HLS INLINE
   return c.tiles_per_block == 1 || (c.blocks == 1 && parts_of(c) == 1);
+}
+
+// Whether port words of columns that do not count are left out: where nothing but the chain takes
+// the outputs, which fills them up.
+inline bool leaves_out(const Command& c) {
+#pragma HLS INLINE
+  return !has(c, kFlagToMemory) && !has(c, kFlagResidual) && !is_cell(c);
 }
 
 // Features of the output that `rows` rows give.
@@ -271,6 +281,10 @@ inline Shape derive_shape(const Command& c, const Amounts& a) {
   s.image_tiles = tiles_of((uint32_t)a.image_pixels);
   s.totals = (uint32_t)a.totals;
   s.chain_change = (uint32_t)(a.to_chain - a.from_chain);
+  s.links = (uint32_t)a.to_chain;
+  s.last_links = output_features(c, c.rows) / kPack;
+  const uint32_t counting = (c.last_columns + kPortBytes - 1) / kPortBytes;
+  s.last_words = kPortWords > 1 && leaves_out(c) ? counting : kPortWords;
   return s;
 }
 

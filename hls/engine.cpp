@@ -102,7 +102,7 @@ void run_command(const Command c, const Shape s, const Next next, const word_t* 
   BBS_PROCESS(accumulate(c, accumulate_visits, row_words, sums, table_words, totals));
   BBS_PROCESS(requantise(c, s, table_words, totals, residual_words, states, gates, outputs));
   BBS_PROCESS(cell(c, s, cell_visits, states, gates, cells, hidden));
-  BBS_PROCESS(deliver(c, results, store_bursts, outputs, hidden, chain));
+  BBS_PROCESS(deliver(c, s, results, store_bursts, outputs, hidden, chain));
   BBS_PROCESS(prepare(next, next_words, job));
 }
 

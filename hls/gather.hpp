@@ -19,7 +19,7 @@ using VectorWriteStream = Stream<VectorWrite, 16>;
 inline bool take_activations(bool from_chain, WordStream& port, ChainStream& chain,
                              Collector& source) {
 #pragma HLS INLINE
-  if (!from_chain) return collect(source, port.read());
+  if (!from_chain) return collect(source, port.read(), kPortWords);
   source.word = chain.read();
   return true;
 }

@@ -65,15 +65,15 @@ struct Collector {
   uint32_t part;
 };
 
-// Whether `collector.word` is complete with this port word.
-inline bool collect(Collector& collector, word_t bits) {
+// Whether `collector.word` is complete with this port word, the last of `words`.
+inline bool collect(Collector& collector, word_t bits, uint32_t words) {
 #pragma HLS INLINE
 bytes:
   for (int b = 0; b < kPortBytes; b++) {
 #pragma HLS UNROLL
     collector.word.v[collector.part * kPortBytes + b] = (int8_t)(uint8_t)(bits >> (8 * b));
   }
-  if (++collector.part < kPortWords) return false;
+  if (++collector.part < words) return false;
   collector.part = 0;
   return true;
 }
@@ -85,36 +85,41 @@ inline word_t next_output(const Command& c, WordStream& outputs, WordStream& hid
 }
 
 // Outputs go to memory, to the chain, or to both.
-inline void deliver(const Command c, word_t* port, BurstStream& bursts, WordStream& outputs,
-                    WordStream& hidden, ChainStream& chain) {
+inline void deliver(const Command c, const Shape s, word_t* port, BurstStream& bursts,
+                    WordStream& outputs, WordStream& hidden, ChainStream& chain) {
 #pragma HLS INLINE off
-  const bool to_chain = (c.flags & kFlagToChain) != 0;
-  const bool to_memory = (c.flags & kFlagToMemory) != 0;
-  Collector collector;
-  collector.part = 0;
-  bool final = false;
+  const bool to_chain = has(c, kFlagToChain);
+  const bool to_memory = has(c, kFlagToMemory);
+  Collector collector = {};
+  bool final = !to_memory;
 bursts:
   while (!final) {
     const Burst burst = bursts.read();
     uint32_t offset = burst.offset;
   runs:
     for (uint32_t t = 0; t < burst.times; t++) {
-    // Two loops, because a condition around the write would end the burst.
     stores:
-      for (uint32_t i = 0; i < (to_memory ? burst.count : 0); i++) {
+      for (uint32_t i = 0; i < burst.count; i++) {
 #pragma HLS PIPELINE II=1
         const word_t word = next_output(c, outputs, hidden);
         port[offset + i] = word;
-        if (to_chain && collect(collector, word)) chain.write(collector.word);
-      }
-    links:
-      for (uint32_t i = 0; i < (to_memory ? 0 : burst.count); i++) {
-#pragma HLS PIPELINE II=1
-        if (collect(collector, next_output(c, outputs, hidden))) chain.write(collector.word);
+        if (to_chain && collect(collector, word, kPortWords)) chain.write(collector.word);
       }
       offset += burst.step;
     }
     final = burst.final;
+  }
+  // A loop of its own, because a condition around the write would end the burst.
+  uint32_t left = to_memory ? 0 : s.links;
+links:
+  while (left > 0) {
+#pragma HLS PIPELINE II=1
+    const uint32_t words = left > s.last_links ? kPortWords : s.last_words;
+    if (collect(collector, next_output(c, outputs, hidden), words)) {
+      chain.write(collector.word);
+      collector.word = ActWord();  // columns whose words are left out are 0
+      left--;
+    }
   }
 }
 

@@ -51,15 +51,16 @@ inline int32_t requantise_one(int32_t sum, float multiplier, int32_t zero_point)
   return saturated(round_half_even((float)sum * multiplier) + zero_point, 127);
 }
 
-// Bytes `part` * kRequantUnits and on of a row group: one for each unit. `gate` is that of the
-// group's first row, where rows are gates. One loop for each thing that is done: g++ then takes
-// all units at once.
-inline word_t requantise_bytes(const Command& c, const TotalWord& total, uint32_t part,
+// Sums of a row group that follow each other: the columns of a row, or all where those are few.
+constexpr uint32_t kRun = kCols < kPortBytes ? kWide : kCols;
+
+// Bytes `first` and on of a row group: one for each unit. `gate` is that of the group's first row,
+// where rows are gates. One loop for each thing that is done: g++ then takes all units at once.
+inline word_t requantise_bytes(const Command& c, const TotalWord& total, uint32_t first,
                                uint32_t gate,
                                const int8_t table[kRequantUnits][kTableEntries],
                                word_t residual) {
 #pragma HLS INLINE
-  const uint32_t first = part * kRequantUnits;
   int32_t y[kRequantUnits];
 #pragma HLS ARRAY_PARTITION variable=y complete
 units:
@@ -102,9 +103,9 @@ bytes:
 }
 
 // Two INT32 sums of a row group.
-inline word_t sum_pair(const Command& c, const TotalWord& total, uint32_t part) {
+inline word_t sum_pair(const Command& c, const TotalWord& total, uint32_t low) {
 #pragma HLS INLINE
-  const uint32_t low = 2 * part, high = 2 * part + 1;
+  const uint32_t high = low + 1;
   const bool low_counts = !total.last_tile || low % kCols < c.last_columns;
   const bool high_counts = !total.last_tile || high % kCols < c.last_columns;
   return (word_t)(low_counts ? (uint32_t)total.v[low] : 0) |
@@ -143,28 +144,28 @@ table_bytes:
   }
   pass_states(c, residuals, states);
   const bool sums_out = has(c, kFlagSumsOut);
-  const uint32_t parts = sums_out ? kWide / 2 : kWide / kRequantUnits;
-  // Checked: fits the memory.
-  const uint32_t count = sums_out ? s.totals * (kWide / 2) : s.totals * (kWide / kRequantUnits);
-  uint32_t part = 0;
+  const uint32_t step = sums_out ? 2 : kRequantUnits;
+  uint32_t rest = s.totals;
+  uint32_t first = 0;   // sum of the row group that comes next
+  uint32_t column = 0;  // of its run
   uint32_t gate = 0;
   uint32_t filled = 0;  // bytes of the port word
   word_t residual = 0;
   word_t word = 0;
   TotalWord total;
 output_words:
-  for (uint32_t i = 0; i < count; i++) {
+  while (rest > 0) {
 #pragma HLS PIPELINE II=1
-    if (part == 0) total = totals.read();
+    if (first == 0) total = totals.read();
     if (sums_out) {
-      outputs.write(sum_pair(c, total, part));
+      outputs.write(sum_pair(c, total, first));
     } else {
       if (filled == 0) {
         word = 0;
         if (has(c, kFlagResidual)) residual = residuals.read();
       }
-      const word_t rest = residual >> (8 * filled);
-      word |= requantise_bytes(c, total, part, gate, table, rest) << (8 * filled);
+      const word_t bytes = residual >> (8 * filled);
+      word |= requantise_bytes(c, total, first, gate, table, bytes) << (8 * filled);
       filled += kRequantUnits;
       if (filled == kPortBytes) {
         filled = 0;
@@ -174,8 +175,16 @@ output_words:
           outputs.write(word);
       }
     }
-    if (++part == parts) {
-      part = 0;
+    first += step;
+    column += step;
+    const bool shorter = kPortWords > 1 && total.last_tile;
+    if (column == (shorter ? s.last_words * kPortBytes : kRun)) {  // on to the next run
+      first += kRun - column;
+      column = 0;
+    }
+    if (first == kWide) {
+      first = 0;
+      rest--;
       gate = (gate + kRows) % kGates;
     }
   }

@@ -197,7 +197,7 @@ inline void sequence_store(const Command& c, const Shape& s, const Position& at,
   burst.step = output_words(c, c.output_stride);
   const bool last = at_once || final;
   burst.final = last && !has(c, kFlagStateOut);
-  store_bursts.write(joined(burst));
+  if (has(c, kFlagToMemory)) store_bursts.write(joined(burst));
   burst.final = last;
   if (has(c, kFlagResidual)) {
     burst.offset = c.residual + tensor_words(place);
@@ -215,16 +215,15 @@ inline Burst state_burst(const Command& c, uint32_t offset) {
   return burst;
 }
 
-// Ends every stage that touches memory.
+// Ends every stage that reads memory.
 inline void end_ports(BurstStream& weights, BurstStream& indices, BurstStream& rows,
-                      BurstStream& activations, BurstStream& residuals, BurstStream& stores) {
+                      BurstStream& activations, BurstStream& residuals) {
 #pragma HLS INLINE
   weights.write(no_burst(true));
   indices.write(no_burst(true));
   rows.write(no_burst(true));
   activations.write(no_burst(true));
   residuals.write(no_burst(true));
-  stores.write(no_burst(true));
 }
 
 inline Visit visit_at(const Command& c, const Position& at) {
@@ -256,7 +255,7 @@ inline void sequence(const Command c, const Shape s, BurstStream& weight_bursts,
 #pragma HLS ALLOCATION function instances=times limit=1
 #pragma HLS ALLOCATION function instances=plane_row_words limit=1
   if (is_nothing(c)) {
-    end_ports(weight_bursts, index_bursts, row_bursts, act_bursts, residual_bursts, store_bursts);
+    end_ports(weight_bursts, index_bursts, row_bursts, act_bursts, residual_bursts);
     return;
   }
   sequence_table(c, row_bursts);

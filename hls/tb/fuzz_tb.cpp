@@ -47,7 +47,8 @@ class Guarded {
 // Flips bits or replaces a byte of an encoded command.
 void damage(tb::Random& random, uint64_t words[bbs::kCommandWords]) {
   for (int n = random.between(1, 3); n > 0; n--) {
-    uint64_t& word = words[random.once_in(8) ? 15 : random.between(0, 14)];
+    const int last = bbs::kCommandWords - 1;  // with the signature
+    uint64_t& word = words[random.once_in(8) ? last : random.between(0, last - 1)];
     const int shift = random.between(0, 63);
     if (random.once_in(2))
       word ^= (uint64_t)1 << shift;
@@ -56,11 +57,11 @@ void damage(tb::Random& random, uint64_t words[bbs::kCommandWords]) {
   }
 }
 
-void expect_bursts_inside(bbs::BurstStream& stream, bool used, uint32_t memory_words) {
+void expect_bursts_inside(bbs::BurstStream& stream, uint32_t memory_words) {
   for (bool final = false; !final;) {
     const bbs::Burst burst = stream.read();
     final = burst.final;
-    if (!used || burst.count == 0 || burst.times == 0) continue;
+    if (burst.count == 0 || burst.times == 0) continue;
     const uint64_t end =
         burst.offset + (burst.times - 1) * (uint64_t)burst.step + burst.count;
     if (end > memory_words) tb::differs((int64_t)end, memory_words, "end of a burst");
@@ -72,10 +73,10 @@ void expect_bursts_inside(bbs::BurstStream& stream, bool used, uint32_t memory_w
 void expect_inside(const bbs::Command& c, const bbs::Shape& s, uint32_t memory_words) {
   tb::SequenceStreams streams;
   streams.run(c, s);
-  expect_bursts_inside(streams.stores, tb::has(c, bbs::kFlagToMemory), memory_words);
+  if (tb::has(c, bbs::kFlagToMemory)) expect_bursts_inside(streams.stores, memory_words);
   for (bbs::BurstStream* stream : {&streams.weights, &streams.indices, &streams.rows,
                                    &streams.acts, &streams.residuals})
-    expect_bursts_inside(*stream, true, memory_words);
+    expect_bursts_inside(*stream, memory_words);
 }
 
 // Where an accepted command may write.

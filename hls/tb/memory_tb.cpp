@@ -62,18 +62,33 @@ int64_t run_deliver(tb::Random& random) {
   bbs::WordStream outputs("outputs"), hidden("hidden");
   bbs::WordStream& words = bbs::is_cell(c) ? hidden : outputs;
   bbs::ChainStream chain("chain");
-  for (const bbs::Burst& burst : random_bursts(random, true, to_chain ? bbs::kPortWords : 1)) {
-    bursts.write(burst);
-    for (uint32_t t = 0; t < burst.times; t++) {
-      for (uint32_t i = 0; i < burst.count; i++) {
-        sent.push_back(random.bits());
-        words.write(sent.back());
-        if (tb::has(c, bbs::kFlagToMemory))
+  bbs::Shape s = {};
+  s.last_words = bbs::kPortWords;
+  if (tb::has(c, bbs::kFlagToMemory)) {
+    for (const bbs::Burst& burst : random_bursts(random, true, to_chain ? bbs::kPortWords : 1)) {
+      bursts.write(burst);
+      for (uint32_t t = 0; t < burst.times; t++) {
+        for (uint32_t i = 0; i < burst.count; i++) {
+          sent.push_back(random.bits());
+          words.write(sent.back());
           expected[burst.offset + t * burst.step + i] = sent.back();
+        }
+      }
+    }
+    s.links = random.between(0, 9);  // whatever it is
+  } else {
+    s.links = random.between(0, 40);
+    s.last_links = random.between(0, (int)s.links);
+    s.last_words = random.between(1, bbs::kPortWords);
+    for (uint32_t i = 0; i < s.links; i++) {
+      const uint32_t count = i + s.last_links < s.links ? bbs::kPortWords : s.last_words;
+      for (uint32_t k = 0; k < bbs::kPortWords; k++) {
+        sent.push_back(k < count ? random.bits() : 0);  // what does not come is 0
+        if (k < count) words.write(sent.back());
       }
     }
   }
-  bbs::deliver(c, memory.data(), bursts, outputs, hidden, chain);
+  bbs::deliver(c, s, memory.data(), bursts, outputs, hidden, chain);
   for (size_t i = 0; i < memory.size(); i++) TB_EXPECT(memory[i], expected[i], "word %zu", i);
   for (size_t i = 0; to_chain && i < sent.size(); i += bbs::kPortWords) {
     const bbs::ActWord word = chain.read();

@@ -162,14 +162,17 @@ void expect_rows(tb::SequenceStreams& streams, const bbs::Command& c, int64_t wa
 void expect_outputs(tb::SequenceStreams& streams, const bbs::Command& c, int64_t bytes) {
   const int size = tb::has(c, bbs::kFlagSumsOut) ? 4 : 1;
   const uint32_t rows = tb::output_rows(c);
-  auto stores = until_final(streams.stores, "store bursts");
-  if (tb::has(c, bbs::kFlagStateOut)) {
-    expect_cover({stores.back()}, plane(c.state, c.state_words), 1, "stored states");
-    stores.pop_back();
+  if (tb::has(c, bbs::kFlagToMemory)) {
+    auto stores = until_final(streams.stores, "store bursts");
+    if (tb::has(c, bbs::kFlagStateOut)) {
+      expect_cover({stores.back()}, plane(c.state, c.state_words), 1, "stored states");
+      stores.pop_back();
+    }
+    const Extent extent = tensor(c.output, c.tiles, rows, c.output_stride, size);
+    TB_EXPECT(expect_cover(stores, extent, 1, "outputs"), bytes * size / bbs::kPortBytes,
+              "output words");
   }
-  const Extent extent = tensor(c.output, c.tiles, rows, c.output_stride, size);
-  TB_EXPECT(expect_cover(stores, extent, 1, "outputs"), bytes * size / bbs::kPortBytes,
-            "output words");
+  TB_EXPECT(tb::drained(streams.stores), true, "bursts of outputs for the chain");
   const auto bursts = until_final(streams.residuals, "residual bursts");
   if (tb::has(c, bbs::kFlagResidual)) {
     expect_cover(bursts, tensor(c.residual, c.tiles, rows, c.output_stride, 1), 1, "residual");
@@ -202,7 +205,7 @@ bbs::Command command(tb::Random& random) {
   const bool in_order = one_block || c.tiles_per_block == 1;
   if (random.once_in(4) && fits && in_order &&
       !tb::has(c, bbs::kFlagSumsOut | bbs::kFlagStateOut))
-    c.flags |= bbs::kFlagToChain;
+    c.flags ^= random.once_in(2) ? bbs::kFlagToChain : bbs::kFlagToChain | bbs::kFlagToMemory;
   if (tb::pass_count(c) == 1 && tb::block_size(c) <= bbs::kBlockWords && random.once_in(2)) {
     c.flags |= random.once_in(2) ? bbs::kFlagKeepWeights : bbs::kFlagResidentWeights;
     c.block_base = random.between(0, bbs::kBlockWords - tb::block_size(c));

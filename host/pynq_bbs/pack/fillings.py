@@ -19,6 +19,7 @@ from ..interface import (
     FLAG_LSTM,
     FLAG_RESIDENT_INPUT,
     FLAG_RESIDENT_WEIGHTS,
+    FLAG_RESIDUAL,
     FLAG_STATE_IN,
     FLAG_STATE_OUT,
     FLAG_SUMS_OUT,
@@ -49,7 +50,7 @@ class Fillings:
     The counts are iterations of the loops that work on a filling.
     """
 
-    def __init__(self, c: Command, build: Build, tiles: int) -> None:
+    def __init__(self, c: Command, build: Build, tiles: int, *, last: bool) -> None:
         self.tiles = tiles
         of_part = _cut(c.part_rows // build.rows, c.rows_per_block // build.rows)
         blocks = np.tile(of_part, c.parts)
@@ -63,7 +64,9 @@ class Fillings:
         fetched = 0 if c.flags & FLAG_RESIDENT_WEIGHTS else 1
         bits = 4 if c.flags & FLAG_INT4 else 8
         sums_out = bool(c.flags & FLAG_SUMS_OUT)
-        outputs = tiles * rows * last_pass * (build.rows * build.cols)
+        columns = tiles * build.cols - (_left_out(c, build) if last else 0)
+        outputs = columns * rows * last_pass * build.rows
+        self.totals = self._add(tiles * rows * last_pass)  # row groups that are requantised
         units = _GATES if c.flags & (FLAG_LSTM | FLAG_GRU) else 1
         self.visits = self._add(np.ones_like(rows))
         self.last_visits = self._add(last_pass.astype(np.int64))  # those that make outputs
@@ -112,8 +115,11 @@ class Layer:
         self.loaded_words = c.state_words if c.flags & FLAG_STATE_IN else 0
         self.stored_words = c.state_words if c.flags & FLAG_STATE_OUT else 0
         self.groups = -(-c.tiles // c.tiles_per_block)
-        self.last = Fillings(c, build, c.tiles - (self.groups - 1) * c.tiles_per_block)
-        self.full = Fillings(c, build, c.tiles_per_block) if self.groups > 1 else self.last
+        rest = c.tiles - (self.groups - 1) * c.tiles_per_block
+        self.last = Fillings(c, build, rest, last=True)
+        self.full = self.last
+        if self.groups > 1:
+            self.full = Fillings(c, build, c.tiles_per_block, last=False)
 
     @cached_property
     def loading(self) -> Loading:
@@ -176,6 +182,15 @@ class Layer:
             rest + REUSE_DISTANCE,
             np.maximum(REUSE_DISTANCE - np.minimum(age, REUSE_DISTANCE), 1),
         )
+
+
+def _left_out(c: Command, build: Build) -> int:
+    """Columns of the last tile that are not requantised, because nothing but the chain takes the
+    outputs (`leaves_out` of `hls/check.hpp`)."""
+    others = FLAG_TO_MEMORY | FLAG_RESIDUAL | FLAG_LSTM | FLAG_GRU
+    if build.cols <= PORT_BYTES or c.flags & others:
+        return 0
+    return build.cols - -(-c.last_columns // PORT_BYTES) * PORT_BYTES
 
 
 def _first(count: int) -> Counts:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..builds import PORT_BYTES
-from ..interface import FLAG_RESIDENT_WEIGHTS, FLAG_RESIDUAL, FLAG_SUMS_OUT
+from ..interface import FLAG_RESIDENT_WEIGHTS, FLAG_RESIDUAL
 from .fillings import Fillings, Layer
 from .gathering import REUSE_DISTANCE, steps, tile_words
 
@@ -62,15 +62,12 @@ class Timing:
     def __init__(self, layer: Layer, rate: float) -> None:
         self.layer, self.rate = layer, rate
         c, build = layer.c, layer.build
-        sums_out = bool(c.flags & FLAG_SUMS_OUT)
         #: words of the input that came before the multipliers began
         self.first_words = 0
         self._moves = layer.to_memory + bool(c.flags & FLAG_RESIDUAL)
         #: slices of weights that wait before the block buffer
         self._queue = build.queue_words * build.rows * build.lanes // PORT_BYTES + PORT_DEPTH
         self._resident = bool(c.flags & FLAG_RESIDENT_WEIGHTS)
-        #: cycles of the requantisation for a row group
-        self._row_cycles = build.rows * build.cols // (2 if sums_out else build.requant_units)
         self._full = self._works(layer.full)
         self._last = self._works(layer.last) if layer.groups > 1 else self._full
         #: Parts of a filling's tile that are gathered one after the other, each with pixels to
@@ -96,7 +93,7 @@ class Timing:
                 int(f.requantise[i]), int(f.requantised[i]), outputs + int(f.runs[i]) * ENTERED
             )
             # Row groups that streams and pipelines take before they stand in the way.
-            rows = max(int(f.requantise[i]) // self._row_cycles, 1)
+            rows = max(int(f.totals[i]), 1)
             flight = ROWS_DEPTH + PIPELINE_CYCLES * (1 + rows / int(f.multiply[i]))
             # Row parameters come with the weights, and outputs of the tile they meet first go.
             words = planes + int(f.parameters[i]) + outputs * self._moves / tiles
