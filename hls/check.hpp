@@ -18,6 +18,7 @@ struct Shape {
   uint32_t image_tiles;   // column tiles of the image
   uint32_t totals;        // row groups of all tiles
   uint32_t chain_change;  // words in the chain afterwards less those before, modulo 2^32
+  bool stays;             // the only weight block is fetched for the first tile group alone
 };
 
 // What a command comes to: products of its fields, all of them worked out before any is compared,
@@ -250,6 +251,9 @@ inline Shape derive_shape(const Command& c, const Amounts& a) {
   s.image_tiles = tiles_of((uint32_t)a.image_pixels);
   s.totals = (uint32_t)a.totals;
   s.chain_change = (uint32_t)(a.to_chain - a.from_chain);
+  // A lone tile's block may be longer than the buffer.
+  const bool one_block = c.passes == 1 && c.blocks == 1 && a.pass_words <= kBlockWords;
+  s.stays = one_block && c.tile_groups > 1;
   return s;
 }
 

@@ -25,6 +25,7 @@ struct Position {
   uint32_t rows;
   uint32_t pass;
   uint32_t groups;
+  bool again;  // weights and row parameters are there
 };
 
 // Ends a stage that has nothing to do.
@@ -132,7 +133,7 @@ inline Burst plane_burst(const Command& c, const Shape& s, const Position& at, u
   Burst burst = no_burst(final);
   burst.offset = plane + (uint32_t)times(before, full) + (uint32_t)times(at.row, row_words);
   burst.count = (uint32_t)times(at.rows, row_words);
-  burst.times = has(c, kFlagResidentWeights) ? 0 : 1;
+  burst.times = has(c, kFlagResidentWeights) || at.again ? 0 : 1;
   return burst;
 }
 
@@ -145,7 +146,7 @@ inline void sequence_block(const Command& c, const Shape& s, const Position& at,
   Burst burst = no_burst(final);
   burst.offset = c.parameters + at.row * kRows;
   burst.count = at.rows * kRows;
-  burst.times = 1;
+  burst.times = at.again ? 0 : 1;
   row_bursts.write(burst);
 }
 
@@ -201,6 +202,7 @@ inline Visit visit_at(const Command& c, const Position& at) {
   visit.stride = (uint32_t)times(at.groups, bank_space(c));
   const uint32_t place = c.block_base + (uint32_t)times(at.row, visit.row_words);
   visit.block = keeps_block(c) ? place : 0;
+  visit.again = at.again;
   return visit;
 }
 
@@ -229,6 +231,7 @@ tile_groups:
   for (uint32_t group = 0; group < c.tile_groups; group++) {
     at.tiles = c.tiles - at.tile < c.tiles_per_block ? c.tiles - at.tile : c.tiles_per_block;
     at.row = 0;
+    at.again = s.stays && group > 0;
   blocks:
     for (uint32_t block = 0; block < c.blocks; block++) {
       at.rows = s.row_groups - at.row < s.block_rows ? s.row_groups - at.row : s.block_rows;

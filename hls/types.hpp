@@ -119,6 +119,7 @@ struct Visit {
   bool last_pass;       // sums are complete
   bool last_group;      // the last tile is among the tiles
   bool fill_end;        // the filling is done with
+  bool again;           // its words and row parameters are there since the visit before
   bool final;
 };
 

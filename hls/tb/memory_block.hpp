@@ -207,7 +207,7 @@ class Program {
     if (has(c, bbs::kFlagKeepWeights)) {
       from = c.block_base;
       to = c.block_base + block_size(c);
-    } else if (std::min(c.tiles, c.tiles_per_block) > 1) {
+    } else if (std::min(c.tiles, c.tiles_per_block) > 1 || block_stays(c)) {
       to = c.groups_per_pass * c.keep * (std::min(c.rows, c.rows_per_block) / bbs::kRows);
     }
     const auto gone = [&](const StoredBlock& b) { return b.from < to && from < b.to; };

@@ -45,11 +45,14 @@ class Fillings:
     """The fillings of the vector buffer for a group of column tiles, an entry each.
 
     With one pass a filling meets all weight blocks; else there is one for each block and pass.
-    The counts are iterations of the loops that work on a filling.
+    The counts are iterations of the loops that work on a filling. With `again`, weights and row
+    parameters are there since the group before.
     """
 
-    def __init__(self, c: Command, build: Build, tiles: int) -> None:
+    def __init__(self, c: Command, build: Build, tiles: int, again: bool = False) -> None:
         self.tiles = tiles
+        #: whether weights come from memory
+        self.fetched = not (again or c.flags & FLAG_RESIDENT_WEIGHTS)
         blocks = _cut(c.rows // build.rows, c.rows_per_block // build.rows)
         passes = _cut(c.groups, c.groups_per_pass)
         self._one_pass = len(passes) == 1
@@ -58,7 +61,6 @@ class Fillings:
         last_pass = np.tile(np.arange(len(passes)) == len(passes) - 1, len(blocks))
         words = groups * c.keep  # of a row group
         lane_bits = build.rows * build.lanes
-        fetched = 0 if c.flags & FLAG_RESIDENT_WEIGHTS else 1
         bits = 4 if c.flags & FLAG_INT4 else 8
         sums_out = bool(c.flags & FLAG_SUMS_OUT)
         outputs = tiles * rows * last_pass * (build.rows * build.cols)
@@ -67,10 +69,11 @@ class Fillings:
         self.last_visits = self._add(last_pass.astype(np.int64))  # those that make outputs
         whole = rows * build.rows // units == c.output_stride
         self.runs = self._add(np.where(whole, 1, tiles) * last_pass)  # of neighbouring outputs
-        self.weights = self._add(fetched * rows * -(-words * lane_bits * bits // 64))
-        self.indices = self._add(fetched * rows * -(-words * lane_bits * c.index_bits // 64))
-        self.parameters = self._add(rows * build.rows)
-        self.unpack = self._add(fetched * rows * words * lane_bits // PORT_BYTES)
+        self.weights = self._add(self.fetched * rows * -(-words * lane_bits * bits // 64))
+        self.indices = self._add(self.fetched * rows * -(-words * lane_bits * c.index_bits // 64))
+        self.parameters = self._add((not again) * rows * build.rows)
+        slices = rows * words * lane_bits // PORT_BYTES
+        self.unpack = self._add(slices) if self.fetched else self.visits
         self.multiply = self._add(tiles * np.maximum(rows * words, REUSE_DISTANCE))
         least = REUSE_DISTANCE + build.rows - 1
         self.accumulate = self._add(tiles * np.maximum(rows * build.rows, least))
@@ -92,7 +95,7 @@ class Fillings:
 
 
 class Layer:
-    """A command's groups of column tiles: `groups`, all but the last one alike."""
+    """A command's groups of column tiles: `groups`, all but the first and the last one alike."""
 
     def __init__(self, c: Command, build: Build) -> None:
         self.c, self.build = c, build
@@ -106,8 +109,12 @@ class Layer:
         self.loaded_words = c.state_words if c.flags & FLAG_STATE_IN else 0
         self.stored_words = c.state_words if c.flags & FLAG_STATE_OUT else 0
         self.groups = -(-c.tiles // c.tiles_per_block)
-        self.last = Fillings(c, build, c.tiles - (self.groups - 1) * c.tiles_per_block)
-        self.full = Fillings(c, build, c.tiles_per_block) if self.groups > 1 else self.last
+        several = self.groups > 1
+        stays = several and _stays(c, build)
+        rest = c.tiles - (self.groups - 1) * c.tiles_per_block
+        self.last = Fillings(c, build, rest, again=stays)
+        self.full = Fillings(c, build, c.tiles_per_block, again=stays) if several else self.last
+        self.first = Fillings(c, build, c.tiles_per_block) if stays else self.full
 
     @cached_property
     def loading(self) -> Loading:
@@ -121,8 +128,10 @@ class Layer:
 
     def sum(self, name: str) -> int:
         """Over all fillings."""
-        full, last = getattr(self.full, name), getattr(self.last, name)
-        return (self.groups - 1) * int(full.sum()) + int(last.sum())
+        first, full, last = (
+            int(getattr(f, name).sum()) for f in (self.first, self.full, self.last)
+        )
+        return first + (self.groups - 2) * full + last if self.groups > 1 else last
 
     def input_words(self) -> int:
         """Words of the input, as they are taken from memory or from the chain."""
@@ -170,6 +179,12 @@ class Layer:
             rest + REUSE_DISTANCE,
             np.maximum(REUSE_DISTANCE - np.minimum(age, REUSE_DISTANCE), 1),
         )
+
+
+def _stays(c: Command, build: Build) -> bool:
+    """Whether there is one weight block, and it stays in its buffer from group to group."""
+    one_block = c.rows <= c.rows_per_block and c.groups <= c.groups_per_pass
+    return one_block and c.rows // build.rows * c.groups * c.keep <= build.block_words
 
 
 def _cut(total: int, step: int) -> Counts:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..builds import PORT_BYTES
-from ..interface import FLAG_RESIDENT_WEIGHTS, FLAG_RESIDUAL, FLAG_SUMS_OUT
+from ..interface import FLAG_RESIDUAL, FLAG_SUMS_OUT
 from .fillings import Fillings, Layer
 from .gathering import REUSE_DISTANCE, steps, tile_words
 
@@ -68,11 +68,13 @@ class Timing:
         self._moves = layer.to_memory + bool(c.flags & FLAG_RESIDUAL)
         #: slices of weights that wait before the block buffer
         self._queue = build.queue_words * build.rows * build.lanes // PORT_BYTES + PORT_DEPTH
-        self._resident = bool(c.flags & FLAG_RESIDENT_WEIGHTS)
         #: cycles of the requantisation for a row group
         self._row_cycles = build.rows * build.cols // (2 if sums_out else build.requant_units)
-        self._full = self._works(layer.full)
-        self._last = self._works(layer.last) if layer.groups > 1 else self._full
+        #: of all fillings, one after the other
+        self.works = self._works(layer.last)
+        if layer.groups > 1:
+            between = self._works(layer.full) * (layer.groups - 2)
+            self.works = self._works(layer.first) + between + self.works
         #: Parts of a tile that are gathered one after the other, each with pixels to wait for.
         self._parts = c.kernel_height if layer.image else 1
         #: Whether tiles of the input do not lie side by side, so that each is fetched by itself.
@@ -85,9 +87,10 @@ class Timing:
         for i in range(f.count):
             visits, tiles, outputs = int(f.visits[i]), f.tiles, int(f.outputs[i])
             weights, indices = int(f.weights[i]), int(f.indices[i])
-            unpack = 0 if self._resident else int(f.unpack[i])
+            unpack = int(f.unpack[i]) if f.fetched else 0
             planes = weights + indices
-            moved = planes + int(f.parameters[i]) + outputs * self._moves
+            parameters = int(f.parameters[i])
+            moved = planes + parameters + outputs * self._moves
             busiest = max(weights, indices, outputs, 1)
             ports = planes + outputs * self._moves
             entered = visits * ENTERED
@@ -98,7 +101,7 @@ class Timing:
             rows = max(int(f.requantise[i]) // self._row_cycles, 1)
             flight = ROWS_DEPTH + PIPELINE_CYCLES * (1 + rows / int(f.multiply[i]))
             # Row parameters come with the weights, and outputs of the tile they meet first go.
-            words = planes + int(f.parameters[i]) + outputs * self._moves / tiles
+            words = planes + parameters + outputs * self._moves / tiles
             come = max(weights + entered, unpack, words / self.rate) / visits if unpack else 0.0
             ahead = come * min(1.0, self._queue * visits / max(unpack, 1))
             works.append(
@@ -107,7 +110,7 @@ class Timing:
                     tiles=tiles,
                     visits=visits,
                     accumulate=int(f.accumulate[i]),
-                    rows=int(f.parameters[i]) + entered,
+                    rows=parameters + entered if parameters else 0,
                     drain=drain,
                     slack=min(flight, rows) * drain / rows,
                     come=come,
@@ -119,22 +122,17 @@ class Timing:
             )
         return works
 
-    def works(self) -> list[Work]:
-        """Of all fillings, one after the other."""
-        return self._full * (self.layer.groups - 1) + self._last
-
     def run(self, table: float) -> tuple[float, list[float]]:
         """Cycles until the multipliers have done, and when they began with each filling.
 
         Args:
             table: cycles before which no outputs are made.
         """
-        works = self.works()
         gathering = Gathering(now=self._lead())
         starts: list[float] = []
         begin = end = weights = rows = drained = served = 0.0
         busy: Work | None = None
-        for number, work in enumerate([*works, None]):
+        for number, work in enumerate([*self.works, None]):
             if work is not None:  # is brought while `busy` is worked on
                 stall, brought, taken = self._bring(number, work, busy, begin, gathering)
                 writes = self._writes(number) * work.tiles * self._parts
@@ -243,7 +241,7 @@ class Timing:
         if words == 0:
             return alone
         if busy is None:  # the first weights, as many as wait before the block buffer
-            busy = self._full[0]
+            busy = self.works[0]
             others = busy.planes / busy.visits * busy.ahead / busy.come if busy.come else 0.0
         else:
             others = busy.moved
