@@ -130,7 +130,8 @@ class Timing:
         """
         gathering = Gathering(now=self._lead())
         starts: list[float] = []
-        begin = end = weights = rows = drained = served = 0.0
+        begin = end = rows = drained = served = 0.0
+        weights = float(STEPS + 2 * PIPELINE_CYCLES)  # fetched and unpacked
         busy: Work | None = None
         for number, work in enumerate([*self.works, None]):
             if work is not None:  # is brought while `busy` is worked on
