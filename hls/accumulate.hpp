@@ -95,13 +95,14 @@ inline void add_row(const Command& c, Rows& at, WordStream& row_words, SumStream
                     RowWord* rows, SumWord* partial, TotalStream& totals) {
 #pragma HLS INLINE
   // The first tile takes the row parameters from the stream and keeps them.
-  if (at.tile == 1)
+  const bool fresh = at.tile == 1 && !at.visit.again;
+  if (fresh)
     at.parameters.v[at.part] = row_words.read();
   else if (at.part == 0)
-    at.parameters = rows[at.row];
+    at.parameters = rows[at.visit.parameters + at.row];
   if (++at.part < kRows) return;
   at.part = 0;
-  if (at.tile == 1) rows[at.row] = at.parameters;
+  if (fresh) rows[at.visit.parameters + at.row] = at.parameters;
   const SumWord sum = sums.read();
   // With one pass there may be more places than the buffer has, and none is needed.
   const SumWord& before = partial[at.visit.first_pass ? 0 : at.place];

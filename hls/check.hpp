@@ -22,6 +22,7 @@ struct Shape {
   uint32_t links;         // words that go to the chain
   uint32_t last_links;    // of them those of the last tile
   uint32_t last_words;    // port words of an activation word of the last tile that are made
+  bool stays;             // weights and row parameters are fetched for the first tile group alone
 };
 
 // What a command comes to: products of its fields, all of them worked out before any is compared,
@@ -285,6 +286,8 @@ inline Shape derive_shape(const Command& c, const Amounts& a) {
   s.last_links = output_features(c, c.rows) / kPack;
   const uint32_t counting = (c.last_columns + kPortBytes - 1) / kPortBytes;
   s.last_words = kPortWords > 1 && leaves_out(c) ? counting : kPortWords;
+  const bool fits = a.pass_words <= kBlockWords && s.row_groups <= kBlockRows;
+  s.stays = c.passes == 1 && c.tile_groups > 1 && fits;
   return s;
 }
 

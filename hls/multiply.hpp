@@ -191,17 +191,18 @@ inline void start_visit(const Visit& visit, Work& work) {
 }
 
 // One CSB word of one tile. The first tile takes the words from the stream and leaves them in
-// `block` for the tiles that follow: one fetch from memory, T uses.
-inline void multiply_step(const Command& c, Work& work, uint32_t half, WeightStream& words,
-                          WeightWord* __restrict block,
+// `block` for the tiles that follow: one fetch from memory, T uses. Where the block stays, those of
+// later groups are among them.
+inline void multiply_step(const Command& c, const Shape& s, Work& work, uint32_t half,
+                          WeightStream& words, WeightWord* __restrict block,
                           const VectorLane (*__restrict vectors)[kLanes], SumWord& sum,
                           SumStream& sums) {
 #pragma HLS INLINE
   const bool maximum = has(c, kFlagMaximum);
   if (work.slot < work.block_words) {
-    const bool fresh = work.tile == 0 && !has(c, kFlagResidentWeights);
+    const bool fresh = work.tile == 0 && !work.visit.again && !has(c, kFlagResidentWeights);
     // A lone tile leaves nothing behind, so its block may be longer than the buffer.
-    const bool leaves = work.visit.tiles > 1 || has(c, kFlagKeepWeights);
+    const bool leaves = work.visit.tiles > 1 || s.stays || has(c, kFlagKeepWeights);
     WeightWord& place = block[work.visit.block + (leaves || !fresh ? work.slot : 0)];
     const WeightWord word = fresh ? words.read() : place;
     if (fresh && leaves) place = word;
@@ -268,7 +269,7 @@ csb_words:
         filling.wait = c.pace;
         take_write(writes, filling, vectors);
       }
-      multiply_step(c, work, half, words, block, vectors, sum, sums);
+      multiply_step(c, s, work, half, words, block, vectors, sum, sums);
       if (work.tile == work.visit.tiles) {
         fresh = true;
         working = !work.visit.fill_end;

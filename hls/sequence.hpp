@@ -159,7 +159,7 @@ inline Burst plane_burst(const Command& c, const Shape& s, const Position& at, u
 }
 
 // What the rows of a visit take from memory. With one pass the rows of all visits lie in one
-// piece, which every tile group takes once.
+// piece, which every tile group takes once, or the first one alone.
 inline void sequence_rows(const Command& c, const Shape& s, const Position& at, bool final,
                           BurstStream& weight_bursts, BurstStream& index_bursts,
                           BurstStream& row_bursts) {
@@ -167,7 +167,7 @@ inline void sequence_rows(const Command& c, const Shape& s, const Position& at, 
   const bool at_once = c.passes == 1;
   if (at_once && !is_first(at)) return;
   const Position rows = at_once ? everything(c, s) : at;
-  const uint32_t repeats = at_once ? c.tile_groups : 1;
+  const uint32_t repeats = at_once && !s.stays ? c.tile_groups : 1;
   Burst weights = plane_burst(c, s, rows, c.weights, weight_bits(c));
   Burst indices = plane_burst(c, s, rows, c.indices, c.index_bits);  // dense: empty
   Burst parameters = no_burst(false);
@@ -226,7 +226,7 @@ inline void end_ports(BurstStream& weights, BurstStream& indices, BurstStream& r
   residuals.write(no_burst(true));
 }
 
-inline Visit visit_at(const Command& c, const Position& at) {
+inline Visit visit_at(const Command& c, const Shape& s, const Position& at) {
 #pragma HLS INLINE
   const bool last_block = at.block + 1 == c.blocks;
   const bool last_part = at.part + 1 == parts_of(c);
@@ -235,8 +235,10 @@ inline Visit visit_at(const Command& c, const Position& at) {
   visit.rows = at.rows;
   visit.row_words = (uint32_t)times(at.groups, c.keep);
   visit.stride = (uint32_t)times(at.groups, bank_space(c));
-  const uint32_t place = c.block_base + (uint32_t)times(at.row, visit.row_words);
-  visit.block = keeps_block(c) ? place : 0;
+  const uint32_t place = (uint32_t)times(at.row, visit.row_words);
+  visit.block = keeps_block(c) ? c.block_base + place : s.stays ? place : 0;
+  visit.parameters = s.stays ? at.row : 0;
+  visit.again = s.stays && at.tile_group > 0;
   visit.first_pass = at.pass == 0;
   visit.last_pass = at.pass + 1 == c.passes;
   visit.last_group = at.tile_group + 1 == c.tile_groups;
@@ -284,7 +286,7 @@ tile_groups:
           // already during the visit, so it may not wait for the visits to come.
           if ((c.passes > 1 || at.block == 0) && next.index < s.fills)
             sequence_fill(c, s, next, act_bursts, tile_fills, fills);
-          const Visit visit = visit_at(c, at);
+          const Visit visit = visit_at(c, s, at);
           sequence_rows(c, s, at, visit.final, weight_bursts, index_bursts, row_bursts);
           unpack_visits.write(visit);
           multiply_visits.write(visit);

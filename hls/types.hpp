@@ -116,10 +116,12 @@ struct Visit {
   uint32_t row_words;   // CSB words of a row group in this pass
   uint32_t stride;      // buffer words between tiles
   uint32_t block;       // where its words lie in the block buffer
+  uint32_t parameters;  // where those of its rows are kept
   bool first_pass;      // sums start from the bias
   bool last_pass;       // sums are complete
   bool last_group;      // the last tile is among the tiles
   bool fill_end;        // the filling is done with
+  bool again;           // both are there since the tile group before
   bool final;
 };
 

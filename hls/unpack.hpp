@@ -64,7 +64,7 @@ slices:
     if (rest == 0) {
       visit = visits.read();
       final = visit.final;
-      rest = resident ? 0 : block_words_of(visit);
+      rest = resident || visit.again ? 0 : block_words_of(visit);
     }
     if (rest > 0) {
       const word_t eight_weights = next_slice(weight_gear, kPortBytes * bits, weights);

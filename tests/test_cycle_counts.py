@@ -51,9 +51,9 @@ MEMORY = Memory(142.857e6, 1.5e9)
 #: Of short layers latencies are a large part, and only their longest chain is modelled.
 SHORT_CYCLES = 100
 #: The model's shares of the memory are coarse: of short layers that ask much of it the cycles are
-#: off by up to 15 %, either way. Networks as a whole stay within 3.2 %, dense ones within 2.5 %.
-SHORT = 0.16
-NETWORK = 0.032
+#: off by up to 8 %, either way. Networks as a whole stay within 2 %.
+SHORT = 0.08
+NETWORK = 0.02
 #: A layer of several passes that all of memory is needed for.
 LARGE = 0.03
 COMMAND = "memory.hpp:fetch_residuals:command_words"

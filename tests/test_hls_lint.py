@@ -236,6 +236,7 @@ FAULTS = [
     ("pipeline", "#pragma HLS UNROLL\n", "", "in the pipeline of loop values of forward"),
     ("pipeline", "u < kLanes / 2", "u < (int)x", "its bound is not constant"),
     ("division", "i % kDepth].v[0])", "i % count].v[0])", "% by 'count'"),
+    ("division", "(port[i]);\n  }\n", "(port[i]);\n  }\n  count /= count;\n", "/= by 'count'"),
     # constructs
     ("construct", "uint64_t y = 0", "static uint64_t y = 0", "static variable 'y'"),
     ("construct", "  Words back(", "  static uint32_t runs;\n  Words back(", "variable 'runs'"),

@@ -206,7 +206,7 @@ def test_cells_of_32x4x1_by_hand() -> None:
         "cells",
         "combine units",
     }
-    assert term("visit streams", without).lut == 3 * (4 * 34 + 30)
+    assert term("visit streams", without).lut == 3 * (4 * 40 + 30)
     assert term("word streams", LATENCY).lut == 9 * (8 * 11 + 30)
     assert term("word streams", without).lut == 6 * (8 * 11 + 30)
 
@@ -236,7 +236,7 @@ def test_memories_move_to_uram_where_the_build_says_so() -> None:
 def test_streams_of_8x32_by_hand() -> None:
     assert term("burst streams").lut == 6 * (4 * 23 + 30)  # 1088 bits each: LUTRAM
     assert term("fill streams").lut == 2 * (4 * 34 + 30)
-    assert term("visit streams").lut == 3 * (4 * 34 + 30)
+    assert term("visit streams").lut == 3 * (4 * 40 + 30)
     # 40 bits a column, a count of 8 and 17 of 32: 1832 bits of LUTRAM
     assert term("stream tile_columns").lut == 4 * 306 + 30
     assert term("stream next_words").lut == 44 + 30  # 17 port words of LUTRAM, 6 bits in 4 LUTs

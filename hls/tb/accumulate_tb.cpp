@@ -46,14 +46,21 @@ bbs::Visit random_visit(tb::Random& random, int passes) {
   return visit;
 }
 
-// One block over one tile group, in `passes` visits; appends the totals it must give.
-void append_block(tb::Random& random, const bbs::Command& c, int passes, bool final,
-                  Streams& streams, std::vector<bbs::TotalWord>& expected) {
+// One block over one tile group, in `passes` visits; appends the totals it must give. The
+// `parameters` are those of the block before where it is met again.
+void append_block(tb::Random& random, const bbs::Command& c, int passes, bool again, bool final,
+                  std::vector<uint64_t>& parameters, Streams& streams,
+                  std::vector<bbs::TotalWord>& expected) {
   bbs::Visit visit = random_visit(random, passes);
   visit.last_group = final;
-  std::vector<uint64_t> parameters(visit.rows * bbs::kRows);
-  for (uint64_t& word : parameters)
-    word = random.bits() << 32 | (uint32_t)random.between(-(1 << 20), 1 << 20);
+  visit.again = again;
+  if (again) {
+    visit.rows = (uint32_t)parameters.size() / bbs::kRows;
+  } else {
+    parameters.resize(visit.rows * bbs::kRows);
+    for (uint64_t& word : parameters)
+      word = random.bits() << 32 | (uint32_t)random.between(-(1 << 20), 1 << 20);
+  }
   std::vector<bbs::TotalWord> totals;
   for (uint32_t i = 0; i < visit.tiles * visit.rows; i++) {
     totals.push_back(start(c, parameters, i % visit.rows));
@@ -64,7 +71,8 @@ void append_block(tb::Random& random, const bbs::Command& c, int passes, bool fi
     visit.last_pass = pass + 1 == passes;
     visit.final = final && visit.last_pass;
     streams.visits.write(visit);
-    for (const uint64_t word : parameters) streams.row_words.write(word);
+    for (const uint64_t word : parameters)
+      if (!again) streams.row_words.write(word);
     for (bbs::TotalWord& total : totals) {
       bbs::SumWord sum;
       for (int i = 0; i < bbs::kWide; i++) {
@@ -94,8 +102,11 @@ int64_t run(tb::Random& random) {
   const int passes = random.between(1, 4);
   const int blocks = random.between(1, 4);
   std::vector<bbs::TotalWord> expected;
-  for (int b = 0; b < blocks; b++)
-    append_block(random, c, passes, b + 1 == blocks, streams, expected);
+  std::vector<uint64_t> parameters;
+  for (int b = 0; b < blocks; b++) {
+    const bool again = passes == 1 && b > 0 && random.once_in(2);
+    append_block(random, c, passes, again, b + 1 == blocks, parameters, streams, expected);
+  }
   bbs::accumulate(c, streams.visits, streams.row_words, streams.sums, streams.table_words,
                   streams.totals);
   for (size_t i = 0; i < table.size(); i++)
@@ -125,7 +136,8 @@ void rows_in_time() {
     visit.rows = rows;
     bbs::start_rows(visit, at);
     const int distance = (int)at.period - (bbs::kRows - 1);
-    TB_EXPECT(distance >= bbs::kReuseDistance, true, "%u row groups, read after %d", rows, distance);
+    TB_EXPECT(distance >= bbs::kReuseDistance, true, "%u row groups, read after %d", rows,
+              distance);
   }
 }
 

@@ -224,8 +224,8 @@ void wrong_quotients() {
       Command c = good;
       bbs::Shape s;
       c.*quotient.field = wrong;
-      TB_EXPECT(bbs::check_command(c, UINT32_MAX, 0, s), quotient.wanted, "status with %u %s", wrong,
-                quotient.name);
+      TB_EXPECT(bbs::check_command(c, UINT32_MAX, 0, s), quotient.wanted, "status with %u %s",
+                wrong, quotient.name);
     }
   }
 }

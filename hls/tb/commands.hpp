@@ -24,6 +24,12 @@ inline uint32_t block_size(const bbs::Command& c) {
   return c.groups * c.keep * (c.rows / bbs::kRows);
 }
 
+// Whether weights and row parameters stay from one group of tiles to the next.
+inline bool weights_stay(const bbs::Command& c) {
+  return c.tiles > c.tiles_per_block && pass_count(c) == 1 &&
+         block_size(c) <= bbs::kBlockWords && c.rows / bbs::kRows <= bbs::kBlockRows;
+}
+
 // Cuts the loops of a command down to what the buffers hold; the quotients follow.
 inline void fit_loops(bbs::Command& c) {
   c.groups = quotient_up(c.features, (uint64_t)bbs::kLanes * c.bank_size);

@@ -31,12 +31,13 @@ void expect_registers(const tb::Registers& r, uint32_t status, uint32_t complete
 struct Kinds {
   int64_t flags[32] = {};
   int64_t layers = 0, rings = 0, depthwise = 0, passes = 0, strides[5] = {};
-  int64_t continued = 0, narrow = 0;
+  int64_t continued = 0, narrow = 0, staying = 0;
 
   void count(const bbs::Command& c) {
     layers++;
     for (int bit = 0; bit < 32; bit++) flags[bit] += c.flags >> bit & 1;
     passes += tb::pass_count(c) > 1;
+    staying += tb::weights_stay(c);
     narrow += c.bank_size < bbs::kPack;
     continued += tb::of_cell(c) && !tb::has(c, bbs::kFlagStateZero | bbs::kFlagStateIn);
     if (!tb::has(c, bbs::kFlagImage)) return;
@@ -52,6 +53,7 @@ struct Kinds {
       TB_EXPECT(flags[bit] >= least, true, "%" PRId64 " layers with flag %d", flags[bit], bit);
     }
     TB_EXPECT(passes >= least, true, "%" PRId64 " layers of several passes", passes);
+    TB_EXPECT(staying >= least, true, "%" PRId64 " layers whose block stays", staying);
     if (bbs::kCellWords > 0)
       TB_EXPECT(continued >= least, true, "%" PRId64 " cells that go on", continued);
     if (bbs::kPack > 1) TB_EXPECT(narrow >= least, true, "%" PRId64 " narrow banks", narrow);

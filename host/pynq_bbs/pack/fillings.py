@@ -47,11 +47,16 @@ class Fillings:
 
     With one pass a filling meets all weight blocks of a part; else there is one for each block and
     pass.
-    The counts are iterations of the loops that work on a filling.
+    The counts are iterations of the loops that work on a filling. With `again`, weights and row
+    parameters are there since the group before. The `last` filling has the last tile.
     """
 
-    def __init__(self, c: Command, build: Build, tiles: int, *, last: bool) -> None:
+    def __init__(
+        self, c: Command, build: Build, tiles: int, *, again: bool = False, last: bool = False
+    ) -> None:
         self.tiles = tiles
+        #: whether weights come from memory
+        self.fetched = not (again or c.flags & FLAG_RESIDENT_WEIGHTS)
         of_part = _cut(c.part_rows // build.rows, c.rows_per_block // build.rows)
         blocks = np.tile(of_part, c.parts)
         passes = _cut(c.groups, c.groups_per_pass)
@@ -61,7 +66,6 @@ class Fillings:
         last_pass = np.tile(np.arange(len(passes)) == len(passes) - 1, len(blocks))
         words = groups * c.keep  # of a row group
         lane_bits = build.rows * build.lanes
-        fetched = 0 if c.flags & FLAG_RESIDENT_WEIGHTS else 1
         bits = 4 if c.flags & FLAG_INT4 else 8
         sums_out = bool(c.flags & FLAG_SUMS_OUT)
         columns = tiles * build.cols - (_left_out(c, build) if last else 0)
@@ -76,10 +80,11 @@ class Fillings:
         self.runs = self._add((0 if in_order else np.where(whole, 1, tiles)) * last_pass)
         #: runs of neighbouring words of weights, of indices and of row parameters
         self.fetches = self._add(np.ones_like(rows)) if not self._one_pass else _first(c.parts)
-        self.weights = self._add(fetched * rows * -(-words * lane_bits * bits // 64))
-        self.indices = self._add(fetched * rows * -(-words * lane_bits * c.index_bits // 64))
-        self.parameters = self._add(rows * build.rows)
-        self.unpack = self._add(fetched * rows * words * lane_bits // PORT_BYTES)
+        self.weights = self._add(self.fetched * rows * -(-words * lane_bits * bits // 64))
+        self.indices = self._add(self.fetched * rows * -(-words * lane_bits * c.index_bits // 64))
+        self.parameters = self._add((not again) * rows * build.rows)
+        slices = rows * words * lane_bits // PORT_BYTES
+        self.unpack = self._add(slices) if self.fetched else self.visits
         self.multiply = self._add(tiles * np.maximum(rows * words, REUSE_DISTANCE))
         least = REUSE_DISTANCE + build.rows - 1
         self.accumulate = self._add(tiles * np.maximum(rows * build.rows, least))
@@ -101,7 +106,7 @@ class Fillings:
 
 
 class Layer:
-    """A command's groups of column tiles: `groups`, all but the last one alike."""
+    """A command's groups of column tiles: `groups`, all but the first and the last one alike."""
 
     def __init__(self, c: Command, build: Build) -> None:
         self.c, self.build = c, build
@@ -115,11 +120,12 @@ class Layer:
         self.loaded_words = c.state_words if c.flags & FLAG_STATE_IN else 0
         self.stored_words = c.state_words if c.flags & FLAG_STATE_OUT else 0
         self.groups = -(-c.tiles // c.tiles_per_block)
+        several = self.groups > 1
+        stays = several and _stays(c, build)
         rest = c.tiles - (self.groups - 1) * c.tiles_per_block
-        self.last = Fillings(c, build, rest, last=True)
-        self.full = self.last
-        if self.groups > 1:
-            self.full = Fillings(c, build, c.tiles_per_block, last=False)
+        self.last = Fillings(c, build, rest, again=stays, last=True)
+        self.full = Fillings(c, build, c.tiles_per_block, again=stays) if several else self.last
+        self.first = Fillings(c, build, c.tiles_per_block) if stays else self.full
 
     @cached_property
     def loading(self) -> Loading:
@@ -133,8 +139,10 @@ class Layer:
 
     def sum(self, name: str) -> int:
         """Over all fillings."""
-        full, last = getattr(self.full, name), getattr(self.last, name)
-        return (self.groups - 1) * int(full.sum()) + int(last.sum())
+        first, full, last = (
+            int(getattr(f, name).sum()) for f in (self.first, self.full, self.last)
+        )
+        return first + (self.groups - 2) * full + last if self.groups > 1 else last
 
     def input_words(self) -> int:
         """Words of the input, as they are taken from memory or from the chain."""
@@ -198,6 +206,13 @@ def _first(count: int) -> Counts:
     ones: Counts = np.zeros(count, np.int64)
     ones[0] = 1
     return ones
+
+
+def _stays(c: Command, build: Build) -> bool:
+    """Whether weights and row parameters stay in their buffers from group to group."""
+    row_groups = c.rows // build.rows
+    fits = row_groups * c.groups * c.keep <= build.block_words and row_groups <= build.block_rows
+    return fits and c.groups <= c.groups_per_pass
 
 
 def _cut(total: int, step: int) -> Counts:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..builds import PORT_BYTES
-from ..interface import FLAG_RESIDENT_WEIGHTS, FLAG_RESIDUAL
+from ..interface import FLAG_RESIDUAL
 from .fillings import Fillings, Layer
 from .gathering import REUSE_DISTANCE, steps, tile_words
 
@@ -23,6 +23,8 @@ ENTERED = PIPELINE_CYCLES + 1
 PORT_DEPTH = 64
 #: Writes to the vector buffer that wait before the multipliers.
 _WRITES_DEPTH = 16
+#: Tiles that may begin before the columns of the next one are worked on: a stream of two, and one.
+_TILES_AHEAD = 3
 #: Row groups that wait in the streams before requantisation.
 ROWS_DEPTH = 8
 #: What stands outside of loops before the first one of a command.
@@ -54,6 +56,14 @@ class Gathering:
     now: float = 0.0
     fetched: float = 0.0  # when the port had what was taken until then
     words: int = 0  # taken until then
+    columns: float = 0.0  # when those of the last tile were worked out
+    begun: tuple[float, ...] = (0.0,) * _TILES_AHEAD  # the last tiles
+
+    def begin_tile(self, steps: int) -> None:
+        """Waits for the columns of a tile, which take `steps`."""
+        self.columns = max(self.columns, self.begun[0]) + steps
+        self.now = max(self.now, self.columns)
+        self.begun = (*self.begun[1:], self.now)
 
 
 class Timing:
@@ -67,12 +77,16 @@ class Timing:
         self._moves = layer.to_memory + bool(c.flags & FLAG_RESIDUAL)
         #: slices of weights that wait before the block buffer
         self._queue = build.queue_words * build.rows * build.lanes // PORT_BYTES + PORT_DEPTH
-        self._resident = bool(c.flags & FLAG_RESIDENT_WEIGHTS)
-        self._full = self._works(layer.full)
-        self._last = self._works(layer.last) if layer.groups > 1 else self._full
+        #: of all fillings, one after the other
+        self.works = self._works(layer.last)
+        if layer.groups > 1:
+            between = self._works(layer.full) * (layer.groups - 2)
+            self.works = self._works(layer.first) + between + self.works
         #: Parts of a filling's tile that are gathered one after the other, each with pixels to
         #: wait for.
         self._kernel_rows = c.kernel_height if layer.image else 1
+        #: cycles in which the columns of a tile are worked out
+        self._columns = build.cols + c.kernel_height + 1
         #: Whether tiles of the input do not lie side by side, so that each is fetched by itself.
         features = c.channels if layer.image else int(layer.last.features[0])
         self._apart = c.input_stride != features
@@ -83,9 +97,10 @@ class Timing:
         for i in range(f.count):
             visits, tiles, outputs = int(f.visits[i]), f.tiles, int(f.outputs[i])
             weights, indices = int(f.weights[i]), int(f.indices[i])
-            unpack = 0 if self._resident else int(f.unpack[i])
+            unpack = int(f.unpack[i]) if f.fetched else 0
             planes = weights + indices
-            moved = planes + int(f.parameters[i]) + outputs * self._moves
+            parameters = int(f.parameters[i])
+            moved = planes + parameters + outputs * self._moves
             busiest = max(weights, indices, outputs, 1)
             ports = planes + outputs * self._moves
             entered = int(f.fetches[i]) * ENTERED
@@ -96,7 +111,7 @@ class Timing:
             rows = max(int(f.totals[i]), 1)
             flight = ROWS_DEPTH + PIPELINE_CYCLES * (1 + rows / int(f.multiply[i]))
             # Row parameters come with the weights, and outputs of the tile they meet first go.
-            words = planes + int(f.parameters[i]) + outputs * self._moves / tiles
+            words = planes + parameters + outputs * self._moves / tiles
             come = max(weights + entered, unpack, words / self.rate) / visits if unpack else 0.0
             ahead = come * min(1.0, self._queue * visits / max(unpack, 1))
             works.append(
@@ -105,7 +120,7 @@ class Timing:
                     tiles=tiles,
                     visits=visits,
                     accumulate=int(f.accumulate[i]),
-                    rows=int(f.parameters[i]) + entered,
+                    rows=parameters + entered if parameters else 0,
                     drain=drain,
                     slack=flight * drain / rows,
                     come=come,
@@ -117,22 +132,18 @@ class Timing:
             )
         return works
 
-    def works(self) -> list[Work]:
-        """Of all fillings, one after the other."""
-        return self._full * (self.layer.groups - 1) + self._last
-
     def run(self, table: float) -> tuple[float, list[float]]:
         """Cycles until the multipliers have done, and when they began with each filling.
 
         Args:
             table: cycles before which no outputs are made.
         """
-        works = self.works()
-        gathering = Gathering(now=self._lead())
+        gathering = Gathering(now=self._lead(), columns=self._lead() - self._columns)
         starts: list[float] = []
-        begin = end = weights = rows = drained = served = 0.0
+        begin = end = rows = drained = served = 0.0
+        weights = float(STEPS + 2 * PIPELINE_CYCLES)  # fetched and unpacked
         busy: Work | None = None
-        for number, work in enumerate([*works, None]):
+        for number, work in enumerate([*self.works, None]):
             if work is not None:  # is brought while `busy` is worked on
                 stall, brought, taken = self._bring(number, work, busy, begin, gathering)
                 writes = self._writes(number) * work.tiles * self._kernel_rows
@@ -162,7 +173,7 @@ class Timing:
         """Cycles before the first word is gathered."""
         layer = self.layer
         if layer.image:  # the columns of the first tile
-            return STEPS + layer.build.cols + layer.c.kernel_height + 1 + PIPELINE_CYCLES
+            return STEPS + self._columns + PIPELINE_CYCLES
         return STEPS + (PIPELINE_CYCLES if layer.from_memory else 0)
 
     def _writes(self, number: int) -> int:
@@ -191,6 +202,8 @@ class Timing:
             gathering.now += ENTERED
         for part, (trips, reads, words) in enumerate(parts):
             ahead = _WRITES_DEPTH + PIPELINE_CYCLES * writes // max(reads, 1)
+            if self.layer.image and part % self._kernel_rows == 0:
+                gathering.begin_tile(self._columns)
             before = gathering.now
             there = done = self._fetch(gathering, before + trips, words, slow)
             first = there - reads if self.layer.image else before
@@ -243,7 +256,7 @@ class Timing:
         if words == 0:
             return alone
         if busy is None:  # the first weights, as many as wait before the block buffer
-            busy = self._full[0]
+            busy = self.works[0]
             others = busy.planes / busy.visits * busy.ahead / busy.come if busy.come else 0.0
         else:
             others = busy.moved
