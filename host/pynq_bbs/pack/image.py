@@ -16,7 +16,7 @@ from ..model.recurrent import RecurrentLayer, join
 from .csb import csb_shape, pack_csb
 from .layout import tile_count
 from .program import PackedLayer, Program, Tensor
-from .recurrent import pack_recurrent, recurrent_tensors
+from .recurrent import own_inputs, pack_recurrent, recurrent_tensors, tensors_read
 from .windows import tap_matrix
 
 _INT32 = 2**31 - 1
@@ -55,19 +55,15 @@ def pack(model: QuantModel, banks: dict[str, tuple[int, int]], build: Build) -> 
             a bank has more nonzeros than its keep, a window is too large for the engine, or a
             recurrent layer is not for this build or beside images.
     """
-    image = _Image()
+    image, model = _Image(), own_inputs(model)
     tensors = {i.tensor: input_tensor(i, model) for i in model.inputs}
+    inputs = set(tensors)
     layers: list[PackedLayer] = []
-    #: tensors that lie among the features of a recurrent layer, and inputs that may
-    within: set[str] = set()
-    free = set(tensors)
-    for layer in model.layers:
-        if isinstance(layer, QuantLayer):
-            free -= set(_read(layer)[1:])
+    within: set[str] = set()  # tensors that lie among the features of a recurrent layer
     for layer in model.layers:
         try:
             if isinstance(layer, RecurrentLayer):
-                made = _pack_steps(layer, tensors, banks, build, image, free, bool(model.lengths))
+                made = _pack_steps(layer, tensors, banks, build, image, inputs, bool(model.lengths))
                 within |= {*made[-1].outputs, made[-1].input, *(copy.output for copy in made)}
                 layers += made
                 continue
@@ -108,11 +104,11 @@ def _pack_steps(
     banks: dict[str, tuple[int, int]],
     build: Build,
     image: _Image,
-    free: set[str],
+    inputs: set[str],
     has_lengths: bool,
 ) -> list[PackedLayer]:
-    """A recurrent layer, and before it what copies x and the initial h to where the layer works: a
-    model input is put there by the host, if it is not yet put elsewhere."""
+    """A recurrent layer, and before it what copies x and the initial h to where the layer works,
+    but for those among the `inputs`, which the host puts there."""
 
     def plain(la: QuantLayer, bank: tuple[int, int] | None) -> PackedLayer:
         return _pack_layer(la, bank, Tensor(la.weights.shape[1]), build, image)[0]
@@ -122,8 +118,7 @@ def _pack_steps(
 
     def placed(name: str, what: str) -> str:
         """The tensor as it lies where the layer works."""
-        if name in free:
-            free.remove(name)
+        if name in inputs:
             return name
         (copy,) = join(f"{layer.name}:{what}", [(name, tensors[name].features)])
         tensors[copy.output] = tensors[name]
@@ -154,15 +149,9 @@ def _check_recurrent(program: Program) -> None:
         )
 
 
-def _read(layer: QuantLayer) -> list[str]:
-    """The tensors that a layer reads, its input first."""
-    combined = layer.combination.tensor if layer.combination else ""
-    return [layer.input, *(name for name in (combined, layer.weight_tensor) if name)]
-
-
 def _check_tensors(layer: QuantLayer, tensors: dict[str, Tensor], within: set[str]) -> None:
     """Whether the tensors that a layer reads are there, and as large as it takes them to be."""
-    combination, window, read = layer.combination, layer.window, _read(layer)
+    combination, window, read = layer.combination, layer.window, tensors_read(layer)
     missing = [name for name in read if name not in tensors]
     if missing:
         raise InputError(f"it reads {missing[0]!r}, which no input and no layer before it gives")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..builds import Build
 from ..errors import InputError
-from ..model.graph import Combination, QuantLayer
+from ..model.graph import Combination, QuantLayer, QuantModel
 from ..model.recurrent import GATES, QuantMatrix, RecurrentLayer, join
 from .program import PackedCell, PackedLayer, Tensor
 
@@ -106,6 +106,34 @@ def prune_recurrent(
     reset = matrices.get(_reset(layer))
     quantised = replace(layer.quantised, matrix=matrices[layer.name], reset=reset)
     return replace(layer, quantised=quantised)
+
+
+def tensors_read(layer: QuantLayer) -> list[str]:
+    """The tensors that a plain layer reads, its input first."""
+    combined = layer.combination.tensor if layer.combination else ""
+    return [layer.input, *(name for name in (combined, layer.weight_tensor) if name)]
+
+
+def own_inputs(model: QuantModel) -> QuantModel:
+    """The model with inputs once more for every further recurrent layer that reads them, as x or as
+    initial h: the host puts each where that layer works."""
+    inputs = {i.tensor: i for i in model.inputs}
+    taken = {n for la in model.layers if isinstance(la, QuantLayer) for n in tensors_read(la)[1:]}
+
+    def own(name: str, other: str) -> str:
+        if name in inputs and name in taken:
+            inputs[other] = replace(inputs[name], tensor=other)
+            return other
+        taken.add(name)
+        return name
+
+    layers: list[QuantLayer | RecurrentLayer] = []
+    for layer in model.layers:
+        if isinstance(layer, RecurrentLayer):
+            x, h = own(layer.input, f"{layer.name}:x"), own(layer.initial_h, f"{layer.name}:h")
+            layer = replace(layer, input=x, initial_h=h)
+        layers.append(layer)
+    return replace(model, inputs=list(inputs.values()), layers=layers)
 
 
 def pack_recurrent(
