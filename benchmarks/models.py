@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pynq_bbs.model.arithmetic import sum_of
 from pynq_bbs.model.graph import QuantInput, QuantLayer, QuantModel, QuantOutput, Window
+from pynq_bbs.model.recurrent import HIDDEN_SCALE, RecurrentLayer, quantise_lstm
 
 
 class Network:
@@ -152,9 +153,22 @@ def autoencoder() -> QuantModel:
     return net.model()
 
 
+def lstm(units: int, steps: int) -> QuantModel:
+    """A layer with as many inputs as units."""
+    rng, reach = np.random.default_rng(0), 1 / np.sqrt(units)
+    w, r = (rng.uniform(-reach, reach, (4 * units, units)).astype(np.float32) for _ in range(2))
+    layer = RecurrentLayer("lstm", "x", "y", quantise_lstm(w, r, None, HIDDEN_SCALE))
+    x = QuantInput("x", "x", (steps, units), "int8", HIDDEN_SCALE, 0, steps=steps)
+    y = QuantOutput("y", "y", (steps, units), "int8", steps=steps)
+    return QuantModel(f"LSTM-{units}", [x], [layer], [y])
+
+
+#: Those for builds that have images.
 NETWORKS: dict[str, Callable[[], QuantModel]] = {
     "resnet8": resnet8,
     "ds_cnn": ds_cnn,
     "mobilenet": mobilenet,
     "autoencoder": autoencoder,
 }
+#: Those for builds that have cells.
+RECURRENT: dict[str, Callable[[], QuantModel]] = {"lstm512": lambda: lstm(512, 1)}

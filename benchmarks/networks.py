@@ -17,18 +17,13 @@ from pynq_bbs.builds import Build, load_build
 from pynq_bbs.interface import (
     FLAG_FROM_CHAIN,
     FLAG_IMAGE,
-    FLAG_LSTM,
     FLAG_RESIDENT_INPUT,
     FLAG_RESIDENT_WEIGHTS,
-    FLAG_TABLE,
     FLAG_TO_CHAIN,
     FLAG_TO_MEMORY,
-    OP_MATRIX,
     Command,
 )
-from pynq_bbs.pack.csb import csb_shape
 from pynq_bbs.pack.cycles import RUN_CYCLES, LayerCycles, Memory, layer_cycles
-from pynq_bbs.pack.quotients import with_quotients
 from pynq_bbs.report import table
 
 MEMORY = Memory(142.857e6, 1.5e9)
@@ -91,54 +86,19 @@ CASES = [
 def cost_of(case: Case) -> Cost:
     """The modelled cost of one run of the case."""
     build = load_build(case.build)
-    if case.network == "lstm512":
-        commands = [lstm_step(512, 512, 16, 2, build)]
-    else:
-        commands = network(
-            case.network,
-            build,
-            MEMORY,
-            case.sparsity,
-            samples=case.samples,
-            resident=case.resident,
-        )
-        resident = all(c.flags & FLAG_RESIDENT_WEIGHTS for c in commands)
-        if case.resident and not resident:
-            raise SystemExit(f"{case.title}: the weights do not fit the block buffer")
+    commands = network(
+        case.network,
+        build,
+        MEMORY,
+        case.sparsity,
+        samples=case.samples,
+        resident=case.resident,
+    )
+    resident = all(c.flags & FLAG_RESIDENT_WEIGHTS for c in commands)
+    if case.resident and not resident:
+        raise SystemExit(f"{case.title}: the weights do not fit the block buffer")
     cycles = [layer_cycles(command, build, MEMORY) for command in commands]
     return Cost(build, commands, cycles, case.samples)
-
-
-def lstm_step(inputs: int, units: int, bank_size: int, keep: int, build: Build) -> Command:
-    """One step of an LSTM whose gates are one matrix over the input and the hidden values."""
-    rows, features = 4 * units, inputs + units
-    shape = csb_shape(
-        rows, features, bank_size, keep, build.lanes, build.vector_words, row_group=build.rows
-    )
-    words = shape.row_groups * shape.groups * keep
-    if words > build.block_words or shape.groups > shape.groups_per_pass:
-        raise SystemExit(f"an LSTM of {units} units does not fit build {build.name}")
-    step = Command(
-        op=OP_MATRIX,
-        flags=FLAG_RESIDENT_WEIGHTS | FLAG_LSTM | FLAG_TABLE | FLAG_TO_MEMORY,
-        features=features,
-        rows=rows,
-        parts=1,
-        part_rows=rows,
-        tiles=1,
-        tiles_per_block=1,
-        bank_size=bank_size,
-        keep=keep,
-        index_bits=shape.index_bits,
-        groups=shape.groups,
-        groups_per_pass=shape.groups_per_pass,
-        rows_per_block=min(rows, build.block_rows * build.rows),
-        pace=1,
-        input_stride=features,
-        last_columns=1,
-        output_stride=units,
-    )
-    return with_quotients(step)
 
 
 def route(command: Command) -> str:

@@ -4,7 +4,7 @@ weights nothing here needs."""
 
 from __future__ import annotations
 
-from models import NETWORKS
+from models import NETWORKS, RECURRENT
 from pynq_bbs.builds import Build
 from pynq_bbs.compiler import compile as compile_model
 from pynq_bbs.interface import Command
@@ -26,7 +26,7 @@ def network(
     resident: bool = False,
 ) -> list[Command]:
     """The commands for `samples` at once, or of images for one; see `make_plan`."""
-    program = compile_model(NETWORKS[name](), sparsity=sparsity, build=build)
+    program = compile_model((NETWORKS | RECURRENT)[name](), sparsity=sparsity, build=build)
     return make_plan(program, samples, memory, resident=resident).commands
 
 

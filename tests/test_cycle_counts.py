@@ -39,8 +39,12 @@ from pynq_bbs.pack.cycles import (
     layer_cycles,
     trip_counts,
 )
+from pynq_bbs.pack.image import pack
+from pynq_bbs.pack.layout import by_length
+from pynq_bbs.pack.plan import make_plan
 from pynq_bbs.pack.quotients import with_quotients
 from random_commands import chain_filler, chain_words, commands
+from recurrent_cases import BUILDS, KINDS, random_case
 
 BUILD = load_build("8x32")
 #: A row group of several rows; with few columns several features share a word, and there is no
@@ -115,6 +119,20 @@ def test_trips_of_any_command(build: Build) -> None:
     check()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("build", BUILDS, ids=lambda b: b.name)
+def test_trips_of_recurrent_layers(build: Build, kind: str) -> None:
+    for seed in range(8):
+        case = random_case(build, kind, seed)
+        samples, lengths = case.samples, ()
+        if case.lengths is not None:
+            _, lengths = by_length(case.lengths, build.cols)
+            samples = len(lengths) * build.cols
+        program = pack(case.model(), case.banks, build)
+        run = make_plan(program, samples, MEMORY, lengths=lengths).commands
+        assert count(build, run) == expected(build, run), f"seed {seed}"
+
+
 def check_network(build: Build, run: list[Command], memory: Memory = MEMORY) -> None:
     """Every layer's trips exactly, its cycles, and those of the whole network."""
     modelled = [layer_cycles(command, build, memory).total for command in run]
@@ -166,6 +184,13 @@ def test_network_of_several_rows_and_one_column() -> None:
 
 def test_network_of_one_column_and_weights_on_chip() -> None:
     check_network(NARROW, network("autoencoder", NARROW, MEMORY, resident=True))
+
+
+@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_network_of_cells(samples: int, resident: bool) -> None:
+    run = network("lstm512", NARROW, MEMORY, 0.875, samples=samples, resident=resident)
+    check_network(NARROW, run)
 
 
 @pytest.mark.parametrize("columns", [1, 64, 128])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models import NETWORKS
+from models import NETWORKS, lstm
 from pynq_bbs.accelerator import Accelerator
 from pynq_bbs.builds import Build, load_build
 from pynq_bbs.codegen import build_header
@@ -110,6 +110,18 @@ def test_network_through_bounded_streams(name: str) -> None:
         outputs = runner.run({"x": x}, [last])[0]
         runner.close()
     np.testing.assert_array_equal(outputs[last], expected)
+
+
+def test_cells_through_bounded_streams() -> None:
+    program = compile_model(lstm(64, 3), sparsity=0.75, build="32x4x1")
+    x = np.random.default_rng(2).integers(-128, 128, (2, 3 * 64)).astype(np.int8)
+    expected = CpuDevice(program).run({"x": x})["y"]
+    engine = ThreadedEngine(program.build)
+    with open_device("standin", program.build, strict=True, engine=engine) as session:
+        runner = EngineProgram(program, session, MEMORY, dict.fromkeys(PARTS, 0.0), every=False)
+        outputs = runner.run({"x": x}, ["y"])[0]
+        runner.close()
+    np.testing.assert_array_equal(outputs["y"], expected)
 
 
 def test_compiled_at_75_percent() -> None:

@@ -202,10 +202,9 @@ def chain_input(command: Command, build: Build) -> int:
 
 def check_places(program: Program, plan: Plan) -> None:
     """Image, commands and tensors of every sample: one after the other, and nothing beside."""
-    sums = {layer.output for layer in program.layers if layer.sums_out}
     spans = [(0, len(program.image)), (plan.first_command, len(plan.words()))]
     for name, place in plan.places.items():
-        words = tensor_words(place, program.build, name in sums)
+        words = tensor_words(place, program.build, program.tensors[name])
         spans += [(place.offset + run * plan.sample_words, words) for run in range(plan.runs)]
     spans.sort()
     ends = [start + words for start, words in spans]
@@ -302,6 +301,6 @@ def test_tensors_lie_one_after_the_other(samples: int) -> None:
     plan = make_plan(flat, samples, MEMORY)
     check_places(flat, plan)
     assert plan.runs == 1
-    assert plan.memory_words - plan.first_command == (
+    assert plan.memory_words - len(flat.image) == (
         COMMAND_WORDS + (64 + 10) * tile * -(-samples // BUILD.cols)
     )

@@ -23,15 +23,12 @@ from pynq_bbs.model.recurrent import (
     GATES,
     QuantMatrix,
     QuantRecurrent,
-    quantise_gru,
-    quantise_lstm,
     run_recurrent,
 )
 from pynq_bbs.pack.quotients import with_quotients
 from pynq_bbs.paths import hls_dir
 from pynq_bbs.toolchain import shared_library
-
-X_SCALE = np.float32(3 / 127)
+from recurrent_cases import random_recurrent
 
 
 @cache
@@ -184,19 +181,6 @@ def tiled(values: NDArray[Any], cols: int, features: int) -> NDArray[Any]:
     return padded.reshape(-1, cols, features).swapaxes(1, 2)
 
 
-def random_layer(rng: np.random.Generator, kind: str, inputs: int, hidden: int) -> QuantRecurrent:
-    gates = 4 if kind == "lstm" else 3
-    reach = 2 / np.sqrt(hidden)
-    w, r, b = (
-        rng.uniform(-reach, reach, shape).astype(np.float32)
-        for shape in ((gates * hidden, inputs), (gates * hidden, hidden), (2 * gates * hidden,))
-    )
-    zero_point = int(rng.integers(-20, 20))
-    if kind == "lstm":
-        return quantise_lstm(w, r, b, X_SCALE, zero_point)
-    return quantise_gru(w, r, b, X_SCALE, zero_point, linear_before_reset=kind == "gru_after")
-
-
 class Run:
     """A layer over sequences: packed, run on the engine, and what must come out."""
 
@@ -205,7 +189,7 @@ class Run:
         self.build, self.rng, self.memory = build, rng, Memory()
         self.columns = int(rng.integers(1, 3 * build.cols + 1))
         self.steps = int(rng.choice([1, 2, 5]))
-        layer = random_layer(rng, kind, int(rng.integers(1, 40)), int(rng.integers(1, 40)))
+        layer = random_recurrent(rng, kind, int(rng.integers(1, 40)), int(rng.integers(1, 40)))
         self.lengths = np.sort(rng.integers(1, self.steps + 1, self.columns))[::-1]
         self.lengths[0] = self.steps
         self.at = Layout(build, layer)

@@ -20,6 +20,7 @@ from .cpu.device import CpuDevice
 from .device.engine import EngineProgram
 from .device.session import DEFAULT_BOARD, MEMORY_BYTES, open_device
 from .errors import InputError
+from .model.recurrent import GATES
 from .pack.cycles import LayerCycles, Memory
 from .pack.program import Program
 from .report import LayerReport, Report
@@ -94,7 +95,8 @@ class Accelerator:
     @property
     def inputs(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Name -> (shape without the batch, dtype) of every input."""
-        return {i.name: (i.shape, i.dtype) for i in self._program.inputs}
+        inputs = {i.name: (i.shape, i.dtype) for i in self._program.inputs}
+        return inputs | ({self._program.lengths: ((), "int64")} if self._program.lengths else {})
 
     @property
     def outputs(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -105,7 +107,8 @@ class Accelerator:
         """Run a batch of any size.
 
         Args:
-            x: an array (N, *shape), or a dict of such arrays by input name where there are more.
+            x: an array (N, *shape), or a dict of such arrays by input name where there are more;
+                among them (N,) integers where the samples of a model have lengths.
 
         Returns:
             An array (N, *shape), or a dict of such arrays where the model has more outputs.
@@ -115,21 +118,22 @@ class Accelerator:
             VerificationError: the device's integers are not the cpu device's.
             DeviceError and its kinds: the device refused, ran out of memory or out of time.
         """
-        tensors = self._quantised(x)
+        tensors, lengths = self._quantised(x)
         columns = len(next(iter(tensors.values())))
         wanted = {output.tensor for output in self._program.outputs}
         parts: dict[str, list[NDArray[np.generic]]] = {name: [] for name in wanted}
         if self._engine is None:
             assert self._cpu is not None
             start = time.perf_counter()
-            results = self._cpu.run(tensors)
+            results = self._cpu.run(tensors, lengths)
             self._report.seconds["device"] += time.perf_counter() - start
             for name in wanted:
                 parts[name].append(results[name])
         else:
-            for start_column, end in self._engine.chunks(columns):
+            for start_column, end in self._engine.chunks(columns, lengths):
                 piece = {name: values[start_column:end] for name, values in tensors.items()}
-                for name, values in self._run_engine(piece, wanted, start_column).items():
+                own = None if lengths is None else lengths[start_column:end]
+                for name, values in self._run_engine(piece, wanted, start_column, own).items():
                     parts[name].append(values)
         self._report.columns += columns
         self._report.runs += 1
@@ -161,9 +165,11 @@ class Accelerator:
     ) -> None:
         self.close()
 
-    def _quantised(self, x: Any) -> dict[str, NDArray[np.int8]]:
+    def _quantised(self, x: Any) -> tuple[dict[str, NDArray[np.generic]], NDArray[np.int64] | None]:
+        """The input tensors, and the steps of each sample where the program takes them."""
         start = time.perf_counter()
         names = list(dict.fromkeys(i.name for i in self._program.inputs))
+        names += [self._program.lengths] if self._program.lengths else []
         if not isinstance(x, Mapping):
             if len(names) != 1:
                 raise InputError(
@@ -177,69 +183,124 @@ class Accelerator:
                 f"the model takes exactly: {', '.join(names)}"
             )
         tensors = {i.tensor: quantize_input(i, x[i.name]) for i in self._program.inputs}
-        lengths = {len(values) for values in tensors.values()}
-        if len(lengths) != 1:
-            raise InputError(f"the inputs have different batch sizes: {sorted(lengths)}")
+        sizes = {len(values) for values in tensors.values()}
+        if len(sizes) != 1:
+            raise InputError(f"the inputs have different batch sizes: {sorted(sizes)}")
+        lengths = None
+        if self._program.lengths:
+            lengths = self._checked_lengths(x[self._program.lengths], *sizes)
         self._report.seconds["quantise"] += time.perf_counter() - start
-        return tensors
+        return tensors, lengths
+
+    def _checked_lengths(self, given: Any, samples: int) -> NDArray[np.int64]:
+        name, lengths = self._program.lengths, np.asarray(given)
+        steps = next(
+            self._program.tensors[la.input].steps for la in self._program.layers if la.cell
+        )
+        if lengths.shape != (samples,) or lengths.dtype.kind not in "iu":
+            raise InputError(
+                f"input {name!r} is {lengths.dtype} {lengths.shape}, must be integers "
+                f"({samples},): the steps of each sample"
+            )
+        if lengths.min() < 1 or lengths.max() > steps:
+            raise InputError(
+                f"input {name!r} goes from {lengths.min()} to {lengths.max()}, a sample has 1 to "
+                f"{steps} steps"
+            )
+        return lengths.astype(np.int64)
 
     def _run_engine(
-        self, tensors: dict[str, NDArray[np.int8]], wanted: set[str], first_column: int
+        self,
+        tensors: dict[str, NDArray[np.generic]],
+        wanted: set[str],
+        first_column: int,
+        lengths: NDArray[np.int64] | None,
     ) -> dict[str, NDArray[np.generic]]:
         assert self._engine is not None
-        every = [layer.output for layer in self._program.layers]
+        every = [name for layer in self._program.layers for name in layer.outputs]
         results, cycles = self._engine.run(
-            tensors, dict.fromkeys(every) if self._cpu else wanted - set(tensors)
+            tensors, dict.fromkeys(every) if self._cpu else wanted - set(tensors), lengths
         )
         runs = len(next(iter(tensors.values()))) if self._program.has_pixels else 1
         for layer_report, layer_cycles in zip(self._report.layers, cycles, strict=True):
             _add(layer_report, layer_cycles, runs)
         if self._cpu:
             start = time.perf_counter()
-            self._verify(tensors, results, first_column)
+            self._verify(tensors, results, first_column, lengths)
             self._report.verified_columns += len(next(iter(tensors.values())))
             self._report.seconds["verify"] += time.perf_counter() - start
         return {name: results[name] if name in results else tensors[name] for name in wanted}
 
     def _verify(
         self,
-        tensors: dict[str, NDArray[np.int8]],
+        tensors: dict[str, NDArray[np.generic]],
         results: dict[str, NDArray[np.generic]],
         first_column: int,
+        lengths: NDArray[np.int64] | None,
     ) -> None:
         assert self._cpu is not None
-        reference = self._cpu.run(tensors)
+        reference = self._cpu.run(tensors, lengths)
         for index, layer in enumerate(self._program.layers):
-            target = self._program.tensors[layer.output]
-            shape = (-1, target.features, target.pixels)
-            rows = slice(layer.first_row, layer.first_row + layer.rows)
-            compare_layer(
-                layer.name,
-                results[layer.output].reshape(shape)[:, rows],
-                reference[layer.output].reshape(shape)[:, rows],
-                first_column,
-                # Layers before this one agree, so both devices read the same input.
-                partial(self._sums, index, reference),
-            )
+            backwards = layer.cell is not None and layer.cell.reverse
+            for name in layer.outputs:
+                target = self._program.tensors[name]
+                # What is worked on one after the other stands last.
+                shape = (-1, target.steps, target.features, target.pixels)
+                device, cpu = (
+                    values[name].reshape(shape).transpose(0, 2, 1, 3)[:, :, :: 1 - 2 * backwards]
+                    for values in (results, reference)
+                )
+                rows = slice(layer.first_row, layer.first_row + layer.rows)
+                every = range(target.steps)
+                compare_layer(
+                    layer.name,
+                    device[:, rows].reshape(len(device), -1, target.steps * target.pixels),
+                    cpu[:, rows].reshape(len(cpu), -1, target.steps * target.pixels),
+                    first_column,
+                    # Layers before this one agree, so both devices read the same input.
+                    partial(self._sums, index, name, reference, lengths),
+                    (every[::-1] if backwards else every) if target.steps > 1 else (),
+                )
 
     def _sums(
-        self, index: int, reference: dict[str, NDArray[np.generic]], sample: int
-    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """The device's and the cpu device's INT32 sums (M, pixels) of layer `index`."""
+        self,
+        index: int,
+        name: str,
+        reference: dict[str, NDArray[np.generic]],
+        lengths: NDArray[np.int64] | None,
+        sample: int,
+        row: int,
+        place: int,
+    ) -> tuple[str, str]:
+        """The device's and the cpu device's INT32 sum behind a value of tensor `name`, which layer
+        `index` wrote; of a recurrent layer the sums of the unit's gates in that step."""
         assert self._cpu is not None and self._engine is not None
         layer = self._program.layers[index]
-        x = reference[layer.input].astype(np.int8, copy=False)
-        weights = None
+        target = self._program.tensors[name]
+        if layer.cell:
+            step = target.steps - 1 - place if layer.cell.reverse else place
+            length = self._program.tensors[layer.input].steps
+            length = length if lengths is None else int(lengths[sample])
+            if name != layer.output:
+                step = 0 if layer.cell.reverse else length - 1
+            own = {tensor: values[sample : sample + 1] for tensor, values in reference.items()}
+            features = self._cpu.step_features(index, own, step, length)
+            gates = slice(GATES * row, GATES * (row + 1))
+            device, cpu = (
+                of.sums(index, features)[0, gates].tolist() for of in (self._engine, self._cpu)
+            )
+            return str(device), str(cpu)
+        x, weights = reference[layer.input].astype(np.int8, copy=False), None
         if layer.weight_tensor:
             # A product takes all samples at once: one tensor's are the other's weights.
             weights = reference[layer.weight_tensor].astype(np.int8, copy=False)
         else:
             x, sample = x[sample : sample + 1], 0
-        shape = (-1, self._program.tensors[layer.output].pixels)
-        return (
-            self._engine.sums(index, x, weights)[sample].reshape(shape),
-            self._cpu.sums(index, x)[sample].reshape(shape),
-        )
+        step, pixel = divmod(place, target.pixels)
+        at = (sample, step, row, pixel)
+        device, cpu = self._engine.sums(index, x, weights), self._cpu.sums(index, x)
+        shape = (len(x), target.steps, -1, target.pixels)
+        return str(device.reshape(shape)[at]), str(cpu.reshape(shape)[at])
 
 
 def _new_report(program: Program, device: str, board: str, memory: Memory) -> Report:
@@ -250,7 +311,7 @@ def _new_report(program: Program, device: str, board: str, memory: Memory) -> Re
             layer.features,
             layer.bank_size,
             layer.keep,
-            program.tensors[layer.output].pixels,
+            program.tensors[layer.output].size // program.tensors[layer.output].features,
             layer.model_weights,
         )
         for layer in program.layers

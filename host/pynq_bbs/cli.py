@@ -243,6 +243,8 @@ def _info(args: argparse.Namespace) -> None:
     )
     for i in program.inputs:
         print(f"input {i.name}: {i.dtype} (N, {', '.join(map(str, i.shape))})")
+    if program.lengths:
+        print(f"input {program.lengths}: integers (N,), the steps of each sample")
     for o in program.outputs:
         print(f"output {o.name}: {o.dtype} (N, {', '.join(map(str, o.shape))})")
     head = ("layer", "rows x features", "keep/bank", "weight bits", "index bits", "passes")
@@ -278,10 +280,14 @@ def _window_text(layer: PackedLayer) -> str:
 
 
 def _pixels_text(tensor: Tensor) -> str:
+    if tensor.steps > 1:
+        return f"{tensor.steps} steps"
     return f"{tensor.height} x {tensor.width}" if tensor.pixels > 1 else "-"
 
 
 def _output_text(layer: PackedLayer) -> str:
+    if layer.cell:
+        return f"INT8, {layer.cell.kind.upper()}{' reversed' * layer.cell.reverse}"
     text = "INT32 sums" if layer.sums_out else "INT8, table" if layer.table >= 0 else "INT8"
     if layer.combination is None:
         return text

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .builds import Build, load_build
 from .compress.prune import bank_prune, choose_bank
 from .compress.quantize import quantize
 from .errors import InputError
 from .model.graph import Layer, Model, QuantLayer, QuantModel
-from .pack.image import dense_bank, pack
+from .model.recurrent import RecurrentLayer
+from .pack.image import dense_bank, moving_bank, pack
 from .pack.program import Program
+from .pack.recurrent import prune_recurrent
 
 AnyLayer = TypeVar("AnyLayer", Layer, QuantLayer)
 
@@ -62,6 +65,7 @@ def compile(
     def bank(layer: Layer | QuantLayer) -> tuple[int, int] | None:
         return _bank(layer, sparsity, bank_size, target)
 
+    banks: dict[str, tuple[int, int]] = {}
     if isinstance(model, Model):
         model = replace(model, layers=_pruned(model.layers, bank))
         if calibration is None:
@@ -74,11 +78,41 @@ def compile(
             model, calibration, method=method, weight_bits=weight_bits, progress=progress
         )
     else:
-        layers = _pruned(model.layers, bank)
+        layers: list[QuantLayer | RecurrentLayer] = []
+        for layer in model.layers:
+            if isinstance(layer, RecurrentLayer):
+                layers.append(_pruned_recurrent(layer, sparsity, bank_size, target, banks))
+            else:
+                layers.append(_pruned_layer(layer, bank(layer)))
         layers = [replace(layer, weight_bits=weight_bits) for layer in layers]
         model = replace(model, layers=layers)
-    chosen = {layer.name: bank(layer) for layer in model.layers}
-    return pack(model, {name: b for name, b in chosen.items() if b is not None}, target)
+    for layer in model.layers:
+        if isinstance(layer, QuantLayer) and (chosen := bank(layer)):
+            banks[layer.name] = chosen
+    return pack(model, banks, target)
+
+
+def _pruned_recurrent(
+    layer: RecurrentLayer,
+    sparsity: float,
+    bank_size: int,
+    build: Build,
+    banks: dict[str, tuple[int, int]],
+) -> RecurrentLayer:
+    """The layer with its matrices pruned; their banks are added to `banks`."""
+
+    def prune(name: str, weights: NDArray[np.int8]) -> NDArray[np.int8]:
+        banks[name] = _matrix_bank(weights.shape[1], sparsity, bank_size, build)
+        pruned: NDArray[np.int8] = bank_prune(weights, *banks[name])
+        return pruned
+
+    return prune_recurrent(layer, prune, build)
+
+
+def _matrix_bank(features: int, sparsity: float, bank_size: int, build: Build) -> tuple[int, int]:
+    if sparsity == 0:
+        return dense_bank(features, build)
+    return choose_bank(features, sparsity, bank_size, build.lanes, build.takes_bank)
 
 
 def _bank(
@@ -88,11 +122,10 @@ def _bank(
     does, and for a convolution of too few channels for any bank of that sparsity."""
     features = layer.weights.shape[1]
     if isinstance(layer, Layer) or layer.weights.ndim == 2:
-        if isinstance(layer, QuantLayer) and layer.weight_tensor:
-            return None
-        if sparsity == 0:
-            return dense_bank(features, build)
-        return choose_bank(features, sparsity, bank_size, build.lanes, build.takes_bank)
+        if isinstance(layer, QuantLayer):
+            if layer.weight_tensor or moving_bank(layer.weights, build):
+                return None
+        return _matrix_bank(features, sparsity, bank_size, build)
     if layer.groups > 1 or layer.maximum or sparsity == 0:
         return None
     taps = layer.weights.shape[2] * layer.weights.shape[3]

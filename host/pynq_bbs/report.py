@@ -19,7 +19,7 @@ class LayerReport:
     features: int
     bank_size: int
     keep: int
-    pixels: int = 1
+    pixels: int = 1  # or steps
     weights: int = 0  # of the model, those that are not stored included
     cycles: float = 0.0
     multiply_cycles: int = 0

@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import VerificationError
 
-#: Sample -> the device's and the cpu device's INT32 sums (M, pixels) of the layer that differs.
-Sums = Callable[[int], tuple[NDArray[np.int32], NDArray[np.int32]]]
+#: Sample, row and place -> the device's and the cpu device's INT32 sums there, as they are shown.
+Sums = Callable[[int, int, int], tuple[str, str]]
 
 
 def compare_layer(
@@ -20,17 +20,20 @@ def compare_layer(
     reference: NDArray[np.generic],
     first_sample: int,
     sums: Sums,
+    steps: Sequence[int] = (),
 ) -> None:
-    """Raise unless both tensors (N, M, pixels) hold the same integers.
+    """Raise unless both tensors (N, M, places) hold the same integers.
 
     Args:
         name: of the layer that wrote the tensor.
         first_sample: which sample of the user's batch sample 0 is.
         sums: called only where they differ.
+        steps: what steps the places are, in the order in which they were worked on; if none, they
+            are the pixels of an image.
 
     Raises:
         VerificationError: names layer, row, column, both integers and both sums of the first
-            difference, and how many there are.
+            difference, of steps of the first one that differs, and how many there are.
     """
     if device.shape == reference.shape and np.array_equal(device, reference):
         return
@@ -39,15 +42,18 @@ def compare_layer(
             f"layer {name!r}: the device gave {device.shape}, the cpu device {reference.shape}"
         )
     wrong = np.argwhere(device != reference)
-    sample, row, pixel = (int(i) for i in wrong[0])
-    device_sums, reference_sums = sums(sample)
+    # A wrong step makes those after it wrong.
+    sample, row, place = (int(i) for i in wrong[wrong[:, 2].argmin() if steps else 0])
+    device_sums, reference_sums = sums(sample, row, place)
     column = f"column {first_sample + sample}"
-    if device.shape[2] > 1:
-        column = f"column {pixel} of sample {first_sample + sample}"
+    if steps:
+        column += f", step {steps[place]}"
+    elif device.shape[2] > 1:
+        column = f"column {place} of sample {first_sample + sample}"
     raise VerificationError(
         f"layer {name!r}, row {row}, {column}: the device gave "
-        f"{int(device[sample, row, pixel])}, the cpu device {int(reference[sample, row, pixel])} "
-        f"(sums {int(device_sums[row, pixel])} and {int(reference_sums[row, pixel])}); "
+        f"{int(device[sample, row, place])}, the cpu device {int(reference[sample, row, place])} "
+        f"(sums {device_sums} and {reference_sums}); "
         f"{len(wrong)} of {device.size} outputs of this layer differ. Equal sums point at "
         "requantisation, different ones at weights, indices or activations"
     )

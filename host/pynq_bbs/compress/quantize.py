@@ -114,8 +114,8 @@ def run_float(model: Model, inputs: Mapping[str, Any] | NDArray[Any]) -> dict[st
     return {name: value for name, value in _activations(model, batch) if name in shown}
 
 
-def quantize_input(spec: QuantInput, x: Any) -> NDArray[np.int8]:
-    """A model input as the INT8 tensor (N, features) that the first layers read.
+def quantize_input(spec: QuantInput, x: Any) -> NDArray[Any]:
+    """A model input as the INT8 or INT16 tensor (N, features) that the first layers read.
 
     Args:
         spec: the input's description; its `dtype` says what `x` must be. Where that is float32,
@@ -127,7 +127,7 @@ def quantize_input(spec: QuantInput, x: Any) -> NDArray[np.int8]:
     """
     if spec.dtype == "float32":
         x = apply_functions(spec.functions, _float_input(spec.name, spec.shape, x))
-        return quantise(x, spec.scale, spec.zero_point)
+        return quantise(x, spec.scale, spec.zero_point, spec.bits)
     array = _array(spec.name, x)
     if array.dtype != np.dtype(spec.dtype):
         raise InputError(
@@ -143,13 +143,14 @@ def dequantize_output(spec: QuantOutput, tensor: NDArray[Any]) -> NDArray[Any]:
 
     Args:
         spec: the output's description.
-        tensor: INT8, or INT32 where the layer that made it gives sums.
+        tensor: INT8, INT16 states, or INT32 where the layer that made it gives sums.
     """
     result: NDArray[Any] = tensor
     if spec.dtype == "float32":
         scale = spec.scale
-        if scale.size > 1:  # one for each row, of every pixel
-            scale = np.repeat(scale, tensor.shape[1] // scale.size)
+        if scale.size > 1:  # one for each row, of every pixel or step
+            pixels = tensor.shape[1] // (spec.steps * scale.size)
+            scale = np.tile(np.repeat(scale, pixels), spec.steps)
         values = dequantise(tensor, scale, spec.zero_point)
         result = apply_functions(spec.functions, values)
     elif spec.dtype == "uint8":

@@ -20,6 +20,7 @@ from ..pack.layout import images_to_tiles
 from ..pack.program import PackedLayer, Program
 from ..pack.windows import gathered
 from .linear import LinearOp, linear
+from .recurrent import CellOp, cell_op, features_at, run_cell
 
 
 class CpuDevice:
@@ -34,17 +35,40 @@ class CpuDevice:
             [product_op(layer, program)] if layer.weight_tensor else linear_ops(layer, program)
             for layer in program.layers
         ]
+        self._cells: dict[str, CellOp] = {}
+        for layer, ops in zip(program.layers, self._ops, strict=True):
+            if layer.cell:
+                first = layer.cell.reset
+                reset = linear_ops(first, program)[0] if first else None
+                self._cells[layer.name] = cell_op(layer, program, ops[0], reset)
 
-    def run(self, tensors: dict[str, NDArray[np.int8]]) -> dict[str, NDArray[np.generic]]:
-        """Every tensor of the program, (N, values of a sample), from its INT8 input tensors."""
-        known: dict[str, NDArray[np.generic]] = dict(tensors)
+    def run(
+        self,
+        tensors: dict[str, NDArray[np.generic]],
+        lengths: NDArray[np.int64] | None = None,
+    ) -> dict[str, NDArray[np.generic]]:
+        """Every tensor of the program, (N, values of a sample), from its input tensors.
+
+        Args:
+            lengths: steps of each sample (N,), where the program takes them.
+        """
+        known = dict(tensors)
         samples = len(next(iter(tensors.values())))
         for index, layer in enumerate(self._program.layers):
             target = self._program.tensors[layer.output]
+            if layer.cell:
+                x = self.by_step(layer.input, known[layer.input]).astype(np.int8, copy=False)
+                every, y_h, y_state = run_cell(self._cells[layer.name], known, x, lengths)
+                known[layer.output] = every.reshape(samples, -1)
+                last: dict[str, NDArray[np.generic]] = {
+                    layer.cell.y_h: y_h,
+                    layer.cell.y_state: y_state,
+                }
+                known |= {name: values for name, values in last.items() if name}
+                continue
             if layer.output not in known:
-                dtype = np.int32 if layer.sums_out else np.int8
-                known[layer.output] = np.zeros((samples, target.size), dtype)
-            whole = known[layer.output].reshape(samples, target.features, target.pixels)
+                known[layer.output] = np.zeros((samples, target.size), target.dtype)
+            whole = known[layer.output].reshape(-1, target.features, target.pixels)
             rows = slice(layer.first_row, layer.first_row + layer.rows)
             x = known[layer.input].astype(np.int8, copy=False)
             if layer.weight_tensor:
@@ -59,10 +83,31 @@ class CpuDevice:
             whole[:, rows] = y
         return known
 
+    def by_step(self, tensor: str, values: NDArray[np.generic]) -> NDArray[np.generic]:
+        """Values (N, of a sample) as (N, steps, values of a step)."""
+        return values.reshape(len(values), self._program.tensors[tensor].steps, -1)
+
+    def step_features(
+        self, index: int, known: dict[str, NDArray[np.generic]], step: int, length: int
+    ) -> NDArray[np.int8]:
+        """What the gates of layer `index` see at one step, (1, features), from all tensors of one
+        sample of `length` steps."""
+        layer = self._program.layers[index]
+        x, y = (
+            self.by_step(name, known[name])[0].astype(np.int8, copy=False)
+            for name in (layer.input, layer.output)
+        )
+        return features_at(self._cells[layer.name], known, x, y, step, length)
+
     def sums(self, index: int, x: NDArray[np.int8]) -> NDArray[np.int32]:
         """The INT32 sums (N, M * pixels) of layer `index`, bias included, from its input `x`; a
-        product of tensors has the weights of the last run."""
+        product of tensors has the weights of the last run. Of a recurrent layer those of its gates,
+        from the features of a step."""
         layer = self._program.layers[index]
+        if layer.cell:
+            _, gates = linear(self._ops[index][0], x, threads=self._threads, want_sums=True)
+            assert gates is not None
+            return gates
         target = self._program.tensors[layer.output]
         sums = self._layer(index, x, want_sums=True)[:, : target.features - layer.first_row]
         return np.ascontiguousarray(sums).reshape(len(x), -1).astype(np.int32, copy=False)
@@ -73,7 +118,8 @@ class CpuDevice:
         """(N, M, pixels) from (N, values of a sample): what stands before a combination."""
         layer = self._program.layers[index]
         source = self._program.tensors[layer.input]
-        images = x.reshape(len(x), source.features, source.height, source.width)
+        # Steps are samples to a layer that is the same for each of them.
+        images = x.reshape(-1, source.features, source.height, source.width)
         parts = [
             self._part(layer, part, op, images, want_sums or layer.sums_out)
             for part, op in enumerate(self._ops[index])

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..builds import PORT_BYTES
 from ..errors import DeviceMemoryError
+from ..interface import Command
 from ..model.graph import QuantInput
 from ..pack.cycles import LayerCycles, Memory, layer_cycles
-from ..pack.layout import from_tiles, images_from_tiles, images_to_tiles, to_tiles
-from ..pack.plan import Plan, block_bases, make_plan, tensor_words
+from ..pack.layout import by_length, from_tiles, images_from_tiles, images_to_tiles, to_tiles
+from ..pack.plan import Plan, make_plan, program_bases
 from ..pack.program import Program, Tensor, as_sums
 from .session import Session
 
@@ -52,16 +54,20 @@ class EngineProgram:
         self._seconds = seconds
         self._every = every
         self._images = program.has_pixels
-        self._sums = program.sums
         self._most = MOST_IMAGES if self._images else MOST_COLUMNS
-        self._stays = block_bases(program) is not None
+        self._stays = program_bases(program) is not None
         self._resident = False  # in the block buffer, as far as the plan in memory goes
         self._plan: Plan | None = None
         self._cycles: list[LayerCycles] = []
         self._block: Any = None
 
-    def chunks(self, columns: int) -> Iterable[tuple[int, int]]:
+    def chunks(
+        self, columns: int, lengths: NDArray[np.int64] | None = None
+    ) -> Iterable[tuple[int, int]]:
         """(first sample, end) of pieces that fit the device's memory.
+
+        Args:
+            lengths: steps of each sample (N,), where the program takes them.
 
         Raises:
             DeviceMemoryError: not even one column tile, or image, fits.
@@ -71,7 +77,7 @@ class EngineProgram:
         while start < columns:
             end = min(columns, start + self._most)
             try:
-                self._prepare(end - start)
+                self._prepare(end - start, None if lengths is None else lengths[start:end])
             except DeviceMemoryError:
                 if end - start <= least:
                     raise
@@ -81,21 +87,27 @@ class EngineProgram:
                 start = end
 
     def run(
-        self, inputs: dict[str, NDArray[np.int8]], wanted: Iterable[str]
+        self,
+        inputs: dict[str, NDArray[np.generic]],
+        wanted: Iterable[str],
+        lengths: NDArray[np.int64] | None = None,
     ) -> tuple[dict[str, NDArray[np.generic]], list[LayerCycles]]:
         """The `wanted` tensors (N, values of a sample) and every layer's modelled cycles.
+
+        Args:
+            lengths: steps of each sample (N,), where the program takes them.
 
         Raises:
             DeviceError and its kinds: the engine refused a command or did not finish.
         """
-        plan = self._prepare(len(next(iter(inputs.values()))))
+        plan, columns = self._prepare(len(next(iter(inputs.values()))), lengths)
         self._session.owner = None  # until the block buffer holds all weights
         layers = self._program.layers
         for tensor, values in inputs.items():
             with self._timed("layout"):
-                tiles = self._tiled(plan, tensor, values)
+                tiles = self._tiled(plan, tensor, values, columns)
             with self._timed("to device"):
-                self._stored(plan, tensor)[:] = tiles.reshape(plan.runs, -1).view(np.uint64)
+                self._stored(plan, tensor)[:] = tiles
         with self._timed("to device"):
             self._block.flush()
         with self._timed("device"):
@@ -107,14 +119,16 @@ class EngineProgram:
                 plan.first_command,
                 len(plan.commands) * plan.runs,
                 timeout=_PATIENCE_S + _PATIENCE_FACTOR * modelled,
-                layer_name=lambda index: layers[index % len(layers)].name,
+                layer_name=lambda index: (
+                    layers[plan.commands[index % len(plan.commands)].layer].name
+                ),
             )
         if self._stays:
             self._session.owner = self
         with self._timed("from device"):
             self._block.invalidate()
         with self._timed("layout"):
-            outputs = {tensor: self._tensor(plan, tensor) for tensor in wanted}
+            outputs = {tensor: self._tensor(plan, tensor, columns) for tensor in wanted}
         return outputs, self._cycles
 
     def sums(
@@ -122,14 +136,17 @@ class EngineProgram:
     ) -> NDArray[np.int32]:
         """The INT32 sums that the device computes for layer `index`, of one sample after the
         other (N, M * pixels), from its input `x` (N, values of a sample) and, if its weights are
-        a tensor, that one."""
+        a tensor, that one. Of a recurrent layer those of its gates, from the features of a step."""
         original = self._program.layers[index]
         layer = replace(as_sums(original), input="x", output="sums", first_row=0)
         known = self._program.tensors
-        target = known[original.output]
+        source, target = known[original.input], known[original.output]
         rows = original.rows if original.first_row else target.features
-        tensors = {"x": known[original.input], "sums": Tensor(rows, target.height, target.width)}
-        given = {"x": x}
+        if original.cell:
+            rows, source, target = original.rows, Tensor(original.features), Tensor(original.rows)
+        sums = replace(target, features=rows, bits=32)
+        tensors = {"x": source, "sums": sums}
+        given: dict[str, NDArray[np.generic]] = {"x": x}
         if weights is not None:
             layer = replace(layer, weight_tensor="weights")
             tensors["weights"] = known[original.weight_tensor]
@@ -138,7 +155,9 @@ class EngineProgram:
             QuantInput(name, name, (tensors[name].size,), "int8", np.float32(1), 0)
             for name in given
         ]
-        alone = replace(self._program, tensors=tensors, layers=[layer], inputs=inputs, outputs=[])
+        alone = replace(
+            self._program, tensors=tensors, layers=[layer], inputs=inputs, outputs=[], lengths=""
+        )
         other = EngineProgram(alone, self._session, self._memory, dict(self._seconds))
         try:
             return other.run(given, ["sums"])[0]["sums"].astype(np.int32, copy=False)
@@ -151,21 +170,42 @@ class EngineProgram:
         if block is not None:
             self._session.free(block)
 
-    def _prepare(self, columns: int) -> Plan:
-        """The plan for `columns`, its image and commands in device memory."""
+    def _prepare(
+        self, samples: int, lengths: NDArray[np.int64] | None = None
+    ) -> tuple[Plan, NDArray[np.int64] | None]:
+        """The plan for so many samples, its image and commands in device memory, and the column of
+        each sample where they are not in order."""
+        columns: NDArray[np.int64] | None = None
+        tiles: tuple[int, ...] = ()
+        if lengths is not None:
+            cols = self._program.build.cols
+            columns, tiles = by_length(lengths, cols)
+            samples = len(tiles) * cols
         resident = self._stays and self._session.owner is self
         plan = self._plan
-        if plan is None or plan.samples != columns or resident != self._resident:
+        known = plan is not None and (plan.samples, plan.lengths) == (samples, tiles)
+        if plan is None or not known or resident != self._resident:
             plan = make_plan(
-                self._program, columns, self._memory, every=self._every, resident=resident
-            )
+                self._program, samples, self._memory,
+                every=self._every, resident=resident, lengths=tiles,
+            )  # fmt: skip
             self._plan = None  # until all of the new one lies in memory
             self._load(plan)
-            self._cycles = [
-                layer_cycles(c, self._program.build, self._memory) for c in plan.commands
-            ]
+            self._cycles = self._layer_cycles(plan.commands)
             self._plan, self._resident = plan, resident
-        return plan
+        return plan, columns
+
+    def _layer_cycles(self, commands: list[Command]) -> list[LayerCycles]:
+        """Of each layer, which may have many commands, most of them alike."""
+        nothing = LayerCycles(0.0, 0, 0, 0, 0)
+        layers = [nothing] * len(self._program.layers)
+        known: dict[str, LayerCycles] = {}
+        for command in commands:
+            alike = str(replace(command, input=0, output=0, residual=0, state=0, cell_base=0))
+            if alike not in known:
+                known[alike] = layer_cycles(command, self._program.build, self._memory)
+            layers[command.layer] += known[alike]
+        return layers
 
     def _load(self, plan: Plan) -> None:
         image = self._program.image
@@ -173,34 +213,55 @@ class EngineProgram:
             self.close()
             self._block = self._session.allocate(plan.memory_words)
             np.asarray(self._block)[: len(image)] = image
+        for offset, words in plan.zeros:
+            np.asarray(self._block)[offset : offset + words] = 0
         commands = plan.words()
         first = plan.first_command
         np.asarray(self._block)[first : first + len(commands)] = commands
 
-    def _stored(self, plan: Plan, tensor: str) -> NDArray[np.uint64]:
-        """The tensor's words in device memory, (runs, words)."""
-        place, size = plan.places[tensor], plan.sample_words
-        words = tensor_words(place, self._program.build, tensor in self._sums)
-        base = plan.memory_words - plan.runs * size  # where the first sample's tensors begin
-        samples = np.asarray(self._block)[base : base + plan.runs * size].reshape(plan.runs, size)
-        return samples[:, place.offset - base : place.offset - base + words]
+    def _stored(self, plan: Plan, tensor: str) -> NDArray[np.generic]:
+        """The tensor in device memory, (runs, tiles, features that it takes, cols)."""
+        place, build = plan.places[tensor], self._program.build
+        shape = self._program.tensors[tensor]
+        item, cols = shape.dtype.itemsize, build.cols
+        stored: NDArray[np.generic] = np.lib.stride_tricks.as_strided(
+            np.asarray(self._block)[place.offset :].view(shape.dtype),
+            (plan.runs, place.tiles, build.padded(shape.features), cols),
+            (plan.sample_words * PORT_BYTES, place.stride * cols * item, cols * item, item),
+        )
+        return stored
 
-    def _tiled(self, plan: Plan, tensor: str, values: NDArray[np.int8]) -> NDArray[np.int8]:
-        cols, stride = self._program.build.cols, plan.places[tensor].stride
+    def _tiled(
+        self,
+        plan: Plan,
+        tensor: str,
+        values: NDArray[np.generic],
+        columns: NDArray[np.int64] | None,
+    ) -> NDArray[np.generic]:
+        """Values (N, of a sample) as `_stored` has them."""
+        build, shape = self._program.build, self._program.tensors[tensor]
+        stride = build.padded(shape.features)
         if self._images:
-            features = self._program.tensors[tensor].features
-            return images_to_tiles(values, features, cols, stride)
-        return to_tiles(values, cols, stride)
+            return images_to_tiles(values, shape.features, build.cols, stride)
+        if columns is not None:
+            spread = np.zeros((plan.samples, values.shape[1]), values.dtype)
+            spread[columns] = values
+            values = spread
+        steps = values.reshape(plan.samples, shape.steps, shape.features)
+        tiles = [to_tiles(steps[:, t], build.cols, stride) for t in range(shape.steps)]
+        return np.concatenate(tiles)[None]
 
-    def _tensor(self, plan: Plan, tensor: str) -> NDArray[np.generic]:
-        shape, place = self._program.tensors[tensor], plan.places[tensor]
-        dtype = np.dtype(np.int32 if tensor in self._sums else np.int8)
-        cols = self._program.build.cols
-        stored = np.ascontiguousarray(self._stored(plan, tensor)).view(dtype)
-        tiles = stored.reshape(plan.runs, place.tiles, place.stride, cols)
+    def _tensor(
+        self, plan: Plan, tensor: str, columns: NDArray[np.int64] | None
+    ) -> NDArray[np.generic]:
+        """What is stored, as (N, values of a sample)."""
+        shape, tiles = self._program.tensors[tensor], self._stored(plan, tensor)
         if self._images:
             return images_from_tiles(tiles, shape.features, shape.pixels)
-        return from_tiles(tiles[0], plan.samples, shape.features)
+        steps = tiles.reshape(shape.steps, -1, *tiles.shape[2:])
+        every = [from_tiles(step, plan.samples, shape.features) for step in steps]
+        values: NDArray[np.generic] = np.concatenate(every, axis=1)
+        return values if columns is None else values[columns]
 
     def _timed(self, part: str) -> _Timer:
         return _Timer(self._seconds, part)

@@ -25,12 +25,13 @@ _ALL_INT8: Int8 = np.arange(-128, 128).astype(np.int8)
 _INT32 = np.iinfo(np.int32)
 
 
-def quantise(x: Float, scale: np.float32, zero_point: int) -> Int8:
-    """`saturate(round_half_even(x / scale) + zero_point)` as ONNX QuantizeLinear, INT8."""
+def quantise(x: Float, scale: np.float32, zero_point: int, bits: int = 8) -> NDArray[Any]:
+    """`saturate(round_half_even(x / scale) + zero_point)` as ONNX QuantizeLinear, INT8 or INT16."""
     with np.errstate(over="ignore"):
         steps = np.rint(np.asarray(x, np.float32) / np.float32(scale))
-    shifted: Int8 = np.clip(steps + np.float32(zero_point), -128, 127).astype(np.int8)
-    return shifted
+    kind = np.iinfo(f"int{bits}")
+    shifted: NDArray[Any] = np.clip(steps + np.float32(zero_point), kind.min, kind.max)
+    return shifted.astype(kind.dtype)
 
 
 def dequantise(q: NDArray[Any], scale: Float | np.float32, zero_point: int) -> Float:

@@ -8,11 +8,15 @@ read the same tensor.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from .recurrent import RecurrentLayer
 
 Float = NDArray[np.float32]
 
@@ -107,7 +111,8 @@ class QuantInput:
 
     `dtype` is what the user hands in. float32: `functions`, then
     `saturate(round_half_even(x / scale) + zero_point)`. uint8: minus 128. int8: as it is.
-    `zero_point` is that of the INT8 tensor.
+    `zero_point` is that of the INT8 tensor. Of `shape` the first dimension may be `steps` of a
+    sequence. With `bits` 16 it is the states of a recurrent layer, INT16.
     """
 
     name: str
@@ -117,6 +122,8 @@ class QuantInput:
     scale: np.float32
     zero_point: int
     functions: tuple[Function, ...] = ()
+    steps: int = 1
+    bits: int = 8
 
     @property
     def features(self) -> int:
@@ -194,6 +201,8 @@ class QuantLayer:
 
     With a `weight_tensor` that tensor is the weights, a row for each of its features and a weight
     for each of its columns: the product of two activations. `weights` then only has the shape.
+
+    An input of several steps gives an output of as many: the same for each of them.
     """
 
     name: str
@@ -218,8 +227,8 @@ class QuantOutput:
     """How a tensor becomes a model output.
 
     `dtype` is what the user gets. float32: `functions((tensor - zero_point) * scale)`, with one
-    scale, or one for each row. uint8: plus 128. int8 and int32: as it is. `zero_point` is that of
-    the INT8 tensor.
+    scale, or one for each row. uint8: plus 128. int8, int16 and int32: as it is. `zero_point` is
+    that of the INT8 tensor. Of `shape` the first dimension may be `steps` of a sequence.
     """
 
     name: str
@@ -229,13 +238,19 @@ class QuantOutput:
     scale: NDArray[np.float32] = field(default_factory=lambda: np.ones(1, np.float32))
     zero_point: int = 0
     functions: tuple[Function, ...] = ()
+    steps: int = 1
 
 
 @dataclass
 class QuantModel:
-    """Integer layers in an order in which they can run."""
+    """Integer layers in an order in which they can run.
+
+    With `lengths` the model has an input of that name besides: how many steps each sample has,
+    integers (N,) from 1 to the steps of its recurrent layers.
+    """
 
     name: str
     inputs: list[QuantInput]
-    layers: list[QuantLayer]
+    layers: Sequence[QuantLayer | RecurrentLayer]
     outputs: list[QuantOutput]
+    lengths: str = ""

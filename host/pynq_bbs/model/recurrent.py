@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import ModelError
 from .arithmetic import Int8, integer_bias, round_shifted
-from .graph import Float
+from .graph import Combination, Float, QuantLayer
 
 Int16 = NDArray[np.int16]
 Int32 = NDArray[np.int32]
@@ -163,6 +163,56 @@ class QuantRecurrent:
             return lstm_cell(looked_up, state)
         return gru_cell(np.concatenate([looked_up[..., :2], gates[..., 2:]], axis=-1), state,
                         self.shift)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RecurrentLayer:
+    """One direction of an LSTM or GRU over all steps of the tensor `input`, the last one first with
+    `reverse`. Both directions of a bidirectional one are two layers and `join`.
+
+    `output` is Y, the hidden values of every step. The others are empty where nothing wants them:
+    `y_h` the last hidden values, `y_state` the last states (INT16), and as names of what it starts
+    from, instead of zeros, `initial_h` and `initial_state`, alike.
+    """
+
+    name: str
+    input: str
+    output: str
+    quantised: QuantRecurrent
+    reverse: bool = False
+    y_h: str = ""
+    y_state: str = ""
+    initial_h: str = ""
+    initial_state: str = ""
+    weight_bits: int = 8
+
+
+def join(name: str, parts: list[tuple[str, int]]) -> list[QuantLayer]:
+    """Layers that copy tensors, given with their features, to one behind the other: to `name`.
+
+    For tensors that lie among the features of recurrent layers. A matrix of ones and zeros moves
+    each of them, the second and any further one added to what was there.
+    """
+    total, at, layers = sum(features for _, features in parts), 0, list[QuantLayer]()
+    for number, (tensor, features) in enumerate(parts):
+        weights = np.zeros((total, features), np.int8)
+        weights[at + np.arange(features), np.arange(features)] = 1
+        before = layers[-1].output if layers else ""
+        last = number == len(parts) - 1
+        layers.append(
+            QuantLayer(
+                name=name if last else f"{name}:{number}",
+                input=tensor,
+                output=name if last else f"{name}:{number}",
+                weights=weights,
+                bias=np.zeros(total, np.int32),
+                input_zero_point=0,
+                multiplier=np.ones(total, np.float32),
+                combination=Combination(before, 1, 0, 1, 0, 0, 0) if before else None,
+            )
+        )
+        at += features
+    return layers
 
 
 def quantise_hidden(h: NDArray[Any]) -> Int8:

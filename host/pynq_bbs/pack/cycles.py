@@ -94,6 +94,16 @@ class LayerCycles:
     def bytes(self) -> int:
         return self.bytes_read + self.bytes_written
 
+    def __add__(self, other: LayerCycles) -> LayerCycles:
+        """Of both, one after the other."""
+        return LayerCycles(
+            self.total + other.total,
+            self.multiply + other.multiply,
+            self.bytes_read + other.bytes_read,
+            self.bytes_written + other.bytes_written,
+            self.macs + other.macs,
+        )
+
     @property
     def utilisation(self) -> float:
         """Share of the cycles in which the multipliers work, 0 to 1."""

@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ..builds import Build
 from ..errors import InputError
-from ..model.graph import QuantLayer, QuantModel, Window
+from ..model.graph import QuantInput, QuantLayer, QuantModel, Window
+from ..model.recurrent import RecurrentLayer, join
 from .csb import csb_shape, pack_csb
 from .layout import tile_count
 from .program import PackedLayer, Program, Tensor
+from .recurrent import own_inputs, pack_recurrent, recurrent_tensors, tensors_read
 from .windows import tap_matrix
 
 _INT32 = 2**31 - 1
@@ -44,50 +48,123 @@ def pack(model: QuantModel, banks: dict[str, tuple[int, int]], build: Build) -> 
     Args:
         model: integer layers, pruned.
         banks: (bank size, keep) of every layer, by layer name; those that only move features
-            (one channel a row: depthwise, pooling) have banks of their own and need none.
+            (one channel a row: depthwise, pooling) have banks of their own and need none. Of a
+            recurrent layer those of its matrices (`prune_recurrent`).
 
     Raises:
         InputError: a layer's sums could leave INT32, a multiplier is not finite and positive,
-            a bank has more nonzeros than its keep, or a window is too large for the engine.
+            a bank has more nonzeros than its keep, a window is too large for the engine, or a
+            recurrent layer is not for this build or beside images.
     """
-    image = _Image()
-    tensors = {i.tensor: input_tensor(i.shape, model) for i in model.inputs}
+    image, model = _Image(), own_inputs(model)
+    tensors = {i.tensor: input_tensor(i, model) for i in model.inputs}
+    inputs = set(tensors)
     layers: list[PackedLayer] = []
+    within: set[str] = set()  # tensors that lie among the features of a recurrent layer
     for layer in model.layers:
         try:
-            _check_tensors(layer, tensors)
-            made = _pack_layer(layer, banks.get(layer.name), tensors[layer.input], build, image)
+            if isinstance(layer, RecurrentLayer):
+                made = _pack_steps(layer, tensors, banks, build, image, inputs, bool(model.lengths))
+                within |= {*made[-1].outputs, made[-1].input, *(copy.output for copy in made)}
+                layers += made
+                continue
+            _check_tensors(layer, tensors, within)
+            bank = banks.get(layer.name)
+            layers.append(_pack_layer(layer, bank, tensors[layer.input], build, image))
         except InputError as error:
             raise InputError(f"layer {layer.name!r}: {error}") from None
-        layers.append(made)
-        tensors[layer.output] = output_tensor(layer)
+        tensors[layer.output] = output_tensor(layer, tensors[layer.input])
     words = np.concatenate([*image.parts, np.zeros(0, np.uint64)])
-    return Program(model.name, build, tensors, layers, model.inputs, model.outputs, words)
+    program = Program(
+        model.name, build, tensors, layers, model.inputs, model.outputs, words, model.lengths
+    )
+    _check_recurrent(program)
+    return program
 
 
-def input_tensor(shape: tuple[int, ...], model: QuantModel) -> Tensor:
+def input_tensor(spec: QuantInput, model: QuantModel) -> Tensor:
     """A model input (C, H, W) is an image where the model has windows, else plain features."""
-    if len(shape) == 3 and any(layer.window for layer in model.layers):
-        return Tensor(*shape)
-    return Tensor(int(np.prod(shape, dtype=np.int64)))
+    windows = any(isinstance(layer, QuantLayer) and layer.window for layer in model.layers)
+    if len(spec.shape) == 3 and windows:
+        return Tensor(*spec.shape)
+    return Tensor(spec.features // spec.steps, steps=spec.steps, bits=spec.bits)
 
 
-def output_tensor(layer: QuantLayer) -> Tensor:
+def output_tensor(layer: QuantLayer, source: Tensor) -> Tensor:
     """What `layer` writes."""
+    bits = 32 if layer.multiplier is None else 8
     if layer.window is None:
-        return Tensor(len(layer.weights))
-    return Tensor(len(layer.weights), layer.window.out_height, layer.window.out_width)
+        return Tensor(len(layer.weights), steps=source.steps, bits=bits)
+    size = (layer.window.out_height, layer.window.out_width)
+    return Tensor(len(layer.weights), *size, bits=bits)
 
 
-def _check_tensors(layer: QuantLayer, tensors: dict[str, Tensor]) -> None:
+def _pack_steps(
+    layer: RecurrentLayer,
+    tensors: dict[str, Tensor],
+    banks: dict[str, tuple[int, int]],
+    build: Build,
+    image: _Image,
+    inputs: set[str],
+    has_lengths: bool,
+) -> list[PackedLayer]:
+    """A recurrent layer, and before it what copies x and the initial h to where the layer works,
+    but for those among the `inputs`, which the host puts there."""
+
+    def plain(la: QuantLayer, bank: tuple[int, int] | None) -> PackedLayer:
+        return _pack_layer(la, bank, Tensor(la.weights.shape[1]), build, image)
+
+    packed = pack_recurrent(layer, tensors, banks, build, plain, has_lengths=has_lengths)
+    copies = []
+
+    def placed(name: str, what: str) -> str:
+        """The tensor as it lies where the layer works."""
+        if name in inputs:
+            return name
+        (copy,) = join(f"{layer.name}:{what}", [(name, tensors[name].features)])
+        tensors[copy.output] = tensors[name]
+        copies.append(plain(copy, None))
+        return copy.output
+
+    packed = replace(packed, input=placed(layer.input, "x"))
+    if layer.initial_h and not (layer.reverse and has_lengths):
+        assert packed.cell is not None
+        cell = replace(packed.cell, initial_h=placed(layer.initial_h, "h"))
+        packed = replace(packed, cell=cell)
+    tensors |= recurrent_tensors(layer, tensors[layer.input].steps)
+    return [*copies, packed]
+
+
+def _check_recurrent(program: Program) -> None:
+    """What recurrent layers want of the rest of the program."""
+    steps = {program.tensors[la.input].steps for la in program.layers if la.cell}
+    if steps and program.has_pixels:
+        raise InputError(
+            f"{program.name!r} has recurrent layers and images: samples run one after the other "
+            "with those, and side by side with the others. Compile them to programs of their own"
+        )
+    if program.lengths and len(steps) != 1:
+        raise InputError(
+            f"{program.lengths!r} says how many steps a sample has, and the recurrent layers have "
+            f"{sorted(steps) or 'none'}: they must all have as many"
+        )
+
+
+def _check_tensors(layer: QuantLayer, tensors: dict[str, Tensor], within: set[str]) -> None:
     """Whether the tensors that a layer reads are there, and as large as it takes them to be."""
-    combination, window = layer.combination, layer.window
-    read = [layer.input, *([combination.tensor] if combination else [])]
-    read += [layer.weight_tensor] if layer.weight_tensor else []
+    combination, window, read = layer.combination, layer.window, tensors_read(layer)
     missing = [name for name in read if name not in tensors]
     if missing:
         raise InputError(f"it reads {missing[0]!r}, which no input and no layer before it gives")
+    beside = [name for name in read[1:] if name in within]
+    if beside:
+        raise InputError(
+            f"it combines its output with {beside[0]!r}, which lies among the features of a "
+            "recurrent layer: join() it to a tensor of its own first"
+        )
     source = tensors[layer.input]
+    if source.bits != 8:
+        raise InputError(f"it reads {layer.input!r}, which is {source}, and takes INT8")
     if window is None:
         if (layer.weights.shape[1], 1) != (source.features, source.pixels):
             raise InputError(
@@ -108,7 +185,7 @@ def _check_tensors(layer: QuantLayer, tensors: dict[str, Tensor]) -> None:
         return
     if layer.multiplier is None:
         raise InputError("it gives INT32 sums, which cannot be combined with another tensor")
-    other, own = tensors[combination.tensor], output_tensor(layer)
+    other, own = tensors[combination.tensor], output_tensor(layer, source)
     if other != own:
         raise InputError(f"it combines {own} with {combination.tensor!r}, which is {other}")
 
@@ -125,8 +202,10 @@ def _pack_layer(
         return _pack_product(layer, build, image)
     if window is None or (window.is_pixel and layer.groups == 1 and not layer.maximum):
         weights = layer.weights.reshape(len(layer.weights), -1)
-        bank = bank or dense_bank(weights.shape[1], build)
-        return _packed(layer, weights, bank, build, image)
+        moving = None if bank else moving_bank(weights, build)
+        bank = bank or moving or dense_bank(weights.shape[1], build)
+        packed = _packed(layer, weights, bank, build, image)
+        return replace(packed, weights_per_row=1) if moving else packed
     _check_image(window, source, build)
     if _sums_all(layer):
         return _pack_column_sums(layer, window, build, image)
@@ -180,6 +259,17 @@ def dense_bank(features: int, build: Build) -> tuple[int, int]:
     groups = -(-features // build.lanes)
     size = 1 if groups * build.pack <= build.vector_words else build.pack
     return size, size
+
+
+def moving_bank(weights: NDArray[np.int8], build: Build) -> tuple[int, int] | None:
+    """The bank of a matrix that only moves features, one for each row at most: the widest, with one
+    weight kept. None for any other matrix."""
+    if np.count_nonzero(weights, axis=1).max() > 1:
+        return None
+    size = 1
+    while 2 * size <= min(build.largest_bank, weights.shape[1]):
+        size *= 2
+    return size, 1
 
 
 def _check_image(window: Window, source: Tensor, build: Build) -> None:

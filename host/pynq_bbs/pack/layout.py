@@ -8,7 +8,7 @@ after the other. The last tile is padded with zeros.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,20 @@ Value = TypeVar("Value", bound=np.generic)
 def tile_count(columns: int, cols: int) -> int:
     """Column tiles that hold `columns` columns."""
     return -(-columns // cols)
+
+
+def by_length(
+    lengths: NDArray[np.integer[Any]], cols: int
+) -> tuple[NDArray[np.int64], tuple[int, ...]]:
+    """The column of every sample (N,), and the length of each column tile: tiles have samples of
+    one length, longest first."""
+    columns = np.empty(len(lengths), np.int64)
+    tiles: list[int] = []
+    for length in sorted(set(lengths.tolist()), reverse=True):
+        own = np.flatnonzero(lengths == length)
+        columns[own] = len(tiles) * cols + np.arange(len(own))
+        tiles += [length] * tile_count(len(own), cols)
+    return columns, tuple(tiles)
 
 
 def to_tiles(batch: NDArray[Value], cols: int, stride: int = 0) -> NDArray[Value]:

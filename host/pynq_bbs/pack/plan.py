@@ -8,6 +8,7 @@ pixels are columns, and the samples run one after the other, each with tensors o
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,8 @@ from ..interface import COMMAND_WORDS, Command
 from .cycles import Memory
 from .layout import tile_count
 from .program import PackedLayer, Program, Tensor
-from .schedule import Place, Route, layer_command
+from .schedule import Place, Route, block_bases, layer_command
+from .steps import Space, Steps
 from .windows import whole_words
 
 #: Where `input` and `output`, and `residual`, lie in an encoded command: (word, bits to shift).
@@ -41,6 +43,8 @@ class Plan:
     first_command: int
     commands: list[Command]
     memory_words: int
+    lengths: tuple[int, ...] = ()  # steps of each column tile, where samples have lengths
+    zeros: tuple[tuple[int, int], ...] = ()  # offset and words that must be 0 before the first run
 
     def words(self) -> NDArray[np.uint64]:
         """The commands of all samples as they lie in memory."""
@@ -59,83 +63,124 @@ def make_plan(
     *,
     every: bool = False,
     resident: bool = False,
+    lengths: tuple[int, ...] = (),
 ) -> Plan:
-    """Lay out image, commands and tensors one after the other, and write the commands.
+    """Lay out image, tensors and commands one after the other, and write the commands.
 
     Args:
         every: store every tensor, so that each layer's output can be verified afterwards; else
             only those that are read from memory or are outputs.
         resident: the weights lie in the block buffer since an earlier run, if they all fit it
-            (`block_bases`). Nothing else differs from the plan without it.
+            (`program_bases`). Nothing else differs from the plan without it.
+        lengths: steps of each column tile (`layout.by_length`), where the samples have lengths.
 
     Raises:
         InputError: an image that the engine's image memory is too small for, or a product of
             tensors for another number of samples.
     """
-    build, images, sums = program.build, program.has_pixels, program.sums
-    runs = samples if images else 1
-    first_command = len(program.image)
-    at = start = first_command + COMMAND_WORDS * len(program.layers) * runs
-    places = {}
-    for name, tensor in program.tensors.items():
-        places[name] = _place(tensor, at, tensor.pixels if images else samples, build)
-        at += tensor_words(places[name], build, name in sums)
+    build = program.build
+    runs = samples if program.has_pixels else 1
+    start = len(program.image)
+    places, spaces, size = _lay_out(program, samples, start, lengths)
     routes, stored = _routes(program, places, every)
-    if bases := block_bases(program):
+    bases = program_bases(program)
+    if bases:
         routes = [
-            replace(route, block_base=base, resident=resident)
+            replace(route, block_base=base[0], resident=resident)
             for route, base in zip(routes, bases, strict=True)
         ]
-    for layer in program.layers:
-        if layer.weight_tensor and places[layer.weight_tensor].columns != layer.features:
-            raise InputError(
-                f"layer {layer.name!r} multiplies by the {layer.features} columns of "
-                f"{layer.weight_tensor!r}, which has {places[layer.weight_tensor].columns}: run "
-                "as many samples at once"
+    commands: list[Command] = []
+    for index, layer in enumerate(program.layers):
+        if layer.cell:
+            own = bases[index] if bases else None
+            steps = Steps(spaces[index], index, places, memory, own, resident)
+            commands += steps.commands()
+            continue
+        commands.append(
+            layer_command(
+                _with_weights(layer, places),
+                index,
+                places[layer.input],
+                places[layer.output],
+                build,
+                memory,
+                routes[index],
+                places[layer.combination.tensor] if layer.combination else None,
             )
-    commands = [
-        layer_command(
-            _with_weights(layer, places),
-            index,
-            places[layer.input],
-            places[layer.output],
-            build,
-            memory,
-            routes[index],
-            places[layer.combination.tensor] if layer.combination else None,
         )
-        for index, layer in enumerate(program.layers)
-    ]
-    size = at - start
-    return Plan(samples, runs, places, stored, size, first_command, commands, start + runs * size)
+    first_command = start + runs * size
+    return Plan(
+        samples=samples,
+        runs=runs,
+        places=places,
+        stored=stored,
+        sample_words=size,
+        first_command=first_command,
+        commands=commands,
+        memory_words=first_command + COMMAND_WORDS * len(commands) * runs,
+        lengths=lengths,
+        zeros=tuple((space.offset, space.words) for space in spaces.values()),
+    )
+
+
+def _lay_out(
+    program: Program, samples: int, start: int, lengths: tuple[int, ...]
+) -> tuple[dict[str, Place], dict[int, Space], int]:
+    """Where the tensors lie, the spaces of recurrent layers by their index, and the words of all,
+    of one sample where samples run one after the other."""
+    build, at = program.build, start
+    places: dict[str, Place] = {}
+    spaces: dict[int, Space] = {}
+    for index, layer in enumerate(program.layers):
+        if layer.cell:
+            steps = program.tensors[layer.input].steps
+            each = lengths or (steps,) * tile_count(samples, build.cols)
+            spaces[index] = Space(layer, build, at, steps, samples, each, bool(program.lengths))
+            places |= spaces[index].views()
+            at += spaces[index].words
+    for name, tensor in program.tensors.items():
+        if name not in places:
+            columns = tensor.pixels if program.has_pixels else samples
+            places[name] = _place(tensor, at, columns, build)
+            at += tensor_words(places[name], build, tensor)
+    return places, spaces, at - start
 
 
 def _with_weights(layer: PackedLayer, places: dict[str, Place]) -> PackedLayer:
-    """The layer with its weights where their tensor lies, if they are one."""
+    """The layer with its weights where their tensor lies, if they are one.
+
+    Raises:
+        InputError: it has another number of columns than the layer multiplies by.
+    """
     if not layer.weight_tensor:
         return layer
-    return replace(layer, weights=places[layer.weight_tensor].offset)
+    place = places[layer.weight_tensor]
+    if place.columns != layer.features:
+        raise InputError(
+            f"layer {layer.name!r} multiplies by the {layer.features} columns of "
+            f"{layer.weight_tensor!r}, which has {place.columns}: run as many samples at once"
+        )
+    return replace(layer, weights=place.offset)
 
 
-def block_bases(program: Program) -> list[int] | None:
-    """Where each layer's weights can stay in the block buffer, in CSB words; None if not all do."""
-    build, at, bases = program.build, 0, []
-    for layer in program.layers:
-        shape = layer.csb(build)
-        if shape.groups > shape.groups_per_pass or layer.weight_tensor:
-            return None
-        bases.append(at)
-        at += shape.row_groups * shape.groups * shape.keep
-    return bases if at <= build.block_words else None
+def program_bases(program: Program) -> list[list[int]] | None:
+    """As `block_bases` those of each layer's `matrices`, for all of a program."""
+    parts = [layer.matrices for layer in program.layers]
+    bases = block_bases([part for matrices in parts for part in matrices], program.build)
+    if bases is None:
+        return None
+    each = iter(bases)
+    return [list(islice(each, len(matrices))) for matrices in parts]
 
 
 def _place(tensor: Tensor, offset: int, columns: int, build: Build) -> Place:
-    return Place(offset, build.padded(tensor.features), tile_count(columns, build.cols), columns)
+    tiles = tensor.steps * tile_count(columns, build.cols)
+    return Place(offset, build.padded(tensor.features), tiles, columns)
 
 
-def tensor_words(place: Place, build: Build, is_sums: bool) -> int:
+def tensor_words(place: Place, build: Build, tensor: Tensor) -> int:
     """Words that a tensor takes, of one sample where samples run one after the other."""
-    return place.tiles * place.stride * build.cols * (4 if is_sums else 1) // PORT_BYTES
+    return place.tiles * place.stride * build.cols * tensor.dtype.itemsize // PORT_BYTES
 
 
 def _routes(
@@ -146,6 +191,8 @@ def _routes(
     needed = {output.tensor for output in program.outputs}
     needed |= {layer.combination.tensor for layer in layers if layer.combination}
     needed |= {layer.weight_tensor for layer in layers if layer.weight_tensor}
+    needed |= {name for la in layers if la.cell for name in (la.input, *la.outputs)}
+    needed |= {la.cell.initial_h for la in layers if la.cell and la.cell.initial_h}
     from_chain = [False] * len(layers)
     to_chain = [False] * len(layers)
     resident = [False] * len(layers)
@@ -197,7 +244,9 @@ def _reader(
 ) -> int | None:
     """The next layer that can take the output of layer `index` from the chain."""
     layer = layers[index]
-    if layer.sums_out or layer.first_row or layer.rows != places[layer.output].stride:
+    if layer.sums_out or layer.first_row or layer.cell:
+        return None
+    if layer.rows != places[layer.output].stride:
         return None
     for later in range(index + 1, len(layers)):
         reader = layers[later]

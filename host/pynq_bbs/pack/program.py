@@ -32,11 +32,17 @@ FORMAT = 3
 
 @dataclass(frozen=True)
 class Tensor:
-    """INT8 features of every column: of a sample, or of a pixel where there are pixels."""
+    """Features of every column: of a sample, or of a pixel where there are pixels.
+
+    A sample of several `steps` has as many of such columns, one after the other. `bits` are 8, of
+    the states of a recurrent layer 16, of sums 32.
+    """
 
     features: int
     height: int = 1
     width: int = 1
+    steps: int = 1
+    bits: int = 8
 
     @property
     def pixels(self) -> int:
@@ -45,7 +51,33 @@ class Tensor:
     @property
     def size(self) -> int:
         """Values of one sample."""
-        return self.features * self.pixels
+        return self.features * self.pixels * self.steps
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(f"int{self.bits}")
+
+
+@dataclass(frozen=True)
+class PackedCell:
+    """What makes of a layer an LSTM or GRU: it runs once a step, its rows are the gates.
+
+    `units` and `inputs` are the model's, the layer's features those of `recurrent.StepFeatures`.
+    `reset` makes the r h of a GRU whose reset gate comes before its matrix; `copy` moves hidden
+    values to where a tensor of their own has none of the other features.
+    """
+
+    kind: str
+    units: int
+    inputs: int
+    reverse: bool
+    shift: int
+    y_h: str
+    y_state: str
+    initial_h: str
+    initial_state: str
+    reset: PackedLayer | None
+    copy: PackedLayer | None
 
 
 @dataclass(frozen=True)
@@ -85,6 +117,20 @@ class PackedLayer:
     combination: Combination | None = None
     weight_tensor: str = ""  # the weights are this tensor as it lies, and `weights` means nothing
     weights_per_row: int = 0  # 0: one for every feature
+    cell: PackedCell | None = None
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The tensors that the layer writes."""
+        if self.cell is None:
+            return (self.output,)
+        return tuple(name for name in (self.output, self.cell.y_h, self.cell.y_state) if name)
+
+    @property
+    def matrices(self) -> tuple[PackedLayer, ...]:
+        """The layer and those that run with it, each with weights of its own."""
+        others = (self.cell.reset, self.cell.copy) if self.cell else ()
+        return (self, *(layer for layer in others if layer))
 
     def csb(self, build: Build) -> CsbShape:
         """The counts of this layer's banks on an engine of `build`."""
@@ -121,6 +167,7 @@ class Program:
     inputs: list[QuantInput]
     outputs: list[QuantOutput]
     image: NDArray[np.uint64]
+    lengths: str = ""  #: the input that says how many steps each sample has; none: all of them
 
     @property
     def has_pixels(self) -> bool:
@@ -130,14 +177,9 @@ class Program:
         return any(tensor.pixels > 1 for tensor in self.tensors.values())
 
     @property
-    def sums(self) -> frozenset[str]:
-        """Tensors of INT32 sums; the others are INT8."""
-        return frozenset(layer.output for layer in self.layers if layer.sums_out)
-
-    @property
     def weight_bytes(self) -> int:
         """Bytes of weights and indices that an inference reads at least once."""
-        shapes = [layer.csb(self.build) for layer in self.layers]
+        shapes = [part.csb(self.build) for layer in self.layers for part in layer.matrices]
         return sum(shape.weight_bytes + shape.index_bytes for shape in shapes)
 
     @property
@@ -224,6 +266,7 @@ def _header(program: Program) -> dict[str, Any]:
             {**asdict(o), "scale": np.asarray(o.scale, np.float64).tolist()}
             for o in program.outputs
         ],
+        "lengths": program.lengths,
     }
 
 
@@ -248,11 +291,12 @@ def _from_header(header: dict[str, Any], image: NDArray[np.uint64], path: str) -
         inputs,
         outputs,
         image,
+        header["lengths"],
     )
 
 
 def _restored_layer(stored: dict[str, Any]) -> PackedLayer:
-    window, combination = stored["window"], stored["combination"]
+    window, combination, cell = stored["window"], stored["combination"], stored["cell"]
     if window is not None:
         pairs: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in window.items()
@@ -260,7 +304,10 @@ def _restored_layer(stored: dict[str, Any]) -> PackedLayer:
         window = Window(**pairs)
     if combination is not None:
         combination = Combination(**combination)
-    return PackedLayer(**{**stored, "window": window, "combination": combination})
+    if cell is not None:
+        parts = {k: _restored_layer(cell[k]) for k in ("reset", "copy") if cell[k]}
+        cell = PackedCell(**{**cell, **parts})
+    return PackedLayer(**{**stored, "window": window, "combination": combination, "cell": cell})
 
 
 def _restored(fields: dict[str, Any]) -> dict[str, Any]:
@@ -270,5 +317,6 @@ def _restored(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_sums(layer: PackedLayer) -> PackedLayer:
-    """The same layer storing its INT32 sums: how a mismatch is looked into."""
-    return replace(layer, sums_out=True, table=-1, combination=None)
+    """The same layer storing its INT32 sums, of the gates of a recurrent one: how a mismatch is
+    looked into."""
+    return replace(layer, sums_out=True, table=-1, combination=None, cell=None)

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from ..builds import PORT_BYTES, Build
@@ -11,9 +12,11 @@ from ..errors import InputError
 from ..interface import (
     FLAG_DENSE,
     FLAG_FROM_CHAIN,
+    FLAG_GRU,
     FLAG_IMAGE,
     FLAG_INT4,
     FLAG_KEEP_WEIGHTS,
+    FLAG_LSTM,
     FLAG_MAXIMUM,
     FLAG_PRODUCT,
     FLAG_RESIDENT_INPUT,
@@ -28,6 +31,7 @@ from ..interface import (
     Command,
 )
 from ..model.graph import Window
+from ..model.recurrent import GATES
 from .cycles import Memory, layer_cycles
 from .gathering import image_tiles, ring_words, steps, tile_words, tiles_of
 from .program import PackedLayer
@@ -94,6 +98,19 @@ def layer_command(
     return with_quotients(min(cuts, key=lambda cut: layer_cycles(cut, build, memory).total))
 
 
+def block_bases(layers: Iterable[PackedLayer], build: Build) -> list[int] | None:
+    """Where the weights of each layer can stay in the block buffer beside the others', in CSB
+    words; None if not all do."""
+    at, bases = 0, []
+    for layer in layers:
+        shape = layer.csb(build)
+        if shape.groups > shape.groups_per_pass or layer.weight_tensor:
+            return None
+        bases.append(at)
+        at += shape.row_groups * shape.groups * shape.keep
+    return bases if at <= build.block_words else None
+
+
 def _uncut(
     layer: PackedLayer, index: int, source: Place, target: Place, build: Build, route: Route
 ) -> Command:
@@ -142,6 +159,9 @@ def _uncut(
     )
     _add_window(command, layer, build)
     _add_combination(command, layer)
+    if layer.cell:
+        command.flags |= FLAG_LSTM if layer.cell.kind == "lstm" else FLAG_GRU
+        command.shift = layer.cell.shift
     return command
 
 
@@ -183,6 +203,8 @@ def _add_combination(command: Command, layer: PackedLayer) -> None:
 def _possible_cuts(command: Command, layer: PackedLayer, build: Build) -> Iterator[Command]:
     """`command` with every number of tiles per block that fits the engine's buffers, and the most
     rows per block that fit beside it."""
+    # Of a cell a block's hidden values, one for all gates of a unit, fill whole words too.
+    step = math.lcm(build.row_step, GATES * build.pack) if layer.cell else build.row_step
     pass_words = command.groups_per_pass * build.bank_space(command.bank_size)
     most = min(command.tiles, build.vector_words // pass_words, _MOST_TILES_PER_BLOCK)
     for tiles in range(1, most + 1):
@@ -195,7 +217,7 @@ def _possible_cuts(command: Command, layer: PackedLayer, build: Build) -> Iterat
             row_groups = min(row_groups, build.block_words // words)
         if command.groups > command.groups_per_pass:
             row_groups = min(row_groups, build.sum_words // tiles)
-        rows = row_groups * build.rows // build.row_step * build.row_step
+        rows = row_groups * build.rows // step * step
         # Outputs come block by block: only so does the chain hold them in a tensor's order.
         if command.flags & FLAG_TO_CHAIN and tiles > 1 and rows < command.rows:
             continue
