@@ -4,7 +4,7 @@
     python benchmarks/networks.py [--layers NAME]
 
 142.857 MHz and 1.5 GB/s are assumed. With `--layers`, each layer of the networks whose name begins
-so: its cycles, what it moves, and how its loops are cut.
+so: where its tensors are, how its loops are cut, and what bounds it.
 """
 
 from __future__ import annotations
@@ -15,15 +15,12 @@ from dataclasses import dataclass
 from planned import network
 from pynq_bbs.builds import Build, load_build
 from pynq_bbs.interface import (
-    FLAG_FROM_CHAIN,
     FLAG_IMAGE,
-    FLAG_RESIDENT_INPUT,
     FLAG_RESIDENT_WEIGHTS,
-    FLAG_TO_CHAIN,
-    FLAG_TO_MEMORY,
     Command,
 )
 from pynq_bbs.pack.cycles import RUN_CYCLES, LayerCycles, Memory, layer_cycles
+from pynq_bbs.pack.explain import HEAD, explained
 from pynq_bbs.report import table
 
 MEMORY = Memory(142.857e6, 1.5e9)
@@ -101,42 +98,13 @@ def cost_of(case: Case) -> Cost:
     return Cost(build, commands, cycles, case.samples)
 
 
-def route(command: Command) -> str:
-    """How a command's input comes and its output goes."""
-    flags = command.flags
-    source = "chain" if flags & FLAG_FROM_CHAIN else "memory"
-    if flags & FLAG_RESIDENT_INPUT:
-        source = "on chip"
-    targets = [
-        name for flag, name in ((FLAG_TO_CHAIN, "chain"), (FLAG_TO_MEMORY, "memory"))
-        if flags & flag
-    ]  # fmt: skip
-    return f"{source} -> {' + '.join(targets)}"
-
-
 def layers(title: str, cost: Cost) -> str:
     """A table of the network's layers."""
-    rows: list[tuple[str, ...]] = [
-        ("", "cycles", "MACs busy", "memory busy", "rows x features", "keep/bank", "tiles", "rows",
-         "pace", "load pace", "input -> output")
-    ]  # fmt: skip
-    for number, (c, x) in enumerate(zip(cost.commands, cost.cycles, strict=True)):
-        kind = f"{c.kernel_height}x{c.kernel_width}" if c.flags & FLAG_IMAGE else "dense"
-        rows.append(
-            (
-                f"{number} {kind}",
-                f"{x.total:.0f}",
-                f"{x.utilisation:.0%}",
-                f"{x.bytes / MEMORY.bytes_per_cycle / x.total:.0%}",
-                f"{c.rows} x {c.features}",
-                f"{c.keep}/{c.bank_size}",
-                f"{c.tiles_per_block} of {c.tiles}",
-                f"{c.rows_per_block} of {c.rows}",
-                str(c.pace),
-                str(c.load_pace),
-                route(c),
-            )
-        )
+    names = [
+        f"{number} {f'{c.kernel_height}x{c.kernel_width}' if c.flags & FLAG_IMAGE else 'dense'}"
+        for number, c in enumerate(cost.commands)
+    ]
+    rows = [HEAD, *explained(names, cost.commands, cost.build, MEMORY)]
     return f"{title} on {cost.build.name}\n{table(rows)}"
 
 

@@ -117,8 +117,8 @@ def test_info_of_windows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     printed = capsys.readouterr().out.splitlines()
     lines = {name: " ".join(rest) for name, *rest in map(str.split, printed)}
     assert "3 x 3 stride 1 dilation 2 9 x 7 INT8, table" in lines["first"]
-    assert lines["second:256"].endswith("1/44 8 6 1 3 x 3 stride 1 9 x 7 INT8 + first")
-    assert "2 x 2 max stride 2 4 x 3 INT8" in lines["third"]
+    assert lines["second"].endswith("1/15 8 4 1 3 x 3 stride 1 in 20 parts 9 x 7 INT8 + first")
+    assert "2 x 2 max stride 2 in 20 parts 4 x 3 INT8" in lines["third"]
     assert "all pixels - INT8" in lines["fourth"]
     assert lines["fifth"].startswith("10 x 300") and lines["fifth"].endswith("- - INT32 sums")
 

@@ -423,7 +423,7 @@ def test_16x32_makes_a_thousand_gops_of_matrices() -> None:
     """Dense-equivalent, modelled: 4096 x 1024, 7 of 8 weights zero, 128 columns on a Pynq-Z2."""
     build, board = load_build("16x32"), load_board("Pynq-Z2")
     assert build.products_per_cycle == 512
-    memory = Memory(1e6 * board.clock_mhz, 1e9 * board.usable_ddr_gb_per_s)
+    memory = Memory.of(board)
     command = matrix(build, memory, 4096, 1024, 128, (BANK, BANK // 8))
     seconds = layer_cycles(command, build, memory).total / memory.clock_hz
     assert 2 * 4096 * 1024 * 128 / seconds >= 1000e9

@@ -66,7 +66,7 @@ class Accelerator:
                 "nothing to compare. Leave verify out, or use device='emulated'"
             )
         chosen = load_board(board)
-        self._memory = Memory(chosen.clock_mhz * 1e6, chosen.usable_ddr_gb_per_s * 1e9)
+        self._memory = Memory.of(chosen)
         self._cpu: CpuDevice | None = None
         if verify or device == "cpu":
             self._cpu = CpuDevice(self._program, threads)

@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compile(commands)
     _add_run(commands)
     _add_info(commands)
+    _add_plan(commands)
     _command(commands, "boards", _boards, "list the boards and what is known of them")
     _command(commands, "doctor", _doctor, "say what works on this machine, and why not the rest")
     return parser
@@ -154,6 +155,21 @@ def _add_run(commands: Any) -> None:
 def _add_info(commands: Any) -> None:
     info = _command(commands, "info", _info, "describe a program file")
     info.add_argument("program", type=Path, help="program file")
+
+
+def _add_plan(commands: Any) -> None:
+    plan = _command(commands, "plan", _plan, "say how a program will run on a board, and why so")
+    plan.description = (
+        "Show every command that the engine will run: where its input comes from and its output\n"
+        "goes, how much of an image is on chip, how many column tiles a weight block meets, how\n"
+        "often weights are fetched, and the modelled cycles. 'bound by' is the stage that is busy\n"
+        "longest; 'next best' what the next best number of tiles would cost."
+    )
+    plan.add_argument("program", type=Path, help="program file")
+    plan.add_argument("--samples", type=int, default=1, help="samples of a run (default: 1)")
+    plan.add_argument(
+        "--board", default="Pynq-Z2", help="whose clock and memory (default: Pynq-Z2)"
+    )
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -267,6 +283,31 @@ def _info(args: argparse.Namespace) -> None:
     print(table(rows))
 
 
+def _plan(args: argparse.Namespace) -> None:
+    from .boards import load_board
+    from .errors import InputError
+    from .pack.cycles import RUN_CYCLES, Memory, layer_cycles
+    from .pack.explain import HEAD, explained
+    from .pack.plan import make_plan
+    from .pack.program import Program
+    from .report import table
+
+    if args.samples < 1:
+        raise InputError(f"--samples {args.samples}: a run has 1 or more")
+    program, board = Program.load(args.program), load_board(args.board)
+    memory = Memory.of(board)
+    plan = make_plan(program, args.samples, memory)
+    names = [program.layers[command.layer].name for command in plan.commands]
+    print(table([HEAD, *explained(names, plan.commands, program.build, memory)]))
+    cycles = sum(layer_cycles(c, program.build, memory).total for c in plan.commands)
+    total = RUN_CYCLES + plan.runs * cycles
+    print(
+        f"modelled for build {program.build.name} on {board.name}: {total:.0f} cycles, "
+        f"{1e3 * total / memory.clock_hz:.3f} ms for {args.samples} samples; "
+        f"{8 * plan.memory_words} bytes of memory"
+    )
+
+
 def _window_text(layer: PackedLayer) -> str:
     """What a layer adds up: taps of a window, all columns, or the features alone."""
     window = layer.window
@@ -276,7 +317,8 @@ def _window_text(layer: PackedLayer) -> str:
     stride = "/".join(map(str, dict.fromkeys(window.strides)))
     spread = "/".join(map(str, dict.fromkeys(window.dilations)))
     dilation = f" dilation {spread}" if spread != "1" else ""
-    return f"{window.kernel[0]} x {window.kernel[1]}{kind} stride {stride}{dilation}"
+    parts = f" in {layer.parts} parts" if layer.parts > 1 else ""
+    return f"{window.kernel[0]} x {window.kernel[1]}{kind} stride {stride}{dilation}{parts}"
 
 
 def _pixels_text(tensor: Tensor) -> str:

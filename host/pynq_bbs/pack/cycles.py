@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..boards import Board
 from ..builds import PORT_BYTES, Build
 from ..interface import COMMAND_WORDS, FLAG_RESIDUAL, Command
 from .fillings import Layer
@@ -74,6 +75,11 @@ class Memory:
 
     clock_hz: float
     bytes_per_second: float
+
+    @classmethod
+    def of(cls, board: Board) -> Memory:
+        """What long bursts get of that board's memory, at its engine's clock."""
+        return cls(board.clock_mhz * 1e6, board.usable_ddr_gb_per_s * 1e9)
 
     @property
     def bytes_per_cycle(self) -> float:

@@ -30,7 +30,6 @@ from ..interface import (
     OP_MATRIX,
     Command,
 )
-from ..model.graph import Window
 from ..model.recurrent import GATES
 from .cycles import Memory, layer_cycles
 from .gathering import image_tiles, ring_words, steps, tile_words, tiles_of
@@ -88,7 +87,7 @@ def layer_command(
     command = _uncut(layer, index, source, target, build, route)
     if residual is not None:
         command.residual = residual.offset + _words(layer.first_row, build)
-    cuts = list(_possible_cuts(command, layer, build))
+    cuts = list(possible_cuts(command, build))
     if not cuts:
         raise InputError(
             f"layer {layer.name!r}: the image memory of build {build.name} holds "
@@ -200,16 +199,17 @@ def _add_combination(command: Command, layer: PackedLayer) -> None:
     command.low, command.high = combination.low, combination.high
 
 
-def _possible_cuts(command: Command, layer: PackedLayer, build: Build) -> Iterator[Command]:
+def possible_cuts(command: Command, build: Build) -> Iterator[Command]:
     """`command` with every number of tiles per block that fits the engine's buffers, and the most
     rows per block that fit beside it."""
     # Of a cell a block's hidden values, one for all gates of a unit, fill whole words too.
-    step = math.lcm(build.row_step, GATES * build.pack) if layer.cell else build.row_step
+    cell = command.flags & (FLAG_LSTM | FLAG_GRU)
+    step = math.lcm(build.row_step, GATES * build.pack) if cell else build.row_step
     pass_words = command.groups_per_pass * build.bank_space(command.bank_size)
     most = min(command.tiles, build.vector_words // pass_words, _MOST_TILES_PER_BLOCK)
     for tiles in range(1, most + 1):
         cut = replace(command, tiles_per_block=tiles)
-        if layer.window and not _ring_fits(cut, layer.window, build):
+        if command.flags & FLAG_IMAGE and not _ring_fits(cut, build):
             break
         row_groups = min(command.part_rows // build.rows, build.block_rows)
         if tiles > 1:
@@ -227,9 +227,9 @@ def _possible_cuts(command: Command, layer: PackedLayer, build: Build) -> Iterat
             yield cut
 
 
-def _ring_fits(command: Command, window: Window, build: Build) -> bool:
+def _ring_fits(command: Command, build: Build) -> bool:
     """Whether a channel's share of the image memory holds what a group of tiles needs."""
-    whole = command.image_words == whole_words(window, build)
+    whole = command.image_words * build.banks >= image_tiles(command, build) * build.cols
     return whole or ring_words(command, build) <= command.image_words
 
 
