@@ -46,6 +46,11 @@ void run_command(const Command c, const Shape s, const Next next, const word_t* 
                  Job& job) {
 #pragma HLS INLINE off
 #pragma HLS DATAFLOW
+  // These stay as they are until the region has ended: no process has to hand them to the next one,
+  // through a FIFO for every field.
+#pragma HLS STABLE variable=c
+#pragma HLS STABLE variable=s
+#pragma HLS STABLE variable=next
   BurstStream weight_bursts("weight_bursts");
   BurstStream index_bursts("index_bursts");
   BurstStream row_bursts("row_bursts");

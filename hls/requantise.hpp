@@ -122,26 +122,32 @@ state_words:
   }
 }
 
-// The gates of cells go to `gates`, everything else is an output.
-inline void requantise(const Command c, const Shape s, TableStream& table_words,
-                       TotalStream& totals, WordStream& residuals, WordStream& states,
-                       WordStream& gates, WordStream& outputs) {
-#pragma HLS INLINE off
-  // A copy for each unit: a lookup a cycle each.
-  int8_t table[kRequantUnits][kTableEntries];
-#pragma HLS ARRAY_PARTITION variable=table complete dim=1
-#pragma HLS BIND_STORAGE variable=table type=ram_1p impl=lutram
+// A copy for each unit: a lookup a cycle each.
+inline void load_table(const Command& c, TableStream& words,
+                       int8_t table[kRequantUnits][kTableEntries]) {
+#pragma HLS INLINE
   word_t entries = 0;
 table_bytes:
   for (uint32_t i = 0; i < (has(c, kFlagTable) ? kTableEntries : 0); i++) {
 #pragma HLS PIPELINE II=1
-    if (i % kPortBytes == 0) entries = table_words.read();
+    if (i % kPortBytes == 0) entries = words.read();
   copies:
     for (int u = 0; u < kRequantUnits; u++) {
 #pragma HLS UNROLL
       table[u][i] = (int8_t)(uint8_t)(entries >> (8 * (i % kPortBytes)));
     }
   }
+}
+
+// The gates of cells go to `gates`, everything else is an output.
+inline void requantise(const Command c, const Shape s, TableStream& table_words,
+                       TotalStream& totals, WordStream& residuals, WordStream& states,
+                       WordStream& gates, WordStream& outputs) {
+#pragma HLS INLINE off
+  int8_t table[kRequantUnits][kTableEntries];
+#pragma HLS ARRAY_PARTITION variable=table complete dim=1
+#pragma HLS BIND_STORAGE variable=table type=ram_1p impl=lutram
+  load_table(c, table_words, table);
   pass_states(c, residuals, states);
   const bool sums_out = has(c, kFlagSumsOut);
   const uint32_t step = sums_out ? 2 : kRequantUnits;
