@@ -187,10 +187,8 @@ class Accelerator:
         self, tensors: dict[str, NDArray[np.int8]], wanted: set[str], first_column: int
     ) -> dict[str, NDArray[np.generic]]:
         assert self._engine is not None
-        every = [layer.output for layer in self._program.layers]
-        results, cycles = self._engine.run(
-            tensors, dict.fromkeys(every) if self._cpu else wanted - set(tensors)
-        )
+        written = {layer.output for layer in self._program.layers} if self._cpu else set()
+        results, cycles = self._engine.run(tensors, (written | wanted) - set(tensors))
         runs = len(next(iter(tensors.values()))) if self._program.has_pixels else 1
         for layer_report, layer_cycles in zip(self._report.layers, cycles, strict=True):
             _add(layer_report, layer_cycles, runs)

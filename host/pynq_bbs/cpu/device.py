@@ -11,12 +11,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..builds import TABLE_WORDS, Build
+from ..builds import PORT_BYTES, TABLE_WORDS, Build
 from ..errors import ProgramError
 from ..model.arithmetic import round_shifted
 from ..model.graph import Combination
 from ..pack.csb import unpack_csb
-from ..pack.layout import images_to_tiles
+from ..pack.layout import images_from_tiles, images_to_tiles, tile_count
 from ..pack.program import PackedLayer, Program
 from ..pack.windows import gathered
 from .linear import LinearOp, linear
@@ -36,27 +36,43 @@ class CpuDevice:
 
     def run(self, tensors: dict[str, NDArray[np.int8]]) -> dict[str, NDArray[np.generic]]:
         """Every tensor of the program, (N, values of a sample), from its INT8 input tensors."""
-        known: dict[str, NDArray[np.generic]] = dict(tensors)
-        samples = len(next(iter(tensors.values())))
-        for index, layer in enumerate(self._program.layers):
-            target = self._program.tensors[layer.output]
-            if layer.output not in known:
-                dtype = np.int32 if layer.sums_out else np.int8
-                known[layer.output] = np.zeros((samples, target.size), dtype)
-            whole = known[layer.output].reshape(samples, target.features, target.pixels)
+        program, samples = self._program, len(next(iter(tensors.values())))
+        known = {name: self._tensor(name, samples) for name in program.tensors}
+        for name, tensor in program.tensors.items():
+            if tensor.whole:
+                last = tensor.first + tensor.features
+                part = known[tensor.whole].reshape(samples, -1, tensor.pixels)
+                known[name] = part[:, tensor.first : last]
+        for name, values in tensors.items():
+            known[name][:] = values.reshape(known[name].shape)
+        for index, layer in enumerate(program.layers):
+            whole = known[layer.output]
             rows = slice(layer.first_row, layer.first_row + layer.rows)
             x = known[layer.input].astype(np.int8, copy=False)
             if layer.weight_tensor:
-                weights = np.ascontiguousarray(known[layer.weight_tensor].T).astype(
-                    np.int8, copy=False
+                # (N, features, 1): the columns are samples.
+                weights = np.ascontiguousarray(known[layer.weight_tensor][:, :, 0].T)
+                self._ops[index] = replace(
+                    self._ops[index], values=weights.astype(np.int8, copy=False)
                 )
-                self._ops[index] = replace(self._ops[index], values=weights)
-            y = self._layer(index, x)[:, : target.features - layer.first_row]
+            y = self._layer(index, x)[:, : whole.shape[1] - layer.first_row]
             if layer.combination is not None:
-                other = known[layer.combination.tensor].reshape(whole.shape)[:, rows]
-                y = combined(layer.combination, y, other)
+                y = combined(layer.combination, y, known[layer.combination.tensor][:, rows])
             whole[:, rows] = y
-        return known
+        return {name: values.reshape(samples, -1) for name, values in known.items()}
+
+    def _tensor(self, name: str, samples: int) -> NDArray[np.generic]:
+        """(N, features, pixels) of a tensor before anything is written: zeros, or a constant."""
+        program = self._program
+        tensor, build = program.tensors[name], program.build
+        if tensor.content < 0:
+            dtype = np.int32 if name in program.sums else np.int8
+            return np.zeros((samples, tensor.features, tensor.pixels), dtype)
+        tiles, stride = tile_count(tensor.pixels, build.cols), build.padded(tensor.features)
+        words = program.image[tensor.content :][: tiles * stride * build.cols // PORT_BYTES]
+        stored = words.view(np.int8).reshape(1, tiles, stride, build.cols)
+        values = images_from_tiles(stored, tensor.features, tensor.pixels)
+        return np.repeat(values.reshape(1, tensor.features, -1), samples, axis=0)
 
     def sums(self, index: int, x: NDArray[np.int8]) -> NDArray[np.int32]:
         """The INT32 sums (N, M * pixels) of layer `index`, bias included, from its input `x`; a

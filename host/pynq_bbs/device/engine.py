@@ -93,9 +93,10 @@ class EngineProgram:
         layers = self._program.layers
         for tensor, values in inputs.items():
             with self._timed("layout"):
-                tiles = self._tiled(plan, tensor, values)
+                tiles = self._tiled(tensor, values)
             with self._timed("to device"):
-                self._stored(plan, tensor)[:] = tiles.reshape(plan.runs, -1).view(np.uint64)
+                place = self._stored(plan, tensor)
+                place[:] = tiles.reshape(*place.shape[:2], -1).view(np.uint64)
         with self._timed("to device"):
             self._block.flush()
         with self._timed("device"):
@@ -125,7 +126,7 @@ class EngineProgram:
         a tensor, that one."""
         original = self._program.layers[index]
         layer = replace(as_sums(original), input="x", output="sums", first_row=0)
-        known = self._program.tensors
+        known = {name: Tensor(*t.shape) for name, t in self._program.tensors.items()}
         target = known[original.output]
         rows = original.rows if original.first_row else target.features
         tensors = {"x": known[original.input], "sums": Tensor(rows, target.height, target.width)}
@@ -178,28 +179,40 @@ class EngineProgram:
         np.asarray(self._block)[first : first + len(commands)] = commands
 
     def _stored(self, plan: Plan, tensor: str) -> NDArray[np.uint64]:
-        """The tensor's words in device memory, (runs, words)."""
-        place, size = plan.places[tensor], plan.sample_words
-        words = tensor_words(place, self._program.build, tensor in self._sums)
-        base = plan.memory_words - plan.runs * size  # where the first sample's tensors begin
-        samples = np.asarray(self._block)[base : base + plan.runs * size].reshape(plan.runs, size)
-        return samples[:, place.offset - base : place.offset - base + words]
+        """The tensor's words in device memory, (runs, tiles, words of a tile)."""
+        build, size, base = self._program.build, plan.sample_words, plan.first_sample
+        whole, first, _ = self._program.region(tensor)
+        place, memory = plan.places[whole], np.asarray(self._block)
+        words = tensor_words(place, build, tensor in self._sums)
+        samples = memory[base : base + plan.runs * size].reshape(plan.runs, size)
+        at = place.offset - base
+        if at < 0:  # a constant: one for all samples
+            samples, at = memory[None], place.offset
+        tiles = samples[:, at : at + words].reshape(len(samples), place.tiles, -1)
+        word = tiles.shape[2] / place.stride  # of a feature
+        return tiles[:, :, int(first * word) : int((first + self._width(tensor)) * word)]
 
-    def _tiled(self, plan: Plan, tensor: str, values: NDArray[np.int8]) -> NDArray[np.int8]:
-        cols, stride = self._program.build.cols, plan.places[tensor].stride
+    def _width(self, tensor: str) -> int:
+        """Features of a tensor that lie in its words."""
+        pack = self._program.build.pack
+        return -(-self._program.tensors[tensor].features // pack) * pack
+
+    def _tiled(self, tensor: str, values: NDArray[np.int8]) -> NDArray[np.int8]:
+        cols, width = self._program.build.cols, self._width(tensor)
         if self._images:
             features = self._program.tensors[tensor].features
-            return images_to_tiles(values, features, cols, stride)
-        return to_tiles(values, cols, stride)
+            return images_to_tiles(values, features, cols, width)
+        return to_tiles(values, cols, width)
 
     def _tensor(self, plan: Plan, tensor: str) -> NDArray[np.generic]:
-        shape, place = self._program.tensors[tensor], plan.places[tensor]
+        shape = self._program.tensors[tensor]
         dtype = np.dtype(np.int32 if tensor in self._sums else np.int8)
         cols = self._program.build.cols
         stored = np.ascontiguousarray(self._stored(plan, tensor)).view(dtype)
-        tiles = stored.reshape(plan.runs, place.tiles, place.stride, cols)
+        tiles = stored.reshape(*stored.shape[:2], self._width(tensor), cols)
         if self._images:
-            return images_from_tiles(tiles, shape.features, shape.pixels)
+            values = images_from_tiles(tiles, shape.features, shape.pixels)
+            return np.repeat(values, plan.samples // len(values), axis=0)
         return from_tiles(tiles[0], plan.samples, shape.features)
 
     def _timed(self, part: str) -> _Timer:

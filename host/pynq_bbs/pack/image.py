@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from ..builds import Build
 from ..errors import InputError
-from ..model.graph import QuantLayer, QuantModel, Window
+from ..model.graph import Constant, QuantLayer, QuantModel, Window
 from .csb import csb_shape, pack_csb
-from .layout import tile_count
+from .layout import images_to_tiles, tile_count
 from .program import PackedLayer, Program, Tensor
-from .windows import tap_matrix
+from .views import output_tensor, settled
+from .windows import sums_all, tap_matrix
 
 _INT32 = 2**31 - 1
 _LEAST = -128
@@ -52,48 +53,33 @@ def pack(model: QuantModel, banks: dict[str, tuple[int, int]], build: Build) -> 
             a bank has more nonzeros than its keep, or a window is too large for the engine.
     """
     image = _Image()
-    tensors = {i.tensor: input_tensor(i.shape, model) for i in model.inputs}
+    steps, tensors = settled(model, build)
+    for constant in model.constants:
+        content = image.add(constant_tiles(constant, build))
+        tensors[constant.name] = replace(tensors[constant.name], content=content)
     layers: list[PackedLayer] = []
-    for layer in model.layers:
+    for layer in steps:
         try:
             _check_tensors(layer, tensors)
-            made = _pack_layer(layer, banks.get(layer.name), tensors[layer.input], build, image)
+            made = _pack_layer(layer, banks.get(layer.name), build, image)
         except InputError as error:
             raise InputError(f"layer {layer.name!r}: {error}") from None
         layers += made
-        tensors[layer.output] = output_tensor(layer)
     words = np.concatenate([*image.parts, np.zeros(0, np.uint64)])
     return Program(model.name, build, tensors, layers, model.inputs, model.outputs, words)
 
 
-def input_tensor(shape: tuple[int, ...], model: QuantModel) -> Tensor:
-    """A model input (C, H, W) is an image where the model has windows, else plain features."""
-    if len(shape) == 3 and any(layer.window for layer in model.layers):
-        return Tensor(*shape)
-    return Tensor(int(np.prod(shape, dtype=np.int64)))
-
-
-def output_tensor(layer: QuantLayer) -> Tensor:
-    """What `layer` writes."""
-    if layer.window is None:
-        return Tensor(len(layer.weights))
-    return Tensor(len(layer.weights), layer.window.out_height, layer.window.out_width)
-
-
 def _check_tensors(layer: QuantLayer, tensors: dict[str, Tensor]) -> None:
-    """Whether the tensors that a layer reads are there, and as large as it takes them to be."""
+    """Whether the tensors that a layer reads are as large as it takes them to be."""
     combination, window = layer.combination, layer.window
-    read = [layer.input, *([combination.tensor] if combination else [])]
-    read += [layer.weight_tensor] if layer.weight_tensor else []
-    missing = [name for name in read if name not in tensors]
-    if missing:
-        raise InputError(f"it reads {missing[0]!r}, which no input and no layer before it gives")
     source = tensors[layer.input]
     if window is None:
         if (layer.weights.shape[1], 1) != (source.features, source.pixels):
             raise InputError(
                 f"it has weights for {layer.weights.shape[1]} features, its input is {source}"
             )
+    elif (window.channels, window.height, window.width) != source.shape:
+        raise InputError(f"its window is over {window}, its input is {source}")
     elif layer.weights.shape[1:] != (window.channels // layer.groups, *window.kernel):
         raise InputError(
             f"its weights have shape {layer.weights.shape}, {layer.groups} groups of {window} "
@@ -110,14 +96,13 @@ def _check_tensors(layer: QuantLayer, tensors: dict[str, Tensor]) -> None:
     if layer.multiplier is None:
         raise InputError("it gives INT32 sums, which cannot be combined with another tensor")
     other, own = tensors[combination.tensor], output_tensor(layer)
-    if other != own:
+    if other.shape != own.shape:
         raise InputError(f"it combines {own} with {combination.tensor!r}, which is {other}")
 
 
 def _pack_layer(
     layer: QuantLayer,
     bank: tuple[int, int] | None,
-    source: Tensor,
     build: Build,
     image: _Image,
 ) -> list[PackedLayer]:
@@ -125,12 +110,14 @@ def _pack_layer(
     window = layer.window
     if layer.weight_tensor:
         return [_pack_product(layer, build, image)]
-    if window is None or (window.is_pixel and layer.groups == 1 and not layer.maximum):
-        weights = layer.weights.reshape(len(layer.weights), -1)
-        bank = bank or dense_bank(weights.shape[1], build)
+    # A group that gives one row is not worth a command.
+    together = layer.groups in (1, len(layer.weights))
+    if window is None or (window.is_pixel and together and not layer.maximum):
+        weights = _spread(layer.weights, layer.groups).reshape(len(layer.weights), -1)
+        bank = bank or bank_of(weights, build)
         return [_packed(layer, weights, bank, build, image)]
-    _check_image(window, source, build)
-    if _sums_all(layer):
+    _check_image(window, build)
+    if sums_all(layer):
         return [_pack_column_sums(layer, window, build, image)]
     _check_window(window)
     if layer.groups == 1:
@@ -184,18 +171,35 @@ def dense_bank(features: int, build: Build) -> tuple[int, int]:
     return size, size
 
 
-def _check_image(window: Window, source: Tensor, build: Build) -> None:
+def bank_of(weights: NDArray[np.int8], build: Build) -> tuple[int, int]:
+    """The bank of a layer that was not pruned into any: where most of a row is zero anyway, one
+    over all lanes; else that of a dense layer."""
+    rows, features = weights.shape
+    dense = dense_bank(features, build)
+    size = -(-features // build.lanes)
+    size = min(-(-size // build.pack) * build.pack, build.largest_bank)
+    banks = -(-features // size)
+    padded = np.zeros((rows, banks * size), bool)
+    padded[:, :features] = weights != 0
+    keep = max(1, int(padded.reshape(rows, banks, size).sum(axis=2).max()))
+    words, dense_words = (-(-features // (s * build.lanes)) * k for s, k in ((size, keep), dense))
+    return (size, keep) if 2 * words <= dense_words else dense
+
+
+def constant_tiles(constant: Constant, build: Build) -> NDArray[np.uint64]:
+    """A constant as it lies in memory."""
+    values = constant.values
+    stride = build.padded(len(values))
+    tiles = images_to_tiles(values.reshape(1, -1), len(values), build.cols, stride)
+    return tiles.reshape(-1).view(np.uint64)
+
+
+def _check_image(window: Window, build: Build) -> None:
     if build.image_words == 0:
         raise InputError(
             f"build {build.name} has no image memory and runs fully connected layers only: "
             "compile for another build"
         )
-    if (window.channels, window.height, window.width) != (
-        source.features,
-        source.height,
-        source.width,
-    ):
-        raise InputError(f"its window is over {window}, its input is {source}")
     if max(window.height, window.width) > _MOST_PIXELS:
         raise InputError(
             f"its input has {window.height} x {window.width} pixels, the engine takes "
@@ -212,18 +216,6 @@ def _check_window(window: Window) -> None:
             f"{window.dilations}, padding {window.pads} and gives {out[0]} x {out[1]} pixels: "
             f"the engine takes 1 to {_MOST_FIELD} of each, and at least one pixel"
         )
-
-
-def _sums_all(layer: QuantLayer) -> bool:
-    """Whether every row adds up all pixels of one channel with one weight: a global average."""
-    window = layer.window
-    assert window is not None
-    one_channel = layer.weights.shape[1] == 1 and layer.groups == window.channels
-    if layer.maximum or not one_channel or len(layer.weights) != window.channels:
-        return False
-    whole = window.kernel == (window.height, window.width) and not any(window.pads)
-    flat = layer.weights.reshape(len(layer.weights), -1)
-    return whole and bool(np.all(flat == flat[:, :1]))
 
 
 def _pack_column_sums(

@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 import zipfile
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +27,31 @@ from ..model.graph import Combination, Function, QuantInput, QuantOutput, Window
 from .csb import CsbShape
 
 #: Version of the file; raised whenever an older reader would misread it.
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """INT8 features of every column: of a sample, or of a pixel where there are pixels."""
+    """INT8 features of every column: of a sample, or of a pixel where there are pixels.
+
+    With a `whole` it lies in that tensor, from its feature `first` on; no `whole` lies in another.
+    With a `content` it is the same for every sample, and lies in the image from that word on.
+    """
 
     features: int
     height: int = 1
     width: int = 1
+    whole: str = field(default="", repr=False)
+    first: int = field(default=0, repr=False)
+    content: int = field(default=-1, repr=False)
 
     @property
     def pixels(self) -> int:
         return self.height * self.width
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.features, self.height, self.width
 
     @property
     def size(self) -> int:
@@ -124,7 +135,13 @@ class Program:
         """Whether columns are pixels, and samples run one after the other."""
         if any(layer.window or layer.sum_columns for layer in self.layers):
             return True
-        return any(tensor.pixels > 1 for tensor in self.tensors.values())
+        return any(t.pixels > 1 or t.content >= 0 for t in self.tensors.values())
+
+    def region(self, name: str) -> tuple[str, int, int]:
+        """Where a tensor lies: in which one, from which feature on, and how many. Two tensors of
+        one region have the same values."""
+        tensor = self.tensors[name]
+        return tensor.whole or name, tensor.first, tensor.features
 
     @property
     def sums(self) -> frozenset[str]:
