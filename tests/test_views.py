@@ -168,9 +168,9 @@ def graphs(draw: st.DrawFn, images: bool) -> Graph:
         channels, *size = graph.shapes[source]
         peers = [n for n in names if graph.shapes[n][1:] == tuple(size)]
         same = [n for n in peers if graph.shapes[n] == graph.shapes[source]]
-        kinds = ["layer", "layer", "concat", "concat", "slice", "residual"]
+        kinds = ["layer", "layer", "concat", "concat", "slice", "residual", "constant"]
         if images:
-            kinds += ["conv", "depthwise", "pool", "reshape", "constant"]
+            kinds += ["conv", "depthwise", "pool", "reshape"]
         kind = draw(st.sampled_from(kinds))
         if kind == "layer":
             name = graph.layer(source, draw(widths))

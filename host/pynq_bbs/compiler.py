@@ -93,7 +93,9 @@ def _bank(
         if sparsity == 0:
             return dense_bank(features, build)
         return choose_bank(features, sparsity, bank_size, build.lanes, build.takes_bank)
-    if layer.groups > 1 or layer.maximum or sparsity == 0:
+    # Weights that are all the same are an average, or a sum of channels: none is less than others.
+    adds_up = bool(np.ptp(layer.weights) == 0)
+    if layer.groups > 1 or layer.maximum or adds_up or sparsity == 0:
         return None
     taps = layer.weights.shape[2] * layer.weights.shape[3]
     largest = min(bank_size, features)

@@ -274,7 +274,10 @@ class Concat:
 
 @dataclass(frozen=True)
 class Constant:
-    """A tensor that is the same for every sample: (C, H, W)."""
+    """A tensor that is the same for every sample: (C, H, W).
+
+    In a model without pixels too it lets samples run one after the other, not as columns.
+    """
 
     name: str
     values: NDArray[np.int8]

@@ -13,6 +13,7 @@ from ..builds import Build
 from ..errors import InputError
 from ..model.graph import Constant, QuantLayer, QuantModel, Window
 from .csb import csb_shape, pack_csb
+from .gathering import channels_at_once
 from .layout import images_to_tiles, tile_count
 from .program import PackedLayer, Program, Tensor
 from .views import output_tensor, settled
@@ -22,6 +23,8 @@ _INT32 = 2**31 - 1
 _LEAST = -128
 #: What a kernel, stride, dilation or padding can be at most: fields of 4 bits.
 _MOST_FIELD = 15
+#: Column tiles that a weight block should meet, where features can go in parts.
+_WANTED_TILES = 4
 #: Pixels of an image in a row or column at most (`check_image` of `hls/check.hpp`).
 _MOST_PIXELS = 4096
 
@@ -110,12 +113,11 @@ def _pack_layer(
     window = layer.window
     if layer.weight_tensor:
         return [_pack_product(layer, build, image)]
-    # A group that gives one row is not worth a command.
-    together = layer.groups in (1, len(layer.weights))
-    if window is None or (window.is_pixel and together and not layer.maximum):
-        weights = _spread(layer.weights, layer.groups).reshape(len(layer.weights), -1)
-        bank = bank or bank_of(weights, build)
-        return [_packed(layer, weights, bank, build, image)]
+    if window is None or (window.is_pixel and layer.groups == 1 and not layer.maximum):
+        weights = layer.weights.reshape(len(layer.weights), -1)
+        return [_packed(layer, weights, bank or bank_of(weights, build), build, image)]
+    if window.is_pixel and layer.groups == len(layer.weights) and not layer.maximum:
+        return _pack_pixels(layer, build, image)
     _check_image(window, build)
     if sums_all(layer):
         return [_pack_column_sums(layer, window, build, image)]
@@ -240,6 +242,30 @@ def _pack_column_sums(
     )
 
 
+def _pack_pixels(layer: QuantLayer, build: Build, image: _Image) -> list[PackedLayer]:
+    """A row for each group of features, pixel by pixel: groups that share few features are one
+    matrix, as long as some tiles of them fit the vector buffer beside each other."""
+    rows, per_group = layer.weights.shape[:2]
+    together = build.lanes * build.vector_words // (_WANTED_TILES * per_group)
+    together = max(together // build.row_step, 1) * build.row_step
+    parts = []
+    for first in range(0, rows, together):
+        weights = layer.weights[first : first + together]
+        matrix = _spread(weights, len(weights)).reshape(len(weights), -1)
+        parts.append(
+            _packed(
+                layer,
+                matrix,
+                bank_of(matrix, build),
+                build,
+                image,
+                first_feature=first * per_group,
+                first_row=first,
+            )
+        )
+    return parts
+
+
 def _pack_groups(
     layer: QuantLayer, window: Window, bank: tuple[int, int], build: Build, image: _Image
 ) -> list[PackedLayer]:
@@ -253,6 +279,7 @@ def _pack_groups(
     if per_group == 1:
         bank_groups = -(-window.kernel[0] * window.kernel[1] // build.lanes)
         together = min(build.largest_bank, window.channels, build.vector_words // bank_groups)
+        together = min(together, channels_at_once(window, build))
         together = max(together // step, 1) * step
     elif step == 1:
         together = 1
