@@ -320,6 +320,17 @@ def test_parts_that_share_words_or_row_groups() -> None:
             assert commands(graph, [graph.concat(*parts)], build) == extra
 
 
+def test_copies_are_no_weights() -> None:
+    for shape in ((3, 6, 7), (3, 1, 1)):
+        graph, (a, b, c) = branches(80, 40, 60, shape=shape)
+        dense = pack(graph.model([a]), {}, BUILD)
+        outputs = [graph.concat(a, b), graph.concat(b, c)]
+        copying = pack(graph.model(outputs), {}, BUILD)
+        assert len(copying.layers) == 3 + 1
+        assert copying.layers[-1].model_weights == 40
+        assert copying.sparsity == dense.sparsity == 0
+
+
 def test_views_through_files_and_accelerator(tmp_path: Path) -> None:
     graph, (a, b) = branches(8, 4)
     whole = graph.concat(a, b)

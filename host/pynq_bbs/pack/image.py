@@ -353,6 +353,8 @@ def _packed(
     own = slice(first_row, first_row + rows)
     parameters[:rows] = row_parameters(layer)[own]
     pad_value = _LEAST if layer.maximum else layer.input_zero_point
+    # A layer that only moves features has no matrix in the model.
+    moves = np.count_nonzero(matrix, axis=1).max() <= 1
     return PackedLayer(
         name=layer.name if first_row == 0 else f"{layer.name}:{first_row}",
         input=layer.input,
@@ -376,7 +378,7 @@ def _packed(
         maximum=layer.maximum,
         sum_columns=sum_columns,
         combination=layer.combination,
-        weights_per_row=layer.weights[0].size,
+        weights_per_row=1 if moves else layer.weights[0].size,
     )
 
 

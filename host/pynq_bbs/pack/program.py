@@ -114,8 +114,8 @@ class PackedLayer:
 
     @property
     def kept_weights(self) -> float:
-        """Weights that are stored, less those that fill up lanes."""
-        return self.rows * self.features * self.keep / self.bank_size
+        """Weights of the model that are stored, less those that fill up banks and lanes."""
+        return min(self.model_weights, self.rows * self.features * self.keep / self.bank_size)
 
 
 @dataclass
