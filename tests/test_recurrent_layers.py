@@ -362,34 +362,39 @@ def test_constants_are_not_beside_steps() -> None:
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("build", BUILDS, ids=lambda b: b.name)
 def test_views_around_recurrent_layers(build: Build, reverse: bool, lengths: Any) -> None:
-    """The initial h is a slice of an input, and the last h, once joined, a part like any other."""
+    """The initial h is a slice of an input, or an input that is a part as well; the last h, once
+    joined, is a part like any other."""
     rng, units = np.random.default_rng(6), 8
     quantised = random_recurrent(rng, "gru_after", 5, units)
     layer = RecurrentLayer("cells", "x", "y", quantised, reverse, y_h="y_h", initial_h="h")
+    again = RecurrentLayer("again", "x", "w", quantised, reverse, y_h="w_h", initial_h="g")
     after = replace(random_layer(rng, 7, 5, 1, 1), name="after", input="part", output="after")
     inputs = [
         QuantInput("x", "x", (4, 5), "int8", X_SCALE, 0, steps=4),
         QuantInput("z", "z", (16,), "int8", X_SCALE, 0),
+        QuantInput("g", "g", (units,), "int8", X_SCALE, 0),
     ]
-    names = {"y_h": 8, "part": 5, "after": 7, "both": 24}
+    names = {"y_h": 8, "w_h": 8, "part": 5, "after": 7, "both": 32}
     shown = [QuantOutput(name, name, (features,), "int8") for name, features in names.items()]
     views = [
         Slice("z", "h", 3, (units,)),
         Slice("last", "part", 2, (5,)),
-        Concat(("last", "z"), "both"),
+        Concat(("last", "z", "g"), "both"),
     ]
     model = QuantModel(
-        "around", inputs, [layer, *join("last", [("y_h", units)]), after], shown,
+        "around", inputs, [layer, again, *join("last", [("y_h", units)]), after], shown,
         "n" if lengths is not None else "", views,
     )  # fmt: skip
     x = rng.integers(-128, 128, (5, 4, 5), np.int8)
-    z = rng.integers(-128, 128, (5, 16), np.int8)
-    _, last, _ = run_recurrent(
-        quantised, x.swapaxes(0, 1), z[:, 3 : 3 + units], lengths=lengths, reverse=reverse
+    z, g = (rng.integers(-128, 128, (5, features), np.int8) for features in (16, units))
+    last, other = (
+        run_recurrent(quantised, x.swapaxes(0, 1), h, lengths=lengths, reverse=reverse)[1]
+        for h in (z[:, 3 : 3 + units], g)
     )
-    expected = {"y_h": last, "part": last[:, 2:7], "both": np.concatenate([last, z], axis=1)}
+    expected = {"y_h": last, "w_h": other, "part": last[:, 2:7]}
+    expected["both"] = np.concatenate([last, z, g], axis=1)
     expected["after"] = oracle_layer(after, last[:, 2:7])[1]
-    given = {"x": x, "z": z} | ({} if lengths is None else {"n": lengths})
+    given = {"x": x, "z": z, "g": g} | ({} if lengths is None else {"n": lengths})
     for options in OPTIONS:
         made = outputs(pack(model, {}, build), given, **options)
         for name, values in expected.items():

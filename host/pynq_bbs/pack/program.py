@@ -177,7 +177,7 @@ class Program:
 
     name: str
     build: Build
-    tensors: dict[str, Tensor]  #: model inputs first, then in the order they are written
+    tensors: dict[str, Tensor]  #: model inputs first
     layers: list[PackedLayer]
     inputs: list[QuantInput]
     outputs: list[QuantOutput]
