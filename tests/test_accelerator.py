@@ -248,6 +248,25 @@ def test_a_mismatch_in_a_part_of_the_channels(
     assert abs(device - cpu) == 1 << 12
 
 
+def test_a_mismatch_where_channels_come_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The image memory holds a tile's rows of 19 channels; the last piece begins at the 54th."""
+    window = Window(65, 4, 200, (3, 3), pads=(1, 1, 1, 1))
+    layer = random_window_layer(np.random.default_rng(11), window, 65, 65, "plain")
+    build = load_build(str(Path(__file__).parent / "builds" / "16x2x16.json"))
+    program = pack(model_of([layer], (65, 4, 200)), {}, build)
+    pieces = [(piece.first_row, piece.rows) for piece in program.layers]
+    assert pieces == [(0, 18), (18, 18), (36, 18), (54, 12)]
+    damage(monkeypatch, program.layers[3].parameters + 10, 1 << 12)
+    x = np.random.default_rng(12).integers(-128, 128, (2, 65, 4, 200)).astype(np.int8)
+    with (
+        Accelerator(program, "standin", verify=True) as accelerator,
+        pytest.raises(VerificationError, match=r"layer 'layer:54', row 10, column") as caught,
+    ):
+        accelerator.run(x)
+    device, cpu = sums_of(caught.value)
+    assert abs(device - cpu) == 1 << 12
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_images_in_and_out(convolutions: Program, device: str) -> None:
     x = np.random.default_rng(9).integers(-128, 128, (70, 3, 9, 11)).astype(np.int8)

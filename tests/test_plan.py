@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from layers import alone, pool, random_layer, random_window_layer
 from oracle import oracle_window
 from pynq_bbs.builds import PORT_BYTES, Build, load_build
-from pynq_bbs.cpu.device import CpuDevice
+from pynq_bbs.cpu.device import CpuDevice, combined
 from pynq_bbs.device.engine import EngineProgram
 from pynq_bbs.device.session import Session, open_device
 from pynq_bbs.interface import (
@@ -148,50 +148,70 @@ def model_of(graph: Graph, outputs: list[str]) -> QuantModel:
 
 
 def run_engine(
-    program: Program, session: Session, x: NDArray[np.int8], *, every: bool
+    program: Program, session: Session, inputs: dict[str, NDArray[np.int8]], *, every: bool
 ) -> dict[str, NDArray[np.generic]]:
     """All tensors, or the outputs; run twice, because the second time weights may be there."""
     engine = EngineProgram(program, session, MEMORY, dict.fromkeys(PARTS, 0.0), every=every)
     wanted = list(program.tensors) if every else [o.tensor for o in program.outputs]
     try:
-        engine.run({"x": x}, wanted)
-        return engine.run({"x": x}, wanted)[0]
+        engine.run(inputs, wanted)
+        return engine.run(inputs, wanted)[0]
     finally:
         engine.close()
 
 
 def check_plan(program: Program, plan: Plan) -> None:
     """Follows the tensors through memory, chain and image memory, command by command."""
-    build = program.build
-    stored = {i.tensor for i in program.inputs}
-    chain, held, level = "", "", 0
+    build, region = program.build, program.region
+    nothing = ("", 0, 0)
+    chain, held, level = nothing, nothing, 0
+    # Of every tensor that lies in no other: which of its features are in memory.
+    there = {n: np.zeros(t.features, bool) for n, t in program.tensors.items() if not t.whole}
+
+    def features(name: str, first: int = 0, rows: int = 1 << 20) -> NDArray[np.bool_]:
+        whole, start, count = region(name)
+        return there[whole][start + first : start + min(first + rows, count)]
+
+    for name, tensor in program.tensors.items():
+        if tensor.content >= 0 or name in {i.tensor for i in program.inputs}:
+            features(name)[:] = True
     for layer, command in zip(program.layers, plan.commands, strict=True):
         flags = command.flags
         if flags & FLAG_FROM_CHAIN:
-            assert chain == layer.input
+            assert chain == region(layer.input)
             level -= chain_input(command, build)
             assert level == 0, "all of it is taken"
-            chain = ""
+            chain = nothing
         elif flags & FLAG_RESIDENT_INPUT:
-            assert held == layer.input and layer.window is not None and not layer.first_feature
+            assert held == region(layer.input)
+            assert layer.window is not None and not layer.first_feature
         else:
-            assert layer.input in stored
+            assert features(layer.input, layer.first_feature, command.features).all()
         if flags & FLAG_RESIDUAL:
-            assert layer.combination is not None and layer.combination.tensor in stored
+            assert layer.combination is not None
+            assert features(layer.combination.tensor, layer.first_row, layer.rows).all()
+            strides = {plan.places[t].stride for t in (layer.output, layer.combination.tensor)}
+            assert strides == {command.output_stride}
         if layer.window is not None:
             channels = program.tensors[layer.input].features
             words = -(-layer.window.height * layer.window.width // build.cols) * build.cols
             fits = command.image_words >= -(-words // build.banks)
-            held = layer.input if fits and channels == command.channels else ""
+            held = region(layer.input) if fits and channels == command.channels else nothing
         before = level + (chain_input(command, build) if flags & FLAG_FROM_CHAIN else 0)
         if flags & FLAG_TO_CHAIN:
-            assert not chain and level == 0
-            chain, level = layer.output, command.tiles * command.rows // build.pack
+            assert chain == nothing and level == 0
+            chain, level = region(layer.output), command.tiles * command.rows // build.pack
             assert before + level <= build.chain_words
         if flags & FLAG_TO_MEMORY:
-            stored.add(layer.output)
-    assert not chain
-    assert plan.stored <= stored and {o.tensor for o in program.outputs} <= plan.stored
+            features(layer.output, layer.first_row, layer.rows)[:] = True
+            whole, start, _ = region(layer.output)
+            last = start + layer.first_row + layer.rows
+            assert last <= build.padded(len(there[whole])), "nothing beyond its tile"
+            spilled = there[whole][start + program.tensors[layer.output].features : last]
+            assert not spilled.any(), "nothing over what lies behind it"
+    assert chain == nothing
+    assert all(features(name).all() for name in plan.stored)
+    assert {o.tensor for o in program.outputs} <= plan.stored
 
 
 def chain_input(command: Command, build: Build) -> int:
@@ -204,7 +224,16 @@ def check_places(program: Program, plan: Plan) -> None:
     """Image, commands and tensors of every sample: one after the other, and nothing beside."""
     spans = [(0, len(program.image)), (plan.first_command, len(plan.words()))]
     for name, place in plan.places.items():
-        words = tensor_words(place, program.build, program.tensors[name])
+        tensor = program.tensors[name]
+        if tensor.whole:
+            before = tensor.first * program.build.cols // PORT_BYTES
+            assert place == replace(plan.places[tensor.whole], offset=place.offset)
+            assert place.offset == plan.places[tensor.whole].offset + before
+            continue
+        if tensor.content >= 0:
+            assert place.offset == tensor.content
+            continue
+        words = tensor_words(place, program.build, tensor)
         spans += [(place.offset + run * plan.sample_words, words) for run in range(plan.runs)]
     spans.sort()
     ends = [start + words for start, words in spans]
@@ -230,7 +259,7 @@ def test_what_stays_on_chip_changes_nothing(
         check_plan(program, plan)
         check_places(program, plan)
         assert not every or plan.stored == set(program.tensors)
-        for name, values in run_engine(program, session, x, every=every).items():
+        for name, values in run_engine(program, session, {"x": x}, every=every).items():
             np.testing.assert_array_equal(values, expected[name], err_msg=f"{name}, {every=}")
 
 
@@ -245,8 +274,29 @@ def test_groups_that_do_not_fill_row_groups(
     graph.convolution("x", rows, 3, 1, groups)
     program = pack(model_of(graph, ["t0"]), {}, session.build)
     x = graph.rng.integers(-128, 128, (2, channels, 7, 13)).astype(np.int8)
-    y = run_engine(program, session, x.reshape(2, -1), every=False)["t0"]
+    y = run_engine(program, session, {"x": x.reshape(2, -1)}, every=False)["t0"]
     np.testing.assert_array_equal(y, oracle_window(graph.layers[0], x).reshape(2, -1))
+
+
+@pytest.mark.parametrize(("groups", "rows"), [(60, 120), (240, 240), (80, 80)])
+def test_groups_that_the_image_memory_does_not_hold_at_once(
+    session: Session, groups: int, rows: int
+) -> None:
+    """They come in pieces: groups of several channels, of one, and of no whole row groups."""
+    graph = Graph(np.random.default_rng(6), (240, 5, 120))
+    for _ in range(2):
+        graph.convolution("x", rows, 3, 1, groups)
+    first, second = graph.layers
+    scales = (np.float32(0.5), 3), (np.float32(0.75), -4), (np.float32(1), 5)
+    second.combination = sum_of("t0", *scales)
+    program = pack(model_of(graph, ["t1"]), {}, session.build)
+    assert len(program.layers) > 2
+    whole_row_groups = rows // groups % session.build.row_step == 0 or groups == 240
+    assert all((la.parts > 1) == whole_row_groups for la in program.layers)
+    x = graph.rng.integers(-128, 128, (2, 240, 5, 120)).astype(np.int8)
+    y = run_engine(program, session, {"x": x.reshape(2, -1)}, every=False)["t1"]
+    wanted = combined(second.combination, *(oracle_window(la, x) for la in (second, first)))
+    np.testing.assert_array_equal(y, wanted.reshape(2, -1))
 
 
 def test_an_average_over_tiles_with_a_gap_between(session: Session) -> None:
@@ -255,7 +305,7 @@ def test_an_average_over_tiles_with_a_gap_between(session: Session) -> None:
     graph.add(pool(Window(11, 7, 13, (7, 13)), maximum=False, zero_point=5), "x")
     program = pack(model_of(graph, ["t0"]), {}, session.build)
     x = graph.rng.integers(-128, 128, (2, 11, 7, 13)).astype(np.int8)
-    y = run_engine(program, session, x.reshape(2, -1), every=False)["t0"]
+    y = run_engine(program, session, {"x": x.reshape(2, -1)}, every=False)["t0"]
     np.testing.assert_array_equal(y, oracle_window(graph.layers[0], x).reshape(2, -1))
 
 

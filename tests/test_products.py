@@ -14,7 +14,7 @@ from pynq_bbs.cpu.device import CpuDevice
 from pynq_bbs.device.engine import EngineProgram
 from pynq_bbs.device.session import open_device
 from pynq_bbs.errors import InputError, VerificationError
-from pynq_bbs.model.graph import QuantInput, QuantLayer, QuantModel, QuantOutput
+from pynq_bbs.model.graph import QuantInput, QuantLayer, QuantModel, QuantOutput, Slice
 from pynq_bbs.pack.cycles import Memory
 from pynq_bbs.pack.image import pack
 from pynq_bbs.report import PARTS
@@ -46,7 +46,7 @@ def attention(length: int, width: int, depth: int) -> QuantModel:
         layer("context", "scores", (depth, length), "values"),
     ]
     x = QuantInput("x", "x", (width,), "int8", np.float32(1), 0)
-    outputs = [QuantOutput(la.output, la.output, (), "int8") for la in layers]
+    outputs = [QuantOutput(la.output, la.output, la.weights.shape[:1], "int8") for la in layers]
     return QuantModel("attention", [x], layers, outputs)
 
 
@@ -71,6 +71,26 @@ def test_product_of_tensors(length: int, width: int, depth: int) -> None:
         np.testing.assert_array_equal(got[name], known[name], err_msg=name)
         np.testing.assert_array_equal(cpu[name], known[name], err_msg=name)
     assert len(np.unique(known["context"])) > 20
+
+
+def test_a_slice_as_weights() -> None:
+    """Values and scores by one layer: the scores are read where they lie, the values are copied,
+    because weights lie one after the other."""
+    model = attention(64, 16, 8)
+    values, scores, context = model.layers
+    both = layer("both", "x", (8 + 64, 16))
+    both.weights[:8], both.weights[8:] = values.weights, scores.weights
+    both.bias[:8], both.bias[8:] = values.bias, scores.bias
+    model.layers = [both, context]
+    model.views = [Slice("both", "values", 0, (8,)), Slice("both", "scores", 8, (64,))]
+    program = pack(model, {}, BUILD)
+    assert [la.name for la in program.layers] == ["both", "values/0", "context"]
+    x = np.random.default_rng(0).integers(-128, 128, (64, 16)).astype(np.int8)
+    with Accelerator(program, device="standin", verify=True) as accelerator:
+        got = accelerator.run(x)
+    wanted = CpuDevice(pack(attention(64, 16, 8), {}, BUILD)).run({"x": x})
+    for name, y in got.items():
+        np.testing.assert_array_equal(y, wanted[name])
 
 
 def test_other_columns_than_the_product_takes_are_refused() -> None:

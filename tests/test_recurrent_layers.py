@@ -23,15 +23,18 @@ from pynq_bbs.errors import InputError, VerificationError
 from pynq_bbs.interface import FLAG_KEEP_WEIGHTS, FLAG_RESIDENT_WEIGHTS
 from pynq_bbs.model.graph import (
     Combination,
+    Concat,
+    Constant,
     QuantInput,
     QuantLayer,
     QuantModel,
     QuantOutput,
+    Slice,
     Window,
 )
+from pynq_bbs.model.moving import join
 from pynq_bbs.model.recurrent import (
     RecurrentLayer,
-    join,
     quantise_hidden,
     quantise_state,
     run_recurrent,
@@ -306,14 +309,15 @@ def test_what_a_layer_cannot_be() -> None:
     with pytest.raises(InputError, match=r"row \d+, bank \d+ has 2 nonzeros, keep is 1"):
         pack(model, {"cells": (2, 1)}, build)
 
-    after = random_layer(rng, 4, 4, 1, 1)
+    after = replace(random_layer(rng, 4, 4, 1, 1), output="after")
     with pytest.raises(InputError, match=r"reads 'c', which is .* takes INT8"):
         pack(replace(model, layers=[*model.layers, replace(after, input="c")]), {}, build)
     added = replace(after, input="y", combination=Combination("y", 1, 0, 1, 0, 0, 0))
     with pytest.raises(InputError, match="combines its output with 'y', which lies among"):
         pack(replace(model, layers=[*model.layers, added]), {}, build)
     other = replace(model.inputs[0], name="z", tensor="z", shape=(5, 2), steps=5)
-    both = [*model.layers, replace(model.layers[0], name="other", input="z", output="w")]
+    third = replace(model.layers[0], name="other", input="z", output="w", y_state="d")
+    both = [*model.layers, third]
     two = replace(model, inputs=[*model.inputs, other], layers=both)
     assert len(pack(two, {}, build).layers) == 2
     with pytest.raises(InputError, match=r"recurrent layers have \[3, 5\]"):
@@ -324,6 +328,77 @@ def test_what_a_layer_cannot_be() -> None:
     mixed = replace(model, inputs=[*model.inputs, image], layers=[*model.layers, window])
     with pytest.raises(InputError, match="has recurrent layers and images"):
         pack(mixed, {}, build)
+
+
+@pytest.mark.parametrize(
+    ("view", "text"),
+    [
+        (Slice("x", "v", 0, (1,)), "tensor 'x' has 3 steps: a view is of one step only"),
+        (Concat(("y", "y"), "v"), "tensor 'y' has 3 steps"),
+        (Slice("h", "v", 0, (2,)), "tensor 'h' lies among the features of a recurrent layer"),
+        (Concat(("h", "z"), "v"), "tensor 'h' lies among"),
+        (Slice("c", "v", 0, (2,)), "tensor 'c' has INT16 states"),
+    ],
+)
+def test_views_are_of_one_step(view: Slice | Concat, text: str) -> None:
+    model, build = small(y_h="h")
+    model.inputs.append(QuantInput("z", "z", (4,), "int8", X_SCALE, 0))
+    with pytest.raises(InputError, match=text):
+        pack(replace(model, views=[view]), {}, build)
+
+
+def test_constants_are_not_beside_steps() -> None:
+    model, build = small()
+    constant = Constant("k", np.zeros((2, 1, 1), np.int8))
+    with pytest.raises(InputError, match="has recurrent layers and images or constants"):
+        pack(replace(model, constants=[constant]), {}, build)
+    plain = replace(random_layer(np.random.default_rng(0), 3, 2, 1, 1), output="after")
+    model = replace(model, layers=[plain], constants=[constant])
+    with pytest.raises(InputError, match="has tensors of several steps and images or constants"):
+        pack(model, {}, build)
+
+
+@pytest.mark.parametrize("lengths", [None, np.array([2, 4, 1, 4, 3])])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("build", BUILDS, ids=lambda b: b.name)
+def test_views_around_recurrent_layers(build: Build, reverse: bool, lengths: Any) -> None:
+    """The initial h is a slice of an input, or an input that is a part as well; the last h, once
+    joined, is a part like any other."""
+    rng, units = np.random.default_rng(6), 8
+    quantised = random_recurrent(rng, "gru_after", 5, units)
+    layer = RecurrentLayer("cells", "x", "y", quantised, reverse, y_h="y_h", initial_h="h")
+    again = RecurrentLayer("again", "x", "w", quantised, reverse, y_h="w_h", initial_h="g")
+    after = replace(random_layer(rng, 7, 5, 1, 1), name="after", input="part", output="after")
+    inputs = [
+        QuantInput("x", "x", (4, 5), "int8", X_SCALE, 0, steps=4),
+        QuantInput("z", "z", (16,), "int8", X_SCALE, 0),
+        QuantInput("g", "g", (units,), "int8", X_SCALE, 0),
+    ]
+    names = {"y_h": 8, "w_h": 8, "part": 5, "after": 7, "both": 32}
+    shown = [QuantOutput(name, name, (features,), "int8") for name, features in names.items()]
+    views = [
+        Slice("z", "h", 3, (units,)),
+        Slice("last", "part", 2, (5,)),
+        Concat(("last", "z", "g"), "both"),
+    ]
+    model = QuantModel(
+        "around", inputs, [layer, again, *join("last", [("y_h", units)]), after], shown,
+        "n" if lengths is not None else "", views,
+    )  # fmt: skip
+    x = rng.integers(-128, 128, (5, 4, 5), np.int8)
+    z, g = (rng.integers(-128, 128, (5, features), np.int8) for features in (16, units))
+    last, other = (
+        run_recurrent(quantised, x.swapaxes(0, 1), h, lengths=lengths, reverse=reverse)[1]
+        for h in (z[:, 3 : 3 + units], g)
+    )
+    expected = {"y_h": last, "w_h": other, "part": last[:, 2:7]}
+    expected["both"] = np.concatenate([last, z, g], axis=1)
+    expected["after"] = oracle_layer(after, last[:, 2:7])[1]
+    given = {"x": x, "z": z, "g": g} | ({} if lengths is None else {"n": lengths})
+    for options in OPTIONS:
+        made = outputs(pack(model, {}, build), given, **options)
+        for name, values in expected.items():
+            np.testing.assert_array_equal(made[name], values, err_msg=f"{name} {options}")
 
 
 @pytest.mark.parametrize(

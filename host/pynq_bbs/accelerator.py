@@ -217,10 +217,9 @@ class Accelerator:
         lengths: NDArray[np.int64] | None,
     ) -> dict[str, NDArray[np.generic]]:
         assert self._engine is not None
-        every = [name for layer in self._program.layers for name in layer.outputs]
-        results, cycles = self._engine.run(
-            tensors, dict.fromkeys(every) if self._cpu else wanted - set(tensors), lengths
-        )
+        written = {name for layer in self._program.layers for name in layer.outputs}
+        every = wanted | written if self._cpu else wanted
+        results, cycles = self._engine.run(tensors, every - set(tensors), lengths)
         runs = len(next(iter(tensors.values()))) if self._program.has_pixels else 1
         for layer_report, layer_cycles in zip(self._report.layers, cycles, strict=True):
             _add(layer_report, layer_cycles, runs)

@@ -17,7 +17,7 @@ from .compress.quantize import quantize
 from .errors import InputError
 from .model.graph import Layer, Model, QuantLayer, QuantModel
 from .model.recurrent import RecurrentLayer
-from .pack.image import dense_bank, moving_bank, pack
+from .pack.image import dense_bank, moves, pack
 from .pack.program import Program
 from .pack.recurrent import prune_recurrent
 
@@ -122,11 +122,12 @@ def _bank(
     does, and for a convolution of too few channels for any bank of that sparsity."""
     features = layer.weights.shape[1]
     if isinstance(layer, Layer) or layer.weights.ndim == 2:
-        if isinstance(layer, QuantLayer):
-            if layer.weight_tensor or moving_bank(layer.weights, build):
-                return None
+        if isinstance(layer, QuantLayer) and (layer.weight_tensor or moves(layer.weights)):
+            return None
         return _matrix_bank(features, sparsity, bank_size, build)
-    if layer.groups > 1 or layer.maximum or sparsity == 0:
+    # Weights that are all the same are an average, or a sum of channels: none is less than others.
+    adds_up = bool(np.ptp(layer.weights) == 0)
+    if layer.groups > 1 or layer.maximum or adds_up or moves(layer.weights) or sparsity == 0:
         return None
     taps = layer.weights.shape[2] * layer.weights.shape[3]
     largest = min(bank_size, features)

@@ -11,12 +11,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..builds import TABLE_WORDS, Build
+from ..builds import PORT_BYTES, TABLE_WORDS, Build
 from ..errors import ProgramError
 from ..model.arithmetic import round_shifted
 from ..model.graph import Combination
 from ..pack.csb import unpack_csb
-from ..pack.layout import images_to_tiles
+from ..pack.layout import images_from_tiles, images_to_tiles, tile_count
 from ..pack.program import PackedLayer, Program
 from ..pack.windows import gathered
 from .linear import LinearOp, linear
@@ -52,36 +52,51 @@ class CpuDevice:
         Args:
             lengths: steps of each sample (N,), where the program takes them.
         """
-        known = dict(tensors)
-        samples = len(next(iter(tensors.values())))
-        for index, layer in enumerate(self._program.layers):
-            target = self._program.tensors[layer.output]
-            if layer.cell:
-                x = self.by_step(layer.input, known[layer.input]).astype(np.int8, copy=False)
-                every, y_h, y_state = run_cell(self._cells[layer.name], known, x, lengths)
-                known[layer.output] = every.reshape(samples, -1)
-                last: dict[str, NDArray[np.generic]] = {
-                    layer.cell.y_h: y_h,
-                    layer.cell.y_state: y_state,
-                }
-                known |= {name: values for name, values in last.items() if name}
-                continue
-            if layer.output not in known:
-                known[layer.output] = np.zeros((samples, target.size), target.dtype)
-            whole = known[layer.output].reshape(-1, target.features, target.pixels)
-            rows = slice(layer.first_row, layer.first_row + layer.rows)
+        program, samples = self._program, len(next(iter(tensors.values())))
+        # (N * steps, features, pixels)
+        known = {name: self._tensor(name, samples) for name in program.tensors}
+        for name, tensor in program.tensors.items():
+            if tensor.whole:
+                part = known[tensor.whole].reshape(samples, -1, tensor.pixels)
+                known[name] = part[:, tensor.first : tensor.first + tensor.features]
+        for name, values in tensors.items():
+            known[name][:] = values.reshape(known[name].shape)
+        for index, layer in enumerate(program.layers):
+            whole = known[layer.output]
             x = known[layer.input].astype(np.int8, copy=False)
+            if layer.cell:
+                steps = x.reshape(samples, -1, x.shape[1])
+                every, y_h, y_state = run_cell(self._cells[layer.name], known, steps, lengths)
+                whole[:] = every.reshape(whole.shape)
+                for name, last in ((layer.cell.y_h, y_h), (layer.cell.y_state, y_state)):
+                    if name:
+                        known[name][:] = last[:, :, None]
+                continue
+            rows = slice(layer.first_row, layer.first_row + layer.rows)
             if layer.weight_tensor:
-                weights = np.ascontiguousarray(known[layer.weight_tensor].T).astype(
-                    np.int8, copy=False
-                )
-                self._ops[index] = [replace(self._ops[index][0], values=weights)]
-            y = self._layer(index, x)[:, : target.features - layer.first_row]
+                # (N, features, 1): the columns are samples.
+                weights = known[layer.weight_tensor][:, :, 0].T.astype(np.int8, copy=False)
+                op = replace(self._ops[index][0], values=np.ascontiguousarray(weights))
+                self._ops[index] = [op]
+            y = self._layer(index, x)[:, : whole.shape[1] - layer.first_row]
             if layer.combination is not None:
-                other = known[layer.combination.tensor].reshape(whole.shape)[:, rows]
-                y = combined(layer.combination, y, other)
+                y = combined(layer.combination, y, known[layer.combination.tensor][:, rows])
             whole[:, rows] = y
-        return known
+        return {name: values.reshape(samples, -1) for name, values in known.items()}
+
+    def _tensor(self, name: str, samples: int) -> NDArray[np.generic]:
+        """(N * steps, features, pixels) of a tensor before anything is written: zeros, or a
+        constant."""
+        program = self._program
+        tensor, build = program.tensors[name], program.build
+        if tensor.content < 0:
+            shape = (samples * tensor.steps, tensor.features, tensor.pixels)
+            return np.zeros(shape, tensor.dtype)
+        tiles, stride = tile_count(tensor.pixels, build.cols), build.padded(tensor.features)
+        words = program.image[tensor.content :][: tiles * stride * build.cols // PORT_BYTES]
+        stored = words.view(np.int8).reshape(1, tiles, stride, build.cols)
+        values = images_from_tiles(stored, tensor.features, tensor.pixels)
+        return np.repeat(values.reshape(1, tensor.features, -1), samples, axis=0)
 
     def by_step(self, tensor: str, values: NDArray[np.generic]) -> NDArray[np.generic]:
         """Values (N, of a sample) as (N, steps, values of a step)."""

@@ -100,9 +100,9 @@ def _initial(
     shape = (samples, cell.units)
     hidden, state = np.zeros(shape, np.int8), np.zeros(shape, np.int16)
     if cell.initial_h:
-        hidden[:] = known[cell.initial_h]
+        hidden[:] = known[cell.initial_h].reshape(shape)
     if cell.initial_state:
-        state[:] = known[cell.initial_state]
+        state[:] = known[cell.initial_state].reshape(shape)
     return hidden, state
 
 

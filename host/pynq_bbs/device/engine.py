@@ -139,7 +139,7 @@ class EngineProgram:
         a tensor, that one. Of a recurrent layer those of its gates, from the features of a step."""
         original = self._program.layers[index]
         layer = replace(as_sums(original), input="x", output="sums", first_row=0)
-        known = self._program.tensors
+        known = {name: tensor.alone for name, tensor in self._program.tensors.items()}
         source, target = known[original.input], known[original.output]
         rows = original.rows if original.first_row else target.features
         if original.cell:
@@ -220,14 +220,16 @@ class EngineProgram:
         np.asarray(self._block)[first : first + len(commands)] = commands
 
     def _stored(self, plan: Plan, tensor: str) -> NDArray[np.generic]:
-        """The tensor in device memory, (runs, tiles, features that it takes, cols)."""
-        place, build = plan.places[tensor], self._program.build
+        """The tensor in device memory, (runs, tiles, features, cols). Of a constant all runs are
+        the same memory."""
+        place, cols = plan.places[tensor], self._program.build.cols
         shape = self._program.tensors[tensor]
-        item, cols = shape.dtype.itemsize, build.cols
+        item = shape.dtype.itemsize
+        run = plan.sample_words if place.offset >= plan.first_sample else 0
         stored: NDArray[np.generic] = np.lib.stride_tricks.as_strided(
             np.asarray(self._block)[place.offset :].view(shape.dtype),
-            (plan.runs, place.tiles, build.padded(shape.features), cols),
-            (plan.sample_words * PORT_BYTES, place.stride * cols * item, cols * item, item),
+            (plan.runs, place.tiles, shape.features, cols),
+            (run * PORT_BYTES, place.stride * cols * item, cols * item, item),
         )
         return stored
 
@@ -239,16 +241,15 @@ class EngineProgram:
         columns: NDArray[np.int64] | None,
     ) -> NDArray[np.generic]:
         """Values (N, of a sample) as `_stored` has them."""
-        build, shape = self._program.build, self._program.tensors[tensor]
-        stride = build.padded(shape.features)
+        cols, shape = self._program.build.cols, self._program.tensors[tensor]
         if self._images:
-            return images_to_tiles(values, shape.features, build.cols, stride)
+            return images_to_tiles(values, shape.features, cols, shape.features)
         if columns is not None:
             spread = np.zeros((plan.samples, values.shape[1]), values.dtype)
             spread[columns] = values
             values = spread
         steps = values.reshape(plan.samples, shape.steps, shape.features)
-        tiles = [to_tiles(steps[:, t], build.cols, stride) for t in range(shape.steps)]
+        tiles = [to_tiles(steps[:, t], cols) for t in range(shape.steps)]
         return np.concatenate(tiles)[None]
 
     def _tensor(

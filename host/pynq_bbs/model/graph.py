@@ -221,6 +221,12 @@ class QuantLayer:
     combination: Combination | None = None
     weight_tensor: str = ""
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The tensors that it reads."""
+        other = self.combination.tensor if self.combination else ""
+        return tuple(name for name in (self.input, other, self.weight_tensor) if name)
+
 
 @dataclass(frozen=True)
 class QuantOutput:
@@ -241,12 +247,61 @@ class QuantOutput:
     steps: int = 1
 
 
+@dataclass(frozen=True)
+class Slice:
+    """Tensor `output` is features `first` and on of tensor `input`, at the same pixels.
+
+    `shape` is that of `output`, (features,) or (C, H, W). It may arrange the pixels otherwise, as
+    long as they stay in their order: a reshape that moves nothing.
+    """
+
+    input: str
+    output: str
+    first: int
+    shape: tuple[int, ...]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The tensor that it is a part of."""
+        return (self.input,)
+
+
+@dataclass(frozen=True)
+class Concat:
+    """Tensor `output` is the features of all `inputs` one after the other, as they are.
+
+    So they all have one scale and zero point, and the same pixels.
+    """
+
+    inputs: tuple[str, ...]
+    output: str
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The tensors that are parts of it."""
+        return self.inputs
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A tensor that is the same for every sample: (C, H, W).
+
+    In a model without pixels too it lets samples run one after the other, not as columns.
+    """
+
+    name: str
+    values: NDArray[np.int8]
+
+
 @dataclass
 class QuantModel:
     """Integer layers in an order in which they can run.
 
     With `lengths` the model has an input of that name besides: how many steps each sample has,
     integers (N,) from 1 to the steps of its recurrent layers.
+
+    Layers read and write what `views` name as any other tensor; each lies where its tensors do,
+    and packing copies only where it cannot.
     """
 
     name: str
@@ -254,3 +309,5 @@ class QuantModel:
     layers: Sequence[QuantLayer | RecurrentLayer]
     outputs: list[QuantOutput]
     lengths: str = ""
+    views: list[Slice | Concat] = field(default_factory=list)
+    constants: list[Constant] = field(default_factory=list)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import ModelError
 from .arithmetic import Int8, integer_bias, round_shifted
-from .graph import Combination, Float, QuantLayer
+from .graph import Float
 
 Int16 = NDArray[np.int16]
 Int32 = NDArray[np.int32]
@@ -186,33 +186,15 @@ class RecurrentLayer:
     initial_state: str = ""
     weight_bits: int = 8
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The tensors that it reads."""
+        return tuple(n for n in (self.input, self.initial_h, self.initial_state) if n)
 
-def join(name: str, parts: list[tuple[str, int]]) -> list[QuantLayer]:
-    """Layers that copy tensors, given with their features, to one behind the other: to `name`.
-
-    For tensors that lie among the features of recurrent layers. A matrix of ones and zeros moves
-    each of them, the second and any further one added to what was there.
-    """
-    total, at, layers = sum(features for _, features in parts), 0, list[QuantLayer]()
-    for number, (tensor, features) in enumerate(parts):
-        weights = np.zeros((total, features), np.int8)
-        weights[at + np.arange(features), np.arange(features)] = 1
-        before = layers[-1].output if layers else ""
-        last = number == len(parts) - 1
-        layers.append(
-            QuantLayer(
-                name=name if last else f"{name}:{number}",
-                input=tensor,
-                output=name if last else f"{name}:{number}",
-                weights=weights,
-                bias=np.zeros(total, np.int32),
-                input_zero_point=0,
-                multiplier=np.ones(total, np.float32),
-                combination=Combination(before, 1, 0, 1, 0, 0, 0) if before else None,
-            )
-        )
-        at += features
-    return layers
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The tensors that it writes."""
+        return tuple(n for n in (self.output, self.y_h, self.y_state) if n)
 
 
 def quantise_hidden(h: NDArray[Any]) -> Int8:

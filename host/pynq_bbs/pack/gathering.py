@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from ..builds import PORT_BYTES, Build
 from ..interface import FLAG_FROM_CHAIN, FLAG_RESIDENT_INPUT, Command
+from ..model.graph import Window
 from .layout import tile_count
+from .windows import whole_words
 
 Counts = NDArray[np.int64]
 
@@ -117,6 +119,24 @@ def ring_words(c: Command, build: Build) -> int:
     turns = build.cols + c.kernel_height + 1
     passed = np.diff(firsts, append=0).max(initial=0)
     return int(max(1, words.max(), -(-passed // turns)))
+
+
+def channels_at_once(window: Window, build: Build) -> int:
+    """Of so many channels the image memory holds what one column tile of the output needs."""
+    command = Command(
+        tiles=tile_count(window.out_height * window.out_width, build.cols),
+        tiles_per_block=1,
+        height=window.height,
+        width=window.width,
+        out_height=window.out_height,
+        out_width=window.out_width,
+        stride_y=window.strides[0],
+        stride_x=window.strides[1],
+        pad_top=window.pads[0],
+        kernel_height=window.kernel[0],
+        dilation_y=window.dilations[0],
+    )
+    return build.image_words // min(whole_words(window, build), ring_words(command, build))
 
 
 def loading(c: Command, build: Build, repeats: int) -> Loading:

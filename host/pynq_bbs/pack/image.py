@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,13 +11,15 @@ from numpy.typing import NDArray
 
 from ..builds import Build
 from ..errors import InputError
-from ..model.graph import QuantInput, QuantLayer, QuantModel, Window
-from ..model.recurrent import RecurrentLayer, join
+from ..model.graph import Constant, QuantLayer, QuantModel, Window
+from ..model.recurrent import RecurrentLayer
 from .csb import csb_shape, pack_csb
-from .layout import tile_count
+from .gathering import channels_at_once
+from .layout import images_to_tiles, tile_count
 from .program import PackedLayer, Program, Tensor
-from .recurrent import own_inputs, pack_recurrent, recurrent_tensors, tensors_read
-from .windows import tap_matrix
+from .recurrent import own_inputs, pack_recurrent
+from .views import output_tensor, settled, within_features
+from .windows import sums_all, tap_matrix
 
 _INT32 = 2**31 - 1
 _LEAST = -128
@@ -24,6 +27,8 @@ _LEAST = -128
 _MOST_FIELD = 15
 #: Channels of a part of a depthwise layer, about.
 _PART_CHANNELS = 16
+#: Column tiles that a weight block should meet, where features can go in parts.
+_WANTED_TILES = 4
 #: Pixels of an image in a row or column at most (`check_image` of `hls/check.hpp`).
 _MOST_PIXELS = 4096
 
@@ -57,23 +62,27 @@ def pack(model: QuantModel, banks: dict[str, tuple[int, int]], build: Build) -> 
             recurrent layer is not for this build or beside images.
     """
     image, model = _Image(), own_inputs(model)
-    tensors = {i.tensor: input_tensor(i, model) for i in model.inputs}
-    inputs = set(tensors)
+    steps, tensors = settled(model, build)
+    for constant in model.constants:
+        content = image.add(constant_tiles(constant, build))
+        tensors[constant.name] = replace(tensors[constant.name], content=content)
+    within = within_features(model.layers)
     layers: list[PackedLayer] = []
-    within: set[str] = set()  # tensors that lie among the features of a recurrent layer
-    for layer in model.layers:
+
+    def plain(layer: QuantLayer, bank: tuple[int, int] | None) -> PackedLayer:
+        (packed,) = _pack_layer(layer, bank, build, image)
+        return packed
+
+    for layer in steps:
         try:
             if isinstance(layer, RecurrentLayer):
-                made = _pack_steps(layer, tensors, banks, build, image, inputs, bool(model.lengths))
-                within |= {*made[-1].outputs, made[-1].input, *(copy.output for copy in made)}
-                layers += made
-                continue
-            _check_tensors(layer, tensors, within)
-            bank = banks.get(layer.name)
-            layers.append(_pack_layer(layer, bank, tensors[layer.input], build, image))
+                has_lengths = bool(model.lengths)
+                layers.append(pack_recurrent(layer, banks, build, plain, has_lengths=has_lengths))
+            else:
+                _check_tensors(layer, tensors, within)
+                layers += _pack_layer(layer, banks.get(layer.name), build, image)
         except InputError as error:
             raise InputError(f"layer {layer.name!r}: {error}") from None
-        tensors[layer.output] = output_tensor(layer, tensors[layer.input])
     words = np.concatenate([*image.parts, np.zeros(0, np.uint64)])
     program = Program(
         model.name, build, tensors, layers, model.inputs, model.outputs, words, model.lengths
@@ -82,66 +91,15 @@ def pack(model: QuantModel, banks: dict[str, tuple[int, int]], build: Build) -> 
     return program
 
 
-def input_tensor(spec: QuantInput, model: QuantModel) -> Tensor:
-    """A model input (C, H, W) is an image where the model has windows, else plain features."""
-    windows = any(isinstance(layer, QuantLayer) and layer.window for layer in model.layers)
-    if len(spec.shape) == 3 and windows:
-        return Tensor(*spec.shape)
-    return Tensor(spec.features // spec.steps, steps=spec.steps, bits=spec.bits)
-
-
-def output_tensor(layer: QuantLayer, source: Tensor) -> Tensor:
-    """What `layer` writes."""
-    bits = 32 if layer.multiplier is None else 8
-    if layer.window is None:
-        return Tensor(len(layer.weights), steps=source.steps, bits=bits)
-    size = (layer.window.out_height, layer.window.out_width)
-    return Tensor(len(layer.weights), *size, bits=bits)
-
-
-def _pack_steps(
-    layer: RecurrentLayer,
-    tensors: dict[str, Tensor],
-    banks: dict[str, tuple[int, int]],
-    build: Build,
-    image: _Image,
-    inputs: set[str],
-    has_lengths: bool,
-) -> list[PackedLayer]:
-    """A recurrent layer, and before it what copies x and the initial h to where the layer works,
-    but for those among the `inputs`, which the host puts there."""
-
-    def plain(la: QuantLayer, bank: tuple[int, int] | None) -> PackedLayer:
-        return _pack_layer(la, bank, Tensor(la.weights.shape[1]), build, image)
-
-    packed = pack_recurrent(layer, tensors, banks, build, plain, has_lengths=has_lengths)
-    copies = []
-
-    def placed(name: str, what: str) -> str:
-        """The tensor as it lies where the layer works."""
-        if name in inputs:
-            return name
-        (copy,) = join(f"{layer.name}:{what}", [(name, tensors[name].features)])
-        tensors[copy.output] = tensors[name]
-        copies.append(plain(copy, None))
-        return copy.output
-
-    packed = replace(packed, input=placed(layer.input, "x"))
-    if layer.initial_h and not (layer.reverse and has_lengths):
-        assert packed.cell is not None
-        cell = replace(packed.cell, initial_h=placed(layer.initial_h, "h"))
-        packed = replace(packed, cell=cell)
-    tensors |= recurrent_tensors(layer, tensors[layer.input].steps)
-    return [*copies, packed]
-
-
 def _check_recurrent(program: Program) -> None:
-    """What recurrent layers want of the rest of the program."""
+    """What recurrent layers, and tensors of several steps, want of the rest of the program."""
     steps = {program.tensors[la.input].steps for la in program.layers if la.cell}
-    if steps and program.has_pixels:
+    several = any(tensor.steps > 1 for tensor in program.tensors.values())
+    if (steps or several) and program.has_pixels:
         raise InputError(
-            f"{program.name!r} has recurrent layers and images: samples run one after the other "
-            "with those, and side by side with the others. Compile them to programs of their own"
+            f"{program.name!r} has {'recurrent layers' if steps else 'tensors of several steps'} "
+            "and images or constants: samples run one after the other with those, and side by side "
+            "with the others. Compile them to programs of their own"
         )
     if program.lengths and len(steps) != 1:
         raise InputError(
@@ -151,12 +109,9 @@ def _check_recurrent(program: Program) -> None:
 
 
 def _check_tensors(layer: QuantLayer, tensors: dict[str, Tensor], within: set[str]) -> None:
-    """Whether the tensors that a layer reads are there, and as large as it takes them to be."""
-    combination, window, read = layer.combination, layer.window, tensors_read(layer)
-    missing = [name for name in read if name not in tensors]
-    if missing:
-        raise InputError(f"it reads {missing[0]!r}, which no input and no layer before it gives")
-    beside = [name for name in read[1:] if name in within]
+    """Whether the tensors that a layer reads are as large as it takes them to be."""
+    combination, window = layer.combination, layer.window
+    beside = [name for name in layer.reads[1:] if name in within]
     if beside:
         raise InputError(
             f"it combines its output with {beside[0]!r}, which lies among the features of a "
@@ -170,6 +125,8 @@ def _check_tensors(layer: QuantLayer, tensors: dict[str, Tensor], within: set[st
             raise InputError(
                 f"it has weights for {layer.weights.shape[1]} features, its input is {source}"
             )
+    elif (window.channels, window.height, window.width) != source.shape:
+        raise InputError(f"its window is over {window}, its input is {source}")
     elif layer.weights.shape[1:] != (window.channels // layer.groups, *window.kernel):
         raise InputError(
             f"its weights have shape {layer.weights.shape}, {layer.groups} groups of {window} "
@@ -186,35 +143,31 @@ def _check_tensors(layer: QuantLayer, tensors: dict[str, Tensor], within: set[st
     if layer.multiplier is None:
         raise InputError("it gives INT32 sums, which cannot be combined with another tensor")
     other, own = tensors[combination.tensor], output_tensor(layer, source)
-    if other != own:
+    if other.alone != own:
         raise InputError(f"it combines {own} with {combination.tensor!r}, which is {other}")
 
 
 def _pack_layer(
-    layer: QuantLayer,
-    bank: tuple[int, int] | None,
-    source: Tensor,
-    build: Build,
-    image: _Image,
-) -> PackedLayer:
+    layer: QuantLayer, bank: tuple[int, int] | None, build: Build, image: _Image
+) -> list[PackedLayer]:
+    """One packed layer, or as many as its channels have to come in."""
     window = layer.window
     if layer.weight_tensor:
-        return _pack_product(layer, build, image)
+        return [_pack_product(layer, build, image)]
     if window is None or (window.is_pixel and layer.groups == 1 and not layer.maximum):
         weights = layer.weights.reshape(len(layer.weights), -1)
-        moving = None if bank else moving_bank(weights, build)
-        bank = bank or moving or dense_bank(weights.shape[1], build)
-        packed = _packed(layer, weights, bank, build, image)
-        return replace(packed, weights_per_row=1) if moving else packed
-    _check_image(window, source, build)
-    if _sums_all(layer):
-        return _pack_column_sums(layer, window, build, image)
+        return [_packed(layer, weights, bank or bank_of(weights, build), build, image)]
+    if window.is_pixel and layer.groups == len(layer.weights) and not layer.maximum:
+        return _pack_pixels(layer, build, image)
+    _check_image(window, build)
+    if sums_all(layer):
+        return [_pack_column_sums(layer, window, build, image)]
     _check_window(window)
     if layer.groups > 1:
         return _pack_groups(layer, window, bank or (1, 1), build, image)
     size, keep = bank or (1, 1)
     matrix = tap_matrix(layer.weights, size)
-    return _packed(layer, matrix, (size, keep), build, image, window=window)
+    return [_packed(layer, matrix, (size, keep), build, image, window=window)]
 
 
 def _pack_product(layer: QuantLayer, build: Build, image: _Image) -> PackedLayer:
@@ -261,29 +214,42 @@ def dense_bank(features: int, build: Build) -> tuple[int, int]:
     return size, size
 
 
-def moving_bank(weights: NDArray[np.int8], build: Build) -> tuple[int, int] | None:
-    """The bank of a matrix that only moves features, one for each row at most: the widest, with one
-    weight kept. None for any other matrix."""
-    if np.count_nonzero(weights, axis=1).max() > 1:
-        return None
-    size = 1
-    while 2 * size <= min(build.largest_bank, weights.shape[1]):
-        size *= 2
-    return size, 1
+def moves(weights: NDArray[np.int8]) -> bool:
+    """Whether a layer's weights (M, ...) only move features: of each row one is 1 at most, and the
+    others are 0. Such a layer has no matrix in the model."""
+    rows = weights.reshape(len(weights), -1)
+    return bool(np.isin(rows, (0, 1)).all() and np.count_nonzero(rows, axis=1).max() <= 1)
 
 
-def _check_image(window: Window, source: Tensor, build: Build) -> None:
+def bank_of(weights: NDArray[np.int8], build: Build) -> tuple[int, int]:
+    """The bank of a layer that was not pruned into any: where most of a row is zero anyway, one
+    over all lanes; else that of a dense layer."""
+    rows, features = weights.shape
+    dense = dense_bank(features, build)
+    size = -(-features // build.lanes)
+    size = min(-(-size // build.pack) * build.pack, build.largest_bank)
+    banks = -(-features // size)
+    padded = np.zeros((rows, banks * size), bool)
+    padded[:, :features] = weights != 0
+    keep = max(1, int(padded.reshape(rows, banks, size).sum(axis=2).max()))
+    words, dense_words = (-(-features // (s * build.lanes)) * k for s, k in ((size, keep), dense))
+    return (size, keep) if 2 * words <= dense_words else dense
+
+
+def constant_tiles(constant: Constant, build: Build) -> NDArray[np.uint64]:
+    """A constant as it lies in memory."""
+    values = constant.values
+    stride = build.padded(len(values))
+    tiles = images_to_tiles(values.reshape(1, -1), len(values), build.cols, stride)
+    return tiles.reshape(-1).view(np.uint64)
+
+
+def _check_image(window: Window, build: Build) -> None:
     if build.image_words == 0:
         raise InputError(
             f"build {build.name} has no image memory and runs fully connected layers only: "
             "compile for another build"
         )
-    if (window.channels, window.height, window.width) != (
-        source.features,
-        source.height,
-        source.width,
-    ):
-        raise InputError(f"its window is over {window}, its input is {source}")
     if max(window.height, window.width) > _MOST_PIXELS:
         raise InputError(
             f"its input has {window.height} x {window.width} pixels, the engine takes "
@@ -300,18 +266,6 @@ def _check_window(window: Window) -> None:
             f"{window.dilations}, padding {window.pads} and gives {out[0]} x {out[1]} pixels: "
             f"the engine takes 1 to {_MOST_FIELD} of each, and at least one pixel"
         )
-
-
-def _sums_all(layer: QuantLayer) -> bool:
-    """Whether every row adds up all pixels of one channel with one weight: a global average."""
-    window = layer.window
-    assert window is not None
-    one_channel = layer.weights.shape[1] == 1 and layer.groups == window.channels
-    if layer.maximum or not one_channel or len(layer.weights) != window.channels:
-        return False
-    whole = window.kernel == (window.height, window.width) and not any(window.pads)
-    flat = layer.weights.reshape(len(layer.weights), -1)
-    return whole and bool(np.all(flat == flat[:, :1]))
 
 
 def _pack_column_sums(
@@ -336,30 +290,72 @@ def _pack_column_sums(
     )
 
 
+def _pack_pixels(layer: QuantLayer, build: Build, image: _Image) -> list[PackedLayer]:
+    """A row for each group of features, pixel by pixel: groups that share few features are one
+    matrix, as long as some tiles of them fit the vector buffer beside each other."""
+    rows, per_group = layer.weights.shape[:2]
+    together = build.lanes * build.vector_words // (_WANTED_TILES * per_group)
+    together = max(together // build.row_step, 1) * build.row_step
+    pieces = []
+    for first in range(0, rows, together):
+        weights = layer.weights[first : first + together]
+        matrix = _spread(weights, len(weights), len(weights)).reshape(len(weights), -1)
+        bank, start = bank_of(matrix, build), (first * per_group, first)
+        pieces.append(_packed(layer, matrix, bank, build, image, start=start))
+    return pieces
+
+
 def _pack_groups(
     layer: QuantLayer, window: Window, bank: tuple[int, int], build: Build, image: _Image
+) -> list[PackedLayer]:
+    """Rows of a group see no other group's channels, so groups come in pieces, where the image
+    memory does not hold the channels of all of them."""
+    per_group, rows_per_group = window.channels // layer.groups, len(layer.weights) // layer.groups
+    # Groups whose rows fill row groups: a piece writes whole ones, so it must begin with one.
+    step = build.row_step // math.gcd(build.row_step, rows_per_group)
+    at_once = max(channels_at_once(window, build) // per_group // step, 1) * step
+    # Alike, so that no piece is a small rest.
+    count = -(-layer.groups // at_once)
+    at_once = -(-layer.groups // (count * step)) * step
+    pieces = []
+    for first in range(0, layer.groups, at_once):
+        groups = min(at_once, layer.groups - first)
+        pieces.append(_pack_parts(layer, window, bank, build, image, first, groups))
+    return pieces
+
+
+def _pack_parts(
+    layer: QuantLayer,
+    window: Window,
+    bank: tuple[int, int],
+    build: Build,
+    image: _Image,
+    first: int,
+    groups: int,
 ) -> PackedLayer:
-    """Rows of a group see no other group's channels, so groups are parts. Where a group has one
-    channel, a part is several: banks hold one tap of its channels, and each row keeps its own.
+    """So many `groups`, from the `first` on, are parts. Where a group has one channel, a part is
+    several: banks hold one tap of its channels, and each row keeps its own.
     """
-    rows_per_group = len(layer.weights) // layer.groups
+    per_group, rows_per_group = window.channels // layer.groups, len(layer.weights) // layer.groups
     together = 0
-    if window.channels == layer.groups:
-        together = _groups_together(layer.groups, rows_per_group, build)
+    if per_group == 1:
+        together = _groups_together(groups, rows_per_group, build)
         bank = (together, 1)
     elif rows_per_group % build.row_step == 0:
         together = 1
     if together == 0:  # parts would not begin with a row group: one part, most of it zeros
-        together, bank = layer.groups, (1, 1)
-    weights = _spread(layer.weights, layer.groups, together)
+        together, bank = groups, (1, 1)
+    first_row = first * rows_per_group
+    weights = layer.weights[first_row : first_row + groups * rows_per_group]
     return _packed(
         layer,
-        tap_matrix(weights, bank[0]),
+        tap_matrix(_spread(weights, groups, together), bank[0]),
         bank,
         build,
         image,
-        window=window,
-        parts=layer.groups // together,
+        window=replace(window, channels=groups * per_group),
+        parts=groups // together,
+        start=(first * per_group, first_row),
     )
 
 
@@ -400,9 +396,11 @@ def _packed(
     window: Window | None = None,
     sum_columns: bool = False,
     parts: int = 1,
+    start: tuple[int, int] = (0, 0),
 ) -> PackedLayer:
-    """`matrix` (rows, features) in banks."""
+    """`matrix` (rows, features) in banks, which are those from feature and row `start` on."""
     rows, features = matrix.shape
+    first_feature, first_row = start
     padded = np.zeros((-(-rows // build.row_step) * build.row_step, features), np.int8)
     padded[:rows] = matrix
     size, keep = bank
@@ -423,10 +421,10 @@ def _packed(
         )
     weights, indices = pack_csb(padded, shape)
     parameters = np.zeros(len(padded), np.uint64)
-    parameters[:rows] = row_parameters(layer)
+    parameters[:rows] = row_parameters(layer)[first_row : first_row + rows]
     pad_value = _LEAST if layer.maximum else layer.input_zero_point
     return PackedLayer(
-        name=layer.name,
+        name=layer.name if first_row == 0 else f"{layer.name}:{first_row}",
         input=layer.input,
         output=layer.output,
         rows=len(padded),
@@ -443,11 +441,13 @@ def _packed(
         table=-1 if layer.table is None else image.add(layer.table.view(np.uint64)),
         window=window,
         pad_value=pad_value if window else 0,
+        first_feature=first_feature,
+        first_row=first_row,
         maximum=layer.maximum,
         sum_columns=sum_columns,
         parts=parts,
         combination=layer.combination,
-        weights_per_row=layer.weights[0].size,
+        weights_per_row=1 if moves(layer.weights) else layer.weights[0].size,
     )
 
 

@@ -25,6 +25,7 @@ from .windows import whole_words
 
 #: Where `input` and `output`, and `residual`, lie in an encoded command: (word, bits to shift).
 _ADDRESSES = ((1, 0), (1, 32), (4, 0))
+_OFFSET = np.uint64(0xFFFFFFFF)
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,19 @@ class Plan:
 
     def words(self) -> NDArray[np.uint64]:
         """The commands of all samples as they lie in memory."""
-        one = np.array([command.encode() for command in self.commands], np.uint64)
+        one = np.array([c.encode() for c in self.commands], np.uint64).reshape(-1, COMMAND_WORDS)
         every = np.repeat(one[None], self.runs, axis=0)
         shift = np.arange(self.runs, dtype=np.uint64)[:, None] * np.uint64(self.sample_words)
         for word, bits in _ADDRESSES:
-            every[:, :, word] += shift << np.uint64(bits)
+            # What lies before the first sample is in the image, and the same for all.
+            moves = (one[:, word] >> np.uint64(bits)) & _OFFSET >= np.uint64(self.first_sample)
+            every[:, :, word] += (shift * moves) << np.uint64(bits)
         return every.reshape(-1)
+
+    @property
+    def first_sample(self) -> int:
+        """Word from which on the first sample's tensors lie."""
+        return self.first_command - self.runs * self.sample_words
 
 
 def make_plan(
@@ -139,10 +147,16 @@ def _lay_out(
             places |= spaces[index].views()
             at += spaces[index].words
     for name, tensor in program.tensors.items():
-        if name not in places:
+        if name not in places and not tensor.whole:
             columns = tensor.pixels if program.has_pixels else samples
-            places[name] = _place(tensor, at, columns, build)
-            at += tensor_words(places[name], build, tensor)
+            constant = tensor.content >= 0
+            places[name] = _place(tensor, tensor.content if constant else at, columns, build)
+            at += 0 if constant else tensor_words(places[name], build, tensor)
+    for name, tensor in program.tensors.items():
+        if tensor.whole:
+            whole = places[tensor.whole]
+            before = tensor.first * build.cols // PORT_BYTES
+            places[name] = replace(whole, offset=whole.offset + before)
     return places, spaces, at - start
 
 
@@ -187,7 +201,7 @@ def _routes(
     program: Program, places: dict[str, Place], every: bool
 ) -> tuple[list[Route], frozenset[str]]:
     """Which tensors go through the chain or stay in the image memory, and which are stored."""
-    build, layers = program.build, program.layers
+    build, layers, region = program.build, program.layers, program.region
     needed = {output.tensor for output in program.outputs}
     needed |= {layer.combination.tensor for layer in layers if layer.combination}
     needed |= {layer.weight_tensor for layer in layers if layer.weight_tensor}
@@ -197,23 +211,25 @@ def _routes(
     to_chain = [False] * len(layers)
     resident = [False] * len(layers)
     waiting: int | None = None  # the layer that takes what the chain holds
-    held = ""  # the tensor that is whole in the image memory
+    held = ("", 0, 0)  # the region that is whole in the image memory
     for index, layer in enumerate(layers):
         own = 0
         if waiting == index:
             from_chain[index], waiting = True, None
-            own = chain_words(places[layer.input], build)
+            own = chain_words(layer.input, program, places)
         if layer.window is not None:
-            resident[index] = layer.input == held
-            held = layer.input if _stays(layer, program) else ""
+            resident[index] = region(layer.input) == held
+            held = region(layer.input) if _stays(layer, program) else ("", 0, 0)
         if not (from_chain[index] or resident[index]):
             needed.add(layer.input)
-        reader = _reader(index, layers, places, build)
-        level = own + chain_words(places[layer.output], build)
+        reader = _reader(index, program, places)
+        level = own + chain_words(layer.output, program, places)
         if waiting is None and reader is not None and level <= build.chain_words:
             to_chain[index], waiting = True, reader
-    inputs = {i.tensor for i in program.inputs}
-    stored = frozenset(program.tensors) if every else frozenset(needed | inputs)
+    needed |= {i.tensor for i in program.inputs}
+    # Where a part of a tensor is read from memory, all that lies in it is stored.
+    wholes = {region(name)[0] for name in needed}
+    stored = frozenset(n for n in program.tensors if every or region(n)[0] in wholes)
     routes = [
         Route(
             from_chain[i],
@@ -226,9 +242,11 @@ def _routes(
     return routes, stored
 
 
-def chain_words(place: Place, build: Build) -> int:
+def chain_words(tensor: str, program: Program, places: dict[str, Place]) -> int:
     """Activation words of a tensor in the chain."""
-    return place.tiles * place.stride // build.pack
+    build = program.build
+    features = build.padded(program.tensors[tensor].features)
+    return places[tensor].tiles * features // build.pack
 
 
 def _stays(layer: PackedLayer, program: Program) -> bool:
@@ -239,23 +257,19 @@ def _stays(layer: PackedLayer, program: Program) -> bool:
     return whole and window.channels == program.tensors[layer.input].features
 
 
-def _reader(
-    index: int, layers: list[PackedLayer], places: dict[str, Place], build: Build
-) -> int | None:
+def _reader(index: int, program: Program, places: dict[str, Place]) -> int | None:
     """The next layer that can take the output of layer `index` from the chain."""
-    layer = layers[index]
-    if layer.sums_out or layer.first_row or layer.cell:
+    build, layer = program.build, program.layers[index]
+    features = build.padded(program.tensors[layer.output].features)
+    if layer.sums_out or layer.first_row or layer.cell or layer.rows != features:
         return None
-    if layer.rows != places[layer.output].stride:
-        return None
-    for later in range(index + 1, len(layers)):
-        reader = layers[later]
-        if reader.input != layer.output:
+    for later in range(index + 1, len(program.layers)):
+        reader = program.layers[later]
+        if program.region(reader.input) != program.region(layer.output):
             continue
         one_pass = reader.csb(build).groups <= reader.groups_per_pass
         wanted = reader.window.channels if reader.window else reader.features
-        place = places[layer.output]
-        whole = place.stride * (place.tiles if reader.sum_columns else 1)
+        whole = features * (places[layer.output].tiles if reader.sum_columns else 1)
         all_of_it = -(-wanted // build.pack) * build.pack == whole and not reader.first_feature
         return later if all_of_it and (reader.window is not None or one_pass) else None
     return None

@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 import zipfile
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from ..model.graph import Combination, Function, QuantInput, QuantOutput, Window
 from .csb import CsbShape
 
 #: Version of the file; raised whenever an older reader would misread it.
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,9 @@ class Tensor:
 
     A sample of several `steps` has as many of such columns, one after the other. `bits` are 8, of
     the states of a recurrent layer 16, of sums 32.
+
+    With a `whole` it lies in that tensor, from its feature `first` on; no `whole` lies in another.
+    With a `content` it is the same for every sample, and lies in the image from that word on.
     """
 
     features: int
@@ -43,10 +46,17 @@ class Tensor:
     width: int = 1
     steps: int = 1
     bits: int = 8
+    whole: str = field(default="", repr=False)
+    first: int = field(default=0, repr=False)
+    content: int = field(default=-1, repr=False)
 
     @property
     def pixels(self) -> int:
         return self.height * self.width
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.features, self.height, self.width
 
     @property
     def size(self) -> int:
@@ -56,6 +66,11 @@ class Tensor:
     @property
     def dtype(self) -> np.dtype[Any]:
         return np.dtype(f"int{self.bits}")
+
+    @property
+    def alone(self) -> Tensor:
+        """The same, lying by itself."""
+        return replace(self, whole="", first=0, content=-1)
 
 
 @dataclass(frozen=True)
@@ -152,8 +167,8 @@ class PackedLayer:
 
     @property
     def kept_weights(self) -> float:
-        """Weights that are stored, less those that fill up lanes."""
-        return self.rows * self.features * self.keep / self.bank_size
+        """Weights of the model that are stored, less those that fill up banks and lanes."""
+        return min(self.model_weights, self.rows * self.features * self.keep / self.bank_size)
 
 
 @dataclass
@@ -162,7 +177,7 @@ class Program:
 
     name: str
     build: Build
-    tensors: dict[str, Tensor]  #: model inputs first, then in the order they are written
+    tensors: dict[str, Tensor]  #: model inputs first
     layers: list[PackedLayer]
     inputs: list[QuantInput]
     outputs: list[QuantOutput]
@@ -174,7 +189,13 @@ class Program:
         """Whether columns are pixels, and samples run one after the other."""
         if any(layer.window or layer.sum_columns for layer in self.layers):
             return True
-        return any(tensor.pixels > 1 for tensor in self.tensors.values())
+        return any(t.pixels > 1 or t.content >= 0 for t in self.tensors.values())
+
+    def region(self, name: str) -> tuple[str, int, int]:
+        """Where a tensor lies: in which one, from which feature on, and how many. Two tensors of
+        one region have the same values."""
+        tensor = self.tensors[name]
+        return tensor.whole or name, tensor.first, tensor.features
 
     @property
     def weight_bytes(self) -> int:

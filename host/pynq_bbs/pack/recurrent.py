@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from ..builds import Build
 from ..errors import InputError
 from ..model.graph import Combination, QuantLayer, QuantModel
-from ..model.recurrent import GATES, QuantMatrix, RecurrentLayer, join
+from ..model.moving import copied
+from ..model.recurrent import GATES, QuantMatrix, RecurrentLayer
 from .program import PackedCell, PackedLayer, Tensor
 
 #: How a plain layer is packed: in banks of (size, keep), or in those that suit it.
@@ -108,17 +109,12 @@ def prune_recurrent(
     return replace(layer, quantised=quantised)
 
 
-def tensors_read(layer: QuantLayer) -> list[str]:
-    """The tensors that a plain layer reads, its input first."""
-    combined = layer.combination.tensor if layer.combination else ""
-    return [layer.input, *(name for name in (combined, layer.weight_tensor) if name)]
-
-
 def own_inputs(model: QuantModel) -> QuantModel:
     """The model with inputs once more for every further recurrent layer that reads them, as x or as
     initial h: the host puts each where that layer works."""
     inputs = {i.tensor: i for i in model.inputs}
-    taken = {n for la in model.layers if isinstance(la, QuantLayer) for n in tensors_read(la)[1:]}
+    taken = {n for la in model.layers if isinstance(la, QuantLayer) for n in la.reads[1:]}
+    taken |= {name for view in model.views for name in view.reads}
 
     def own(name: str, other: str) -> str:
         if name in inputs and name in taken:
@@ -138,7 +134,6 @@ def own_inputs(model: QuantModel) -> QuantModel:
 
 def pack_recurrent(
     layer: RecurrentLayer,
-    tensors: dict[str, Tensor],
     banks: dict[str, tuple[int, int]],
     build: Build,
     pack: Pack,
@@ -148,15 +143,12 @@ def pack_recurrent(
     """The layer, for tensors that lie where it works.
 
     Args:
-        tensors: all that there are before it.
         banks: (size, keep) by name of the matrices, as `prune_recurrent` has them.
 
     Raises:
-        InputError: no build for cells, tensors that are not what the layer reads, or what `pack`
-            refuses.
+        InputError: what `pack` refuses.
     """
     quantised = layer.quantised
-    _check(layer, tensors, build)
     packed = {
         name: pack(_plain(layer, name, spread), banks.get(name))
         for name, spread in _matrices(layer, build).items()
@@ -174,7 +166,7 @@ def pack_recurrent(
         initial_h=layer.initial_h,
         initial_state=layer.initial_state,
         reset=packed.get(_reset(layer)),
-        copy=pack(join(f"{layer.name}:y", [(layer.output, units)])[0], None) if copies else None,
+        copy=pack(copied(f"{layer.name}:y", layer.output, (units, 1, 1)), None) if copies else None,
     )
     gates = 4 if quantised.kind == "lstm" else 3
     weights_per_row = gates * (quantised.input_size + units) // GATES
@@ -213,17 +205,19 @@ def _plain(layer: RecurrentLayer, name: str, spread: _Spread) -> QuantLayer:
     )
 
 
-def _check(layer: RecurrentLayer, tensors: dict[str, Tensor], build: Build) -> None:
-    quantised = layer.quantised
+def check_recurrent(layer: RecurrentLayer, tensors: dict[str, Tensor], build: Build) -> None:
+    """Raises an InputError where a build has no cells for the layer, or the `tensors` that there
+    are before it are not what it reads."""
+    quantised, named = layer.quantised, f"layer {layer.name!r}:"
     if build.cell_words == 0:
         raise InputError(
-            f"build {build.name} has no cells and runs no LSTM or GRU: compile for one whose "
-            "cell_words are more than 0, such as 32x4x1"
+            f"{named} build {build.name} has no cells and runs no LSTM or GRU: compile for one "
+            "whose cell_words are more than 0, such as 32x4x1"
         )
     units = quantised.hidden_size
     if StepFeatures(units, quantised.input_size, False, build).states > build.cell_words:
         raise InputError(
-            f"it has {units} units, build {build.name} holds the states of "
+            f"{named} it has {units} units, build {build.name} holds the states of "
             f"{2 * build.cell_words // build.cols} for a column tile"
         )
     steps = tensors[layer.input].steps if layer.input in tensors else 1
@@ -235,4 +229,4 @@ def _check(layer: RecurrentLayer, tensors: dict[str, Tensor], build: Build) -> N
     for name, tensor in wanted.items():
         if name and tensors.get(name) != tensor:
             found = tensors.get(name, "nothing that an input or a layer before it gives")
-            raise InputError(f"it reads {name!r} as {tensor}, which is {found}")
+            raise InputError(f"{named} it reads {name!r} as {tensor}, which is {found}")

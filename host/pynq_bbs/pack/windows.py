@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..builds import Build
-from ..model.graph import Window
+from ..model.graph import QuantLayer, Window
 from .layout import tile_count
 
 
@@ -47,6 +47,18 @@ def gathered(
     split = views.reshape(samples, blocks, bank_size, height, width, kh, kw)
     ordered = split.transpose(0, 3, 4, 5, 1, 6, 2)  # sample, y, x, ky, block, kx, channel
     return np.ascontiguousarray(ordered).reshape(samples * height * width, -1)
+
+
+def sums_all(layer: QuantLayer) -> bool:
+    """Whether every row adds up all pixels of one channel with one weight: a global average."""
+    window = layer.window
+    assert window is not None
+    one_channel = layer.weights.shape[1] == 1 and layer.groups == window.channels
+    if layer.maximum or not one_channel or len(layer.weights) != window.channels:
+        return False
+    whole = window.kernel == (window.height, window.width) and not any(window.pads)
+    flat = layer.weights.reshape(len(layer.weights), -1)
+    return whole and bool(np.all(flat == flat[:, :1]))
 
 
 def whole_words(window: Window, build: Build) -> int:
