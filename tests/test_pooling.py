@@ -195,6 +195,20 @@ def test_an_average_of_all_taps_is_one_layer() -> None:
         assert (len(layers), len(constants)) == (1, 0)
 
 
+def test_the_same_constant_lies_in_the_image_once() -> None:
+    window, scale = Window(4, 6, 7, (3, 3), pads=(1, 1, 1, 1)), (np.float32(1), 0)
+    spec = QuantInput("x", "x", (4, 6, 7), "int8", np.float32(1), 0)
+    layers, constants, words = [], [], []
+    for name in ("a", "b", "c"):
+        made, masks = average_pool(name, "x", window, scale, scale)
+        layers, constants = layers + made, constants + masks
+        shown = [QuantOutput(la.output, la.output, (), "int8") for la in layers]
+        model = QuantModel("pooling", [spec], layers, shown, constants=constants)
+        words.append(len(pack(model, {}, BUILD).image))
+    mask = 2 * 4 * 3 * BUILD.cols // 8
+    assert words[1] - words[0] == words[2] - words[1] == words[0] - mask
+
+
 def test_an_average_is_not_pruned() -> None:
     """Not even of one channel, which is no group among others."""
     window, scale = Window(1, 6, 7, (3, 3), pads=(1, 1, 1, 1)), (np.float32(1), 0)

@@ -37,8 +37,7 @@ from pynq_bbs.model.graph import (
 from pynq_bbs.model.moving import concatenated, cropped, padded
 from pynq_bbs.pack.image import pack
 from pynq_bbs.pack.plan import make_plan
-from pynq_bbs.pack.program import Program, Tensor
-from pynq_bbs.pack.views import output_tensor
+from pynq_bbs.pack.program import Program
 from test_plan import MEMORY, check_places, check_plan, run_engine
 
 HERE = Path(__file__).parent
@@ -388,7 +387,10 @@ def moved_alone(session: Session, layers: list[QuantLayer], x: NDArray[np.int8])
     """What layers over images make of `x` (N, C, H, W) on engine and cpu device; (N, C, H, W)."""
     graph = Graph(np.random.default_rng(0), x.shape[1:])
     graph.layers = layers
-    graph.shapes |= {la.output: output_tensor(la, Tensor(1)).shape for la in layers}
+    for la in layers:
+        assert la.window is not None
+        size = (la.window.out_height, la.window.out_width)
+        graph.shapes[la.output] = (len(la.weights), *size)
     check(session, graph, [layers[-1].output], len(x))
     inputs = {"x": x.reshape(len(x), -1)}
     got = CpuDevice(pack(graph.model([layers[-1].output]), {}, session.build)).run(inputs)

@@ -63,8 +63,12 @@ def pack(model: QuantModel, banks: dict[str, tuple[int, int]], build: Build) -> 
     """
     image, model = _Image(), own_inputs(model)
     steps, tensors = settled(model, build)
+    contents: dict[bytes, int] = {}
     for constant in model.constants:
-        content = image.add(constant_tiles(constant, build))
+        tiles = constant_tiles(constant, build)
+        content = contents.setdefault(tiles.tobytes(), image.words)
+        if content == image.words:
+            image.add(tiles)
         tensors[constant.name] = replace(tensors[constant.name], content=content)
     within = within_features(model.layers)
     layers: list[PackedLayer] = []
