@@ -121,7 +121,7 @@ def _bank(
     """Bank size and keep; None for a layer whose banks are not chosen but follow from what it
     does, and for a convolution of too few channels for any bank of that sparsity."""
     features = layer.weights.shape[1]
-    if isinstance(layer, Layer) or layer.weights.ndim == 2:
+    if layer.weights.ndim == 2:
         if isinstance(layer, QuantLayer):
             if layer.weight_tensor or moving_bank(layer.weights, build):
                 return None

@@ -85,8 +85,9 @@ def pack(model: QuantModel, banks: dict[str, tuple[int, int]], build: Build) -> 
 def input_tensor(spec: QuantInput, model: QuantModel) -> Tensor:
     """A model input (C, H, W) is an image where the model has windows, else plain features."""
     windows = any(isinstance(layer, QuantLayer) and layer.window for layer in model.layers)
-    if len(spec.shape) == 3 and windows:
-        return Tensor(*spec.shape)
+    shape = spec.tensor_shape or spec.shape
+    if len(shape) == 3 and windows:
+        return Tensor(*shape)
     return Tensor(spec.features // spec.steps, steps=spec.steps, bits=spec.bits)
 
 
