@@ -24,10 +24,11 @@ def layer_sums(layer: Layer, x: Float) -> Float:
             largest = np.maximum(largest, tap(*place))
         return largest.reshape(len(x), -1)
     rows, pixels = len(layer.weights), window.out_height * window.out_width
-    weights = layer.weights.reshape(layer.groups, rows // layer.groups, -1, *window.kernel)
-    out = np.zeros((len(x), *weights.shape[:2], pixels), np.float32)
-    for ky, kx in taps:
-        out += weights[..., ky, kx] @ tap(ky, kx).reshape(len(x), layer.groups, -1, pixels)
+    of_taps = np.ascontiguousarray(layer.weights.transpose(2, 3, 0, 1))  # as numpy multiplies fast
+    of_taps = of_taps.reshape(*window.kernel, layer.groups, rows // layer.groups, -1)
+    out = np.zeros((len(x), layer.groups, rows // layer.groups, pixels), np.float32)
+    for place in taps:
+        out += of_taps[place] @ tap(*place).reshape(len(x), layer.groups, -1, pixels)
     out += layer.bias.reshape(layer.groups, -1, 1)
     return out.reshape(len(x), -1)
 
