@@ -299,7 +299,9 @@ def test_resnet8_int8_has_the_oracles_integers(images):
     checked = check_integers(proto, x, qdq=True)
     quantised = {n.output[0] for n in proto.graph.node if n.op_type == "QuantizeLinear"}
     assert len(quantised) == 15 and quantised <= checked
-    assert {c.runs for c in check_onnx(path)} == {"engine", "host"}
+    verdicts = [c.runs for c in check_onnx(path)]
+    assert set(verdicts) == {"engine", "host"}
+    assert verdicts[-4:] == ["engine", "host", "host", "host"]  # Softmax and its borders
     # onnxruntime computes averages, additions and Softmax in its own ways.
     (plain,) = run_onnxruntime(path, {"input_1_int8": x})
     with Accelerator(compile_model(path), device="cpu") as accelerator:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..errors import UnsupportedModelError
+from .graph import Function
 from .onnx_constants import fold
 from .onnx_file import FileGraph, FileNode, FileValue
 from .onnx_operands import Context
@@ -234,24 +235,30 @@ def _read_output(name: str, value: Value | Constant | Unknown, reading: Reading)
 def _mark_host(
     graph: FileGraph, values: dict[str, Value | Constant | Unknown], reading: Reading
 ) -> None:
-    """In an integer model, steps between the last integers and an output are the host's."""
+    """In an integer model, steps between the last integers and an output are the host's, and all
+    from Softmax on."""
     if not reading.quantised:
         return
     shown: set[Key] = set()
     for output in reading.outputs.values():
         steps = output.steps
-        while steps and not isinstance(steps[-1], Quantise):
+        while steps and (_on_host(steps) or not isinstance(steps[-1], Quantise)):
             shown.add((output.base, steps))
             steps = steps[:-1]
     needed: set[Key] = set()  # what a layer reads, or is quantised again, is not only shown
     for base, steps in reading.names:
-        needed |= {(base, steps[:i]) for i in range(len(steps)) if isinstance(steps[-1], Quantise)}
+        if steps and isinstance(steps[-1], Quantise) and not _on_host(steps):
+            needed |= {(base, steps[:i]) for i in range(len(steps))}
         needed |= {(source.base, source.steps) for source in base.sources}
     for index, (node, check) in enumerate(zip(graph.nodes, reading.checks, strict=True)):
         value = values.get(node.outputs[0]) if node.outputs else None
         if isinstance(value, Value) and check.runs == ENGINE and value.steps:
             key = (value.base, value.steps)
-            if key in shown - needed and not isinstance(value.steps[-1], Quantise):
+            if key in shown - needed:
                 reading.checks[index] = NodeCheck(
                     node.name, node.op, HOST, "applied to the model's output"
                 )
+
+
+def _on_host(steps: tuple[Step, ...]) -> bool:
+    return any(isinstance(step, Function) and step.on_host for step in steps)
