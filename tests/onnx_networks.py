@@ -227,6 +227,8 @@ def random_network(seed: int, *, exact: bool = False, **form: bool) -> tuple[Net
 
 def _block(net: Network, x: Tensor, kind: str) -> Tensor:
     rng, channels = net.rng, x.shape[0]
+    if min(x.shape[1:]) < 3:
+        kind = "depthwise"
     rows = int(rng.integers(1, 9))
     function = str(rng.choice(["", "Relu", "Clip"])) if net.qdq else ""
     if kind == "strided":

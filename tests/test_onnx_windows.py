@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from pynq_bbs.builds import load_build
 from pynq_bbs.compiler import compile as compile_model
 from pynq_bbs.compress.quantize import quantize_input
 from pynq_bbs.cpu.device import CpuDevice
+from pynq_bbs.errors import ModelError
 from pynq_bbs.model.graph import QuantModel
 from pynq_bbs.model.onnx_import import check_onnx, load_onnx
 
@@ -283,6 +285,47 @@ def test_refused_nodes(nodes, more, word):
     assert any(word in reason for reason in reasons.values()), reasons
     named = {n.name for n in proto.graph.node}
     assert named >= set(reasons)
+
+
+def damage(rng, proto):
+    """One attribute, constant or input of one node, changed to something else."""
+    at = proto.graph.node[rng.integers(len(proto.graph.node))]
+    what = rng.integers(4)
+    if what == 0 and at.attribute:
+        attribute = at.attribute[rng.integers(len(at.attribute))]
+        value = [int(v) for v in rng.integers(-3, 20, rng.integers(0, 6))]
+        new = onnx.helper.make_attribute(attribute.name, value[0] if attribute.HasField("i") and
+                                         value else value or [1])  # fmt: skip
+        attribute.CopyFrom(new)
+    elif what == 1:
+        name = ["axis", "group", "ceil_mode", "axes", "perm", "auto_pad", "dilations", "pads"]
+        name = str(rng.choice(name))
+        value = b"SAME" if name == "auto_pad" else [int(v) for v in rng.integers(-2, 5, 2)]
+        kept = [a for a in at.attribute if a.name != name]
+        value = int(rng.integers(-4, 9)) if name in ("axis", "group", "ceil_mode") else value
+        del at.attribute[:]
+        at.attribute.extend([*kept, onnx.helper.make_attribute(name, value)])
+    elif what == 2:
+        tensor = proto.graph.initializer[rng.integers(len(proto.graph.initializer))]
+        array = onnx.numpy_helper.to_array(tensor)
+        shape = tuple(int(n) for n in rng.integers(0, 4, rng.integers(0, 5)))
+        changed = rng.integers(-3, 4, shape).astype(array.dtype)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(np.asarray(changed), tensor.name))
+    else:
+        names = [i.name for i in [*proto.graph.initializer, *proto.graph.input]]
+        at.input[rng.integers(len(at.input))] = str(rng.choice([*names, ""]))
+
+
+@settings(max_examples=400, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), qdq=st.booleans())
+def test_damaged_networks_are_refused_by_name(seed, qdq):
+    """A damaged model is a `ModelError`, or one of another meaning; nothing else is raised."""
+    net, shown = random_network(seed, qdq=qdq)
+    proto = net.model(*shown)
+    damage(np.random.default_rng(seed), proto)
+    for read in (load_onnx, check_onnx):
+        with suppress(ModelError):
+            read(proto)
 
 
 # -- models made by others ---------------------------------------------------------------------

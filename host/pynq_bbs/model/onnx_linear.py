@@ -180,7 +180,12 @@ def batch_normalization(context: Context, node: FileNode, inputs: list[Operand])
     scale, bias, mean, variance = (
         constant(inputs[i + 1], name).value.astype(np.float64) for i, name in enumerate(names)
     )
-    gain = scale / np.sqrt(variance + node.attributes.get("epsilon", 1e-5))
+    if not scale.shape == bias.shape == mean.shape == variance.shape == value.shape[:1]:
+        raise UnsupportedNode("its numbers are not one a channel")
+    spread = variance + node.attributes.get("epsilon", 1e-5)
+    if not (np.isfinite([scale, bias, mean, variance]).all() and (spread > 0).all()):
+        raise UnsupportedNode("its numbers are not finite, or a variance is not positive")
+    gain = scale / np.sqrt(spread)
     shape = (-1, *[1] * (len(value.shape) - 1))
     value = times(value, Constant(gain.astype(np.float32).reshape(shape)))
     return with_bias(value, Constant((bias - mean * gain).astype(np.float32).reshape(shape)))

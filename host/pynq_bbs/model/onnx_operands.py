@@ -80,13 +80,41 @@ def one_number(array: NDArray[Any], what: str) -> Any:
     return array.reshape(-1)[0]
 
 
-def axes_of(node: FileNode, inputs: list[Operand], index: int) -> list[int] | None:
-    """`axes`, an attribute in older operator sets and an input since."""
+def axes_of(
+    node: FileNode, inputs: list[Operand], index: int, rank: int, *, grows: bool = False
+) -> list[int] | None:
+    """`axes`, an attribute in older operator sets and an input since, counted from the front.
+
+    Of a tensor of `rank` dimensions, or of one that has them besides where it `grows`.
+    """
     given = optional(inputs, index)
-    if given is not None:
-        return [int(a) for a in constant(given, "axes").value.reshape(-1)]
     axes = node.attributes.get("axes")
-    return None if axes is None else [int(a) for a in axes]
+    if given is not None:
+        axes = constant(given, "axes").value.reshape(-1)
+    if axes is None:
+        return None
+    whole = rank + len(axes) if grows else rank
+    every = [checked_axis(int(axis), whole) for axis in axes]
+    if len(set(every)) < len(every):
+        raise UnsupportedNode(f"its axes {every} are not all different")
+    return every
+
+
+def checked_axis(axis: int, rank: int) -> int:
+    """An axis of a tensor of `rank` dimensions, counted from the front."""
+    if not -rank <= axis < rank:
+        raise UnsupportedNode(f"axis {axis} is beyond the {rank} dimensions of its input")
+    return axis % rank
+
+
+def numbers_of(node: FileNode, name: str, count: int, default: int | None) -> tuple[int, ...]:
+    """An attribute of `count` integers; without a `default` it must be there."""
+    given = node.attributes.get(name)
+    if not given and default is not None:
+        return (default,) * count
+    if not isinstance(given, list) or len(given) != count:
+        raise UnsupportedNode(f"its {name} is {given}, must be {count} integers")
+    return tuple(int(number) for number in given)
 
 
 def per_row(value: Value, given: Constant, what: str) -> Constant:

@@ -20,6 +20,7 @@ from .onnx_operands import (
     Operand,
     Reader,
     axes_of,
+    checked_axis,
     computed,
     constant,
     floats,
@@ -141,9 +142,8 @@ def reshape(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
 def squeeze(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     value = computed(inputs[0], "input")
     rank = len(value.shape) + 1
-    given = axes_of(node, inputs, 1)
+    given = axes_of(node, inputs, 1, rank)
     axes = [i for i, n in enumerate(value.shape, 1) if n == 1] if given is None else given
-    axes = [axis % rank for axis in axes]
     if 0 in axes or any(value.shape[axis - 1] != 1 for axis in axes):
         raise UnsupportedNode(f"removes axes {axes}, of which one is not 1 or is the batch")
     return value.reshaped(tuple(n for i, n in enumerate(value.shape, 1) if i not in axes))
@@ -151,9 +151,8 @@ def squeeze(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
 
 def unsqueeze(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     value = computed(inputs[0], "input")
-    axes = axes_of(node, inputs, 1) or []
+    axes = axes_of(node, inputs, 1, len(value.shape) + 1, grows=True) or []
     rank = len(value.shape) + 1 + len(axes)
-    axes = [axis % rank for axis in axes]
     if 0 in axes:
         raise UnsupportedNode("adds an axis before the batch")
     rest = iter(value.shape)
@@ -163,7 +162,7 @@ def unsqueeze(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
 def transpose(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     value = computed(inputs[0], "input")
     axes = node.attributes.get("perm") or list(range(len(value.shape) + 1))[::-1]
-    if len(axes) != len(value.shape) + 1 or axes[0] != 0:
+    if sorted(axes) != list(range(len(value.shape) + 1)) or axes[0] != 0:
         raise UnsupportedNode(f"perm {axes} mixes samples with features; the batch must stay first")
     if any(isinstance(step, Function) and step.on_host for step in value.steps):
         raise UnsupportedNode("stands behind Softmax; transpose before it")
@@ -173,7 +172,7 @@ def transpose(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
 def softmax(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     value = floats(inputs[0], "input")
     rank = len(value.shape) + 1
-    axis = node.attributes.get("axis", 1 if context.opset < 13 else -1) % rank
+    axis = checked_axis(node.attributes.get("axis", 1 if context.opset < 13 else -1), rank)
     # Older operator sets mean all axes from that one on.
     size = int(np.prod(value.shape[axis - 1 :] if context.opset < 13 else value.shape[-1:]))
     if axis == 0 or (context.opset >= 13 and axis != rank - 1):

@@ -98,11 +98,12 @@ def qlinear_conv(context: Context, node: FileNode, inputs: list[Operand]) -> Val
     weights = _scaled(_weights(inputs[3], "weights"), inputs[4], inputs[5])
     product = convolution(node, source, weights)
     if optional(inputs, 8) is not None:
-        integers = constant(inputs[8], "bias").array
-        x_scale, w_scale = constant(inputs[1], "scale").value, constant(inputs[4], "scale").value
-        worth = np.float32(x_scale.reshape(-1)[0]) * w_scale.astype(np.float32)
-        bias = Constant(integers, np.broadcast_to(worth, integers.shape))
-        product = with_bias(product, channels_first(bias, product))
+        integers, last = constant(inputs[8], "bias").array.reshape(-1), source.steps[-1]
+        assert isinstance(last, Dequantise) and weights.scale is not None
+        worth = last.scale * weights.scale.reshape(len(weights.array), -1)[:, 0]
+        if integers.shape != worth.shape:
+            raise UnsupportedNode(f"its bias has {integers.size} values for {worth.size} rows")
+        product = with_bias(product, channels_first(Constant(integers, worth), product))
     return quantize_linear(context, node, [product, inputs[6], inputs[7]])
 
 
@@ -132,26 +133,37 @@ def _unscaled(inputs: list[Operand]) -> Value:
 
 
 def qlinear_add(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    sides = [dequantize_linear(context, node, inputs[i : i + 3]) for i in (0, 3)]
-    return _requantised(context, node, added(node, *sides), inputs[6:])
+    left, right = (_dequantised(context, node, inputs, first) for first in (0, 3))
+    return _requantised(context, node, added(node, left, right), inputs, 6)
 
 
 def qlinear_average_pool(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    source = dequantize_linear(context, node, _channels_first(node, inputs)[:3])
-    return _requantised(context, node, averages(node, source), inputs[3:])
+    _check_layout(node)
+    pooled = averages(node, _dequantised(context, node, inputs, 0))
+    return _requantised(context, node, pooled, inputs, 3)
 
 
 def qlinear_global_average_pool(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    source = dequantize_linear(context, node, _channels_first(node, inputs)[:3])
-    return _requantised(context, node, global_average(node, source), inputs[3:])
+    _check_layout(node)
+    pooled = global_average(node, _dequantised(context, node, inputs, 0))
+    return _requantised(context, node, pooled, inputs, 3)
 
 
-def _channels_first(node: FileNode, inputs: list[Operand]) -> list[Operand]:
+def _check_layout(node: FileNode) -> None:
     if node.attributes.get("channels_last", 0):
         raise UnsupportedNode("channels_last is 1; 0 is supported")
-    return inputs
 
 
-def _requantised(context: Context, node: FileNode, value: Value, scale: list[Operand]) -> Value:
-    """As `scale` and perhaps zero point say; com.microsoft may leave the zero point out."""
-    return quantize_linear(context, node, [value, *scale])
+def _dequantised(context: Context, node: FileNode, inputs: list[Operand], first: int) -> Value:
+    """An operand, its scale and its zero point, which may be left out."""
+    return dequantize_linear(context, node, [optional(inputs, first + i) for i in range(3)])
+
+
+def _requantised(
+    context: Context, node: FileNode, value: Value, inputs: list[Operand], first: int
+) -> Value:
+    """To scale and zero point; without one it is 0 in the type of the first operand."""
+    scale, zero_point = optional(inputs, first), optional(inputs, first + 1)
+    if zero_point is None:
+        zero_point = Constant(np.zeros((), computed(inputs[0], "input").dtype))
+    return quantize_linear(context, node, [value, scale, zero_point])

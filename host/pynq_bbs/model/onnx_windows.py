@@ -21,6 +21,7 @@ from .onnx_operands import (
     computed,
     constant,
     floats,
+    numbers_of,
     one_number,
     optional,
     result,
@@ -80,7 +81,8 @@ def channels_first(numbers: Constant, value: Value) -> Constant:
 
 
 def max_pool(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    return _pool(node, computed(inputs[0], "input"), _kernel(node), True)
+    value = computed(inputs[0], "input")
+    return _pool(node, value, _kernel(node, value), True)
 
 
 def global_max_pool(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
@@ -94,7 +96,7 @@ def average_pool(context: Context, node: FileNode, inputs: list[Operand]) -> Val
 
 def averages(node: FileNode, value: Value) -> Value:
     """An average of as many taps at every place."""
-    pooled = _pool(node, value, _kernel(node), False)
+    pooled = _pool(node, value, _kernel(node, value), False)
     assert isinstance(pooled.base, Pool)
     if any(pooled.base.window.pads) and not node.attributes.get("count_include_pad", 0):
         raise UnsupportedNode(
@@ -116,7 +118,7 @@ def global_average(node: FileNode, value: Value) -> Value:
 def reduce_mean(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     value = floats(inputs[0], "input")
     rank = len(value.shape) + 1
-    axes = sorted(axis % rank - 1 for axis in axes_of(node, inputs, 1) or [])
+    axes = sorted(axis - 1 for axis in axes_of(node, inputs, 1, rank) or [])
     kept = [axis for axis in range(rank - 1) if axis not in axes]
     if not axes or axes[0] < 0 or len(kept) != 1:
         raise UnsupportedNode(
@@ -163,7 +165,7 @@ def _padding(
     pads = node.attributes.get("pads")
     if pads is None:
         pads = constant(optional(inputs, 1), "pads").value.reshape(-1)
-    axes = axes_of(node, inputs, 3)
+    axes = axes_of(node, inputs, 3, rank)
     both = np.zeros((2, rank), np.int64)
     try:
         both[:, range(rank) if axes is None else axes] = np.reshape(pads, (2, -1))
@@ -199,18 +201,14 @@ def _pool(node: FileNode, value: Value, kernel: tuple[int, ...], maximum: bool) 
     last = value.steps[-1] if value.steps else None
     if maximum and isinstance(last, Dequantise):
         return _pool(node, value.before(last), kernel, maximum).then(last)
-    if len(kernel) != len(value.shape) - 1:
-        raise UnsupportedNode(f"its kernel {tuple(kernel)} does not fit its input")
     window = _window(node, value, kernel, (0, 0, 0, 0), average=not maximum)
     return _result(
         value, Pool(node.name, _read(value, window), window, maximum, value.dtype), value.dtype
     )
 
 
-def _kernel(node: FileNode) -> tuple[int, ...]:
-    if node.attributes.get("storage_order", 0):
-        raise UnsupportedNode("storage_order is 1; 0 is supported")
-    return tuple(int(k) for k in node.attributes["kernel_shape"])
+def _kernel(node: FileNode, value: Value) -> tuple[int, ...]:
+    return numbers_of(node, "kernel_shape", len(value.shape) - 1, None)
 
 
 def _image(value: Value) -> Value:
@@ -247,20 +245,20 @@ def _window(
     node: FileNode, value: Value, kernel: tuple[int, ...], outer: Pads, *, average: bool = False
 ) -> Window:
     """The window of a node's attributes, over `value` with `outer` pads around it."""
-    given, count = node.attributes, len(kernel)
+    count = len(kernel)
     row = (1,) * (2 - count)  # of a sequence
     window = Window(
         value.shape[0],
         *_pair(row, value.shape[1:]),
         _pair(row, kernel),
-        _pair(row, given.get("strides") or (1,) * count),
-        _pair(row, given.get("dilations") or (1,) * count),
+        _pair(row, numbers_of(node, "strides", count, 1)),
+        _pair(row, numbers_of(node, "dilations", count, 1)),
         outer,
     )
     if min(*window.kernel, *window.strides, *window.dilations) < 1:
         raise UnsupportedNode("kernel, strides and dilations must be 1 or more")
     pads = _pads(node, window, count)
-    if given.get("ceil_mode", 0):
+    if node.attributes.get("ceil_mode", 0):
         _check_ceiled(replace(window, pads=pads))
     window = replace(window, pads=pads)
     window = replace(window, strides=_shortened(window))
@@ -285,10 +283,10 @@ def _pair(row: tuple[int, ...], values: Any) -> tuple[int, int]:
 
 def _pads(node: FileNode, window: Window, count: int) -> Pads:
     """Those of the node and those around its input (in `window`): top, left, bottom, right."""
-    mode, given = node.attributes.get("auto_pad", b"NOTSET").decode(), node.attributes.get("pads")
+    mode = node.attributes.get("auto_pad", b"NOTSET").decode()
     own = [0, 0, 0, 0]
-    if mode == "NOTSET" and given:
-        none = (0,) * (2 - count)
+    if mode == "NOTSET":
+        given, none = numbers_of(node, "pads", 2 * count, 0), (0,) * (2 - count)
         own = [*_pair(none, given[:count]), *_pair(none, given[count:])]
     elif mode in ("SAME_UPPER", "SAME_LOWER"):
         for axis, size in enumerate((window.height, window.width)):
@@ -318,7 +316,9 @@ def _check_ceiled(window: Window) -> None:
 
 def _check(window: Window, average: bool) -> None:
     """What the engine takes: fields of 4 bits, but for an average of all of an image."""
-    if min(window.out_height, window.out_width, *(p + 1 for p in window.pads)) < 1:
+    if min(window.pads) < 0:
+        raise UnsupportedNode(f"its pads {window.pads} crop the image; 0 or more are supported")
+    if min(window.out_height, window.out_width) < 1:
         raise UnsupportedNode(
             f"its kernel {window.kernel} is larger than its input of {window.height} x "
             f"{window.width} pixels with pads {window.pads}"
