@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from pynq_bbs.cpu.device import CpuDevice
 from pynq_bbs.errors import ModelError
 from pynq_bbs.model.graph import QuantModel
 from pynq_bbs.model.onnx_import import check_onnx, load_onnx
+from pynq_bbs.model.onnx_operators import MICROSOFT, OPERATORS
 
 BUILD = load_build("8x32")
 
@@ -350,3 +353,10 @@ def test_resnet8_int8_has_the_oracles_integers(images):
     with Accelerator(compile_model(path), device="cpu") as accelerator:
         y = accelerator.run(x).astype(int)
     assert np.abs(plain - y).max() <= 12 and np.abs(plain - y).mean() < 0.3
+
+
+def test_every_operator_is_documented():
+    text = (Path(__file__).parents[1] / "docs" / "onnx.md").read_text(encoding="utf-8")
+    table = text.split("## Quantised models")[0]
+    missing = [op for op in {**OPERATORS, **MICROSOFT} if not re.search(rf"\b{op}\b", table)]
+    assert not missing, missing

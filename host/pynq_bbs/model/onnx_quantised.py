@@ -64,8 +64,10 @@ def _matrix(operand: Operand, scale: Operand, zero_point: Operand) -> Constant:
 
 def _weights(operand: Operand, what: str) -> Constant:
     weights = constant(operand, what)
-    if weights.array.dtype.kind not in "iu":
-        raise UnsupportedNode(f"its {what} is {weights.array.dtype}, must be integers")
+    if weights.array.dtype.kind not in "iu" or not weights.array.ndim:
+        raise UnsupportedNode(
+            f"its {what} is {weights.array.dtype} of shape {weights.array.shape}, must be integers"
+        )
     return weights
 
 
