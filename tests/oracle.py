@@ -8,6 +8,7 @@ CPUs with VNNI: without it they saturate sums of unsigned times signed bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,17 @@ def shared_file(*parts: str) -> Path:
     if not path.is_file():
         pytest.skip(f"{'/'.join(parts)} is not beside this checkout (../shared)")
     return path
+
+
+def cifar_images(count: int) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """The first test images of CIFAR-10 (count, 32, 32, 3) and their labels; skips the test where
+    they, or what decodes them, are not there."""
+    image = pytest.importorskip("PIL.Image")
+    with np.load(shared_file("data", "cifar10-test-jpeg.npz")) as stored:
+        ends = np.cumsum(stored["lengths"][:count])
+        files = np.split(stored["jpeg"][: ends[-1]], ends[:-1])
+        labels = stored["labels"][:count]
+    return np.stack([np.asarray(image.open(BytesIO(f.tobytes()))) for f in files]), labels
 
 
 def oracle_layer(

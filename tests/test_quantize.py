@@ -199,6 +199,21 @@ def test_unusable_weights():
         quantize(model, x * np.float32(1e37))
 
 
+def test_bias_far_beyond_its_weights():
+    """Rows that are all but dead still have their bias, and sums that fit INT32."""
+    rng = np.random.default_rng(0)
+    model = network(rng, [8, 6, 4], [(RELU,), ()])
+    model.layers[0].weights[:3] *= np.array([[1e-9], [1e-12], [0]], np.float32)
+    model.layers[0].bias[:3] = 0.3, 2.0, 0.7
+    x = rng.standard_normal((50, 8)).astype(np.float32)
+    quantised = quantize(model, x)
+    assert np.abs(quantised.layers[0].bias.astype(np.int64)).max() < 2**30 * 1.001
+    got = oracle_model(quantised, {"t0": x})["t1"][:, :3].astype(int)
+    wanted = run_float(model, x)["t1"][:, :3]
+    ratio = wanted / (got - quantised.layers[0].zero_point)
+    assert np.ptp(ratio) < 0.02 * ratio.mean()
+
+
 def test_several_inputs_must_agree():
     w = np.ones((2, 3), np.float32)
     layers = [Layer(n, n, f"y{n}", w, np.zeros(2, np.float32)) for n in "ab"]

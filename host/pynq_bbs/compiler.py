@@ -121,13 +121,13 @@ def _bank(
     """Bank size and keep; None for a layer whose banks are not chosen but follow from what it
     does, and for a convolution of too few channels for any bank of that sparsity."""
     features = layer.weights.shape[1]
-    if isinstance(layer, Layer) or layer.weights.ndim == 2:
-        if isinstance(layer, QuantLayer) and (layer.weight_tensor or moves(layer.weights)):
-            return None
+    if isinstance(layer, QuantLayer) and (layer.weight_tensor or moves(layer.weights)):
+        return None
+    if layer.weights.ndim == 2:
         return _matrix_bank(features, sparsity, bank_size, build)
     # Weights that are all the same are an average, or a sum of channels: none is less than others.
     adds_up = bool(np.ptp(layer.weights) == 0)
-    if layer.groups > 1 or layer.maximum or adds_up or moves(layer.weights) or sparsity == 0:
+    if layer.groups > 1 or layer.maximum or adds_up or sparsity == 0:
         return None
     taps = layer.weights.shape[2] * layer.weights.shape[3]
     largest = min(bank_size, features)

@@ -105,8 +105,16 @@ class Report:
     __repr__ = __str__
 
 
+#: Characters of a name in a table; tf2onnx joins the names of all that it fused.
+_MOST_NAME = 48
+
+
 def table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Rows of text as aligned columns, the first one to the left; the first row is the head."""
+    """Rows of text as aligned columns, the first one to the left; the first row is the head.
+
+    Of names in the first column that are longer than a terminal has room for, the end is shown.
+    """
+    rows = [(_shortened(row[0]), *row[1:]) for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(
@@ -116,3 +124,7 @@ def table(rows: Sequence[tuple[str, ...]]) -> str:
         for row in rows
     ]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _MOST_NAME else "..." + name[3 - _MOST_NAME :]

@@ -7,6 +7,7 @@ Needs numpy only: `quantize_input` and `dequantize_output` run on boards.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,10 @@ from ..model.arithmetic import (
     integer_bias,
     multiplier,
     quantise,
+    sum_of,
     sum_scale,
 )
+from ..model.floats import layer_sums
 from ..model.graph import (
     Float,
     Function,
@@ -39,6 +42,9 @@ from .calibrate import MIN_SCALE, Observer, make_observer
 
 #: Samples of calibration data worked on at a time.
 _CALIBRATION_BATCH = 256
+
+#: The largest bias that leaves as much of INT32 to the products.
+_MOST_BIAS = 2**30
 
 #: Output scale and zero point of functions whose range is known.
 _FIXED_SCALES: dict[str, Scale] = {
@@ -60,7 +66,8 @@ def quantize(
     Relu and Clip happen in the output's scale. Sigmoid and tanh are tables from a calibrated
     scale in front of them to a fixed one behind them (1/256 from 0, and 1/128 around 0). A model
     output without a function is the INT32 sums, dequantised per row; one that is also read by a
-    layer is computed in both forms. Zero weights stay zero.
+    layer is computed in both forms. Zero weights stay zero. A maximum keeps its input's scale; what
+    an addition adds up is INT8 on both sides (docs/arithmetic.md).
 
     Args:
         model: float32 layers; not changed.
@@ -77,14 +84,16 @@ def quantize(
     """
     if weight_bits not in (4, 8):
         raise InputError(f"weight_bits is {weight_bits!r}; the engine takes weights of 4 or 8 bits")
-    read = {layer.input for layer in model.layers}
+    read = {name for layer in model.layers for name in (layer.input, layer.other)}
     shown = {output.tensor for output in model.outputs}
     observers: dict[str, Observer] = {}
     for graph_input in model.inputs:
         observers[graph_input.tensor] = make_observer(method)
     for layer in model.layers:
-        if layer.output in read or layer.functions:
+        if _is_int8(layer, read):
             observers[_observed(layer)] = make_observer(method)
+        if layer.other:
+            observers[layer.output] = make_observer(method)
     seen = 0
     for batch in _batches(model, calibration):
         for tensor, values in _activations(model, batch):
@@ -127,7 +136,7 @@ def quantize_input(spec: QuantInput, x: Any) -> NDArray[Any]:
     """
     if spec.dtype == "float32":
         x = apply_functions(spec.functions, _float_input(spec.name, spec.shape, x))
-        return quantise(x, spec.scale, spec.zero_point, spec.bits)
+        return spec.arrangement.apply(quantise(x, spec.scale, spec.zero_point, spec.bits))
     array = _array(spec.name, x)
     if array.dtype != np.dtype(spec.dtype):
         raise InputError(
@@ -135,6 +144,7 @@ def quantize_input(spec: QuantInput, x: Any) -> NDArray[Any]:
             "quantised and takes integers."
         )
     flat = np.ascontiguousarray(_flattened(spec.name, spec.shape, array))
+    flat = spec.arrangement.apply(flat)
     return flat.view(np.int8) ^ np.int8(-128) if spec.dtype == "uint8" else flat
 
 
@@ -146,15 +156,18 @@ def dequantize_output(spec: QuantOutput, tensor: NDArray[Any]) -> NDArray[Any]:
         tensor: INT8, INT16 states, or INT32 where the layer that made it gives sums.
     """
     result: NDArray[Any] = tensor
-    if spec.dtype == "float32":
+    if spec.dtype == "float32" or spec.functions:
         scale = spec.scale
         if scale.size > 1:  # one for each row, of every pixel or step
             pixels = tensor.shape[1] // (spec.steps * scale.size)
             scale = np.tile(np.repeat(scale, pixels), spec.steps)
-        values = dequantise(tensor, scale, spec.zero_point)
-        result = apply_functions(spec.functions, values)
-    elif spec.dtype == "uint8":
-        result = np.ascontiguousarray(tensor ^ np.int8(-128)).view(np.uint8)
+        floats = spec.arrangement.apply(dequantise(tensor, scale, spec.zero_point))
+        values: NDArray[Any] = apply_functions(spec.functions, floats)
+        result = values if spec.dtype == "float32" else values.astype(np.int8)
+    else:
+        result = spec.arrangement.apply(tensor)
+    if spec.dtype == "uint8":
+        result = np.ascontiguousarray(result ^ np.int8(-128)).view(np.uint8)
     return result.reshape(len(tensor), *spec.shape)
 
 
@@ -180,53 +193,85 @@ class _Quantizer:
             except ModelError as error:
                 raise ModelError(f"layer {layer.name!r}: {error}") from None
         inputs = [
-            QuantInput(i.name, i.tensor, i.shape, "float32", *self.scales[i.tensor], i.functions)
+            QuantInput(
+                i.name, i.tensor, i.shape, "float32", *self.scales[i.tensor], i.functions,
+                arrangement=i.arrangement, tensor_shape=i.tensor_shape,
+            )
             for i in self.model.inputs
-        ]
+        ]  # fmt: skip
         return QuantModel(self.model.name, inputs, self.layers, self._outputs())
 
     def _layer(self, layer: Layer, is_read: bool, is_shown: bool) -> None:
+        if layer.maximum:
+            self._maximum(layer)
+            return
         x_scale, x_zero_point = self.scales[layer.input]
-        weights, w_scale = _quantise_weights(layer, self.weight_bits)
+        weights, w_scale = _quantise_weights(layer, self.weight_bits, x_scale)
         scale = sum_scale(x_scale, w_scale)
-        bias = integer_bias(layer.bias, scale)
-        if is_read or layer.functions:
-            q_scale, q_zero_point = self.observed[_observed(layer)]
-            clamps, rest = _split(layer.functions)
-            table = clamp_table(clamps, q_scale, q_zero_point)
-            self.scales[layer.output] = q_scale, q_zero_point
-            if rest:
-                y = self.scales[layer.output] = _fixed_scale(rest)
-                table = function_table(layer.functions, q_scale, q_zero_point, *y)
-            m = multiplier(x_scale, w_scale, q_scale)
-            self.layers.append(
-                QuantLayer(layer.name, layer.input, layer.output, weights, bias, x_zero_point, m,
-                           q_zero_point, table, self.weight_bits)
-            )  # fmt: skip
-        if is_shown and not layer.functions:
-            name, tensor = layer.name, layer.output
+        sums = QuantLayer(
+            layer.name, layer.input, layer.output, weights, integer_bias(layer.bias, scale),
+            x_zero_point, None, weight_bits=self.weight_bits, window=layer.window,
+            groups=layer.groups,
+        )  # fmt: skip
+        if is_read or layer.functions or layer.other:
+            self.layers.append(self._requantised(layer, sums, w_scale))
+        if is_shown and not layer.functions and not layer.other:
             if is_read:
-                name, tensor = self._new_name(name), self._new_name(tensor)
-            self.sums[layer.output] = tensor, scale
-            self.layers.append(
-                QuantLayer(name, layer.input, tensor, weights, bias, x_zero_point, None,
-                           weight_bits=self.weight_bits)
-            )  # fmt: skip
+                sums.name, sums.output = self._new_name(layer.name), self._new_name(layer.output)
+            self.sums[layer.output] = sums.output, scale
+            self.layers.append(sums)
+
+    def _requantised(self, layer: Layer, sums: QuantLayer, w_scale: Float) -> QuantLayer:
+        """The layer that gives INT8 where `sums` gives sums."""
+        q_scale, q_zero_point = q = self.observed[_observed(layer)]
+        made = replace(
+            sums, multiplier=multiplier(self.scales[layer.input][0], w_scale, q_scale),
+            zero_point=q_zero_point,
+        )  # fmt: skip
+        if layer.other:
+            y = self.scales[layer.output] = self.observed[layer.output]
+            made.combination = sum_of(layer.other, q, self.scales[layer.other], y, layer.functions)
+            return made
+        clamps, rest = _split(layer.functions)
+        made.table = clamp_table(clamps, *q)
+        self.scales[layer.output] = q
+        if rest:
+            y = self.scales[layer.output] = _fixed_scale(rest)
+            made.table = function_table(layer.functions, *q, *y)
+        return made
+
+    def _maximum(self, layer: Layer) -> None:
+        """The largest of the integers as they are; functions are a table behind it."""
+        x = self.scales[layer.output] = self.scales[layer.input]
+        channels = len(layer.weights)
+        made = QuantLayer(
+            layer.name, layer.input, layer.output, np.ones(layer.weights.shape, np.int8),
+            np.zeros(channels, np.int32), 0, np.ones(channels, np.float32), window=layer.window,
+            groups=layer.groups, maximum=True,
+        )  # fmt: skip
+        clamps, rest = _split(layer.functions)
+        made.table = clamp_table(clamps, *x)
+        if rest:
+            y = self.scales[layer.output] = _fixed_scale(rest)
+            made.table = function_table(layer.functions, *x, *y)
+        self.layers.append(made)
 
     def _outputs(self) -> list[QuantOutput]:
         outputs = []
         for out in self.model.outputs:
+            made = QuantOutput(
+                out.name, out.tensor, out.shape, "float32", functions=out.functions,
+                arrangement=out.arrangement,
+            )  # fmt: skip
             if out.tensor in self.sums:
                 tensor, scale = self.sums[out.tensor]
-                outputs.append(QuantOutput(out.name, tensor, out.shape, "float32", scale))
+                outputs.append(replace(made, tensor=tensor, scale=scale))
             else:
                 if out.tensor not in {layer.output for layer in self.layers}:
                     raise ModelError(f"output {out.name!r} does not come from a layer.")
                 y_scale, zero_point = self.scales[out.tensor]
                 scale = np.array([y_scale], np.float32)
-                outputs.append(
-                    QuantOutput(out.name, out.tensor, out.shape, "float32", scale, zero_point)
-                )
+                outputs.append(replace(made, scale=scale, zero_point=zero_point))
         return outputs
 
     def _new_name(self, name: str) -> str:
@@ -237,16 +282,26 @@ class _Quantizer:
         return name
 
 
-def _quantise_weights(layer: Layer, bits: int) -> tuple[NDArray[np.int8], Float]:
-    """Weights (M, K) of `bits` bits and their scale (M,); rows of zeros have scale 1."""
+def _quantise_weights(
+    layer: Layer, bits: int, x_scale: np.float32
+) -> tuple[NDArray[np.int8], Float]:
+    """Weights of `bits` bits and their scale (M,); rows of zeros without a bias have scale 1.
+
+    A row of equal weights without a bias is an average: ones, and the scale exactly the weight. A
+    row whose weights are next to nothing beside its bias has the scale that its bias needs.
+    """
     if not (np.isfinite(layer.weights).all() and np.isfinite(layer.bias).all()):
         raise ModelError("weights or bias hold NaN or infinity; train or export the model again.")
     limit = 2 ** (bits - 1) - 1
-    largest = np.abs(layer.weights).max(axis=1)
-    scale = np.maximum(largest / np.float32(limit), np.float32(MIN_SCALE)).astype(np.float32)
-    scale[largest == 0] = 1.0
-    steps = np.rint(layer.weights / scale[:, None])
-    return np.clip(steps, -limit, limit).astype(np.int8), scale
+    flat = layer.weights.reshape(len(layer.weights), -1)
+    largest = np.abs(flat).max(axis=1)
+    averages = (flat == largest[:, None]).all(axis=1) & (layer.bias == 0)
+    steps = np.where(averages, np.float32(1), np.float32(limit))
+    of_bias = np.abs(layer.bias) / (np.float64(x_scale) * _MOST_BIAS)
+    scale = np.maximum(np.maximum(largest / steps, of_bias), MIN_SCALE).astype(np.float32)
+    scale[(largest == 0) & (layer.bias == 0)] = 1.0
+    integers = np.clip(np.rint(flat / scale[:, None]), -limit, limit).astype(np.int8)
+    return integers.reshape(layer.weights.shape), scale
 
 
 def _split(functions: tuple[Function, ...]) -> tuple[tuple[Function, ...], tuple[Function, ...]]:
@@ -260,22 +315,33 @@ def _fixed_scale(functions: tuple[Function, ...]) -> Scale:
     return _FIXED_SCALES[[f for f in functions if not f.clamps][-1].name]
 
 
+def _is_int8(layer: Layer, read: set[str]) -> bool:
+    """Whether a layer has a scale of its own to be calibrated: not for sums alone, nor maxima."""
+    return not layer.maximum and bool(layer.output in read or layer.functions or layer.other)
+
+
 def _observed(layer: Layer) -> str:
-    """What is calibrated for a layer: its output, or what its first sigmoid or tanh reads."""
-    return f"\0before {layer.output}" if _split(layer.functions)[1] else layer.output
+    """What is calibrated for a layer: its output, or what stands before its first sigmoid or tanh,
+    or before an addition."""
+    before = layer.other or _split(layer.functions)[1]
+    return f"\0before {layer.output}" if before else layer.output
 
 
 def _activations(model: Model, batch: Mapping[str, Float]) -> Iterator[tuple[str, Float]]:
     """Every tensor in turn, those that `_observed` names before a function included."""
     tensors = {}
     for spec in model.inputs:
-        tensors[spec.tensor] = apply_functions(spec.functions, batch[spec.name])
+        values = apply_functions(spec.functions, batch[spec.name])
+        tensors[spec.tensor] = spec.arrangement.apply(values)
         yield spec.tensor, tensors[spec.tensor]
     for layer in model.layers:
         clamps, rest = _split(layer.functions)
         with np.errstate(over="ignore", invalid="ignore"):
-            sums = tensors[layer.input] @ layer.weights.T + layer.bias
-            before = apply_functions(clamps, sums)
+            before = layer_sums(layer, tensors[layer.input])
+            if layer.other:
+                yield _observed(layer), before
+                before = before + tensors[layer.other]
+            before = apply_functions(clamps, before)
         if rest:
             yield _observed(layer), before
         tensors[layer.output] = apply_functions(rest, before)

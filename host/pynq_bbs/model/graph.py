@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrangement import AS_IT_IS, Arrangement
+
 if TYPE_CHECKING:
     from .recurrent import RecurrentLayer
 
@@ -25,12 +27,27 @@ _FUNCTIONS: dict[str, Callable[..., Float]] = {
     "clip": lambda x, low, high: np.clip(x, np.float32(low), np.float32(high)),
     "sigmoid": lambda x: (1.0 / (1.0 + np.exp(-x.astype(np.float64)))).astype(np.float32),
     "tanh": lambda x: np.tanh(x.astype(np.float64)).astype(np.float32),
+    "softmax": lambda x, size: _softmax(x.reshape(-1, int(size))).reshape(x.shape),
+    "quantise": lambda x, scale, zero_point: np.clip(
+        np.rint(x / np.float32(scale)) + np.float32(zero_point), -128, 127
+    ),
+    "dequantise": lambda x, scale, zero_point: (x - np.float32(zero_point)) * np.float32(scale),
 }
+
+
+def _softmax(x: Float) -> Float:
+    shifted = np.exp(x.astype(np.float64) - x.max(axis=1, keepdims=True))
+    result: Float = (shifted / shifted.sum(axis=1, keepdims=True)).astype(np.float32)
+    return result
 
 
 @dataclass(frozen=True)
 class Function:
-    """A pointwise function of one float: `relu`, `clip` (low, high), `sigmoid`, `tanh`."""
+    """A pointwise function of one float: `relu`, `clip` (low, high), `sigmoid`, `tanh`.
+
+    On the host, behind an output, also `softmax` (over as many neighbours as it says), and
+    `quantise` and `dequantise` (scale, zero point), between floats and INT8.
+    """
 
     name: str
     parameters: tuple[float, ...] = ()
@@ -43,6 +60,11 @@ class Function:
     def clamps(self) -> bool:
         """True where the function only limits its input, so that INT8 loses nothing by it."""
         return self.name in ("relu", "clip")
+
+    @property
+    def on_host(self) -> bool:
+        """True where a value depends on its neighbours, so that no table can do it."""
+        return self.name == "softmax"
 
 
 def apply_functions(functions: tuple[Function, ...], x: Float) -> Float:
@@ -57,13 +79,17 @@ class GraphInput:
     """One input of a model; `shape` leaves the batch dimension out.
 
     The layers read `functions(input)` under the name `tensor` (empty: the input's own name). An
-    input that is read in several forms stands in several entries of the same `name`.
+    input that is read in several forms stands in several entries of the same `name`. The layers
+    see it in the order of `arrangement`, as an image of `tensor_shape` (C, H, W) where it is one
+    (empty: `shape`).
     """
 
     name: str
     shape: tuple[int, ...]
     functions: tuple[Function, ...] = ()
     tensor: str = ""
+    arrangement: Arrangement = AS_IT_IS
+    tensor_shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.tensor:
@@ -76,23 +102,35 @@ class GraphInput:
 
 @dataclass(frozen=True)
 class GraphOutput:
-    """One output of a model: which tensor it shows, in which shape (batch left out)."""
+    """One output of a model: which tensor it shows, in which order and shape (batch left out), and
+    what the host applies to it."""
 
     name: str
     tensor: str
     shape: tuple[int, ...]
+    functions: tuple[Function, ...] = ()
+    arrangement: Arrangement = AS_IT_IS
 
 
 @dataclass
 class Layer:
-    """`output = functions(weights @ input + bias)` in float32."""
+    """`output = functions(weights @ input + bias + other)` in float32.
+
+    With a `window` the same for each of its places: a convolution in `groups`, padded with zeros;
+    with `maximum` the largest of the window's inputs instead of their product. `other` is a tensor
+    of the output's shape, or none.
+    """
 
     name: str
     input: str
     output: str
-    weights: Float  # (M, K)
+    weights: Float  # (M, K); with a window (M, C / groups, kernel height, width)
     bias: Float  # (M,)
     functions: tuple[Function, ...] = ()
+    window: Window | None = None
+    groups: int = 1
+    maximum: bool = False
+    other: str = ""
 
 
 @dataclass
@@ -112,7 +150,9 @@ class QuantInput:
     `dtype` is what the user hands in. float32: `functions`, then
     `saturate(round_half_even(x / scale) + zero_point)`. uint8: minus 128. int8: as it is.
     `zero_point` is that of the INT8 tensor. Of `shape` the first dimension may be `steps` of a
-    sequence. With `bits` 16 it is the states of a recurrent layer, INT16.
+    sequence. With `bits` 16 it is the states of a recurrent layer, INT16. The tensor has the
+    input's values in the order of `arrangement`; it is an image of `tensor_shape` (C, H, W) where
+    the model has windows (empty: `shape`).
     """
 
     name: str
@@ -124,6 +164,8 @@ class QuantInput:
     functions: tuple[Function, ...] = ()
     steps: int = 1
     bits: int = 8
+    arrangement: Arrangement = AS_IT_IS
+    tensor_shape: tuple[int, ...] = ()
 
     @property
     def features(self) -> int:
@@ -234,7 +276,9 @@ class QuantOutput:
 
     `dtype` is what the user gets. float32: `functions((tensor - zero_point) * scale)`, with one
     scale, or one for each row. uint8: plus 128. int8, int16 and int32: as it is. `zero_point` is
-    that of the INT8 tensor. Of `shape` the first dimension may be `steps` of a sequence.
+    that of the INT8 tensor. Of `shape` the first dimension may be `steps` of a sequence. The output
+    has the tensor's values in the order of `arrangement`. With functions, int8 and uint8 are what
+    the last of them, `quantise`, gives.
     """
 
     name: str
@@ -245,6 +289,7 @@ class QuantOutput:
     zero_point: int = 0
     functions: tuple[Function, ...] = ()
     steps: int = 1
+    arrangement: Arrangement = AS_IT_IS
 
 
 @dataclass(frozen=True)

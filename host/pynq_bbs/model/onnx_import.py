@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX models: fully connected ones become a `Model` or `QuantModel`, any can be checked."""
+"""ONNX models: what the engine runs becomes a `Model` or `QuantModel`, any can be checked."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import UnsupportedModelError
-from .graph import Float, Function, GraphInput, GraphOutput, Layer, Model, QuantModel
+from .graph import Function, GraphInput, GraphOutput, Layer, Model, QuantModel
 from .onnx_file import read_graph
 from .onnx_integers import integer_model
-from .onnx_plan import Plan
+from .onnx_plan import Plan, unmoved
 from .onnx_reader import NodeCheck, Reading, read_values
-from .onnx_values import Linear, Step
+from .onnx_values import Linear, Operator, Pool, Step, Sum, Value
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -68,40 +68,87 @@ def _lower(reading: Reading) -> Model | QuantModel:
 
 def _float_model(reading: Reading) -> Model:
     """Layers with the functions behind them, in as many forms as are needed."""
-    plan = Plan(reading, lambda value: (value.steps, ()))
+    plan = Plan(reading, _split)
     inputs = [
-        GraphInput(base.name, base.shape, _functions(steps), plan.tensor(base, steps))
+        GraphInput(
+            base.name, base.given, _functions(steps), plan.tensor(base, steps), base.arrangement,
+            base.shape,
+        )
         for base in plan.inputs
         for steps in plan.forms[base]
+    ]  # fmt: skip
+    layers = [
+        layer
+        for operator in plan.operators
+        for steps in plan.forms[operator]
+        for layer in _float_layers(plan, operator, steps)
     ]
-    layers = []
-    for linear in plan.linears:
-        weights, bias = _float_numbers(linear)
-        source = plan.tensor(linear.source.base, linear.source.steps)
-        for steps in plan.forms[linear]:
-            layers.append(
-                Layer(
-                    plan.layer(linear),
-                    source,
-                    plan.tensor(linear, steps),
-                    weights,
-                    bias,
-                    _functions(steps),
-                )
-            )
-    outputs = [
-        GraphOutput(name, plan.tensor(value.base, value.steps), value.shape)
-        for name, value in reading.outputs.items()
-    ]
+    outputs = []
+    for name, value in reading.outputs.items():
+        steps, rest = _split(value)
+        tensor = plan.tensor(value.base, steps)
+        outputs.append(GraphOutput(name, tensor, value.shape, _functions(rest), value.arrangement))
     return Model(reading.name, inputs, layers, outputs)
+
+
+def _split(value: Value) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
+    """From the first function on that only the host can do, steps are its."""
+    steps = value.steps
+    cut = next((i for i, s in enumerate(steps) if isinstance(s, Function) and s.on_host), None)
+    return steps[:cut], () if cut is None else steps[cut:]
 
 
 def _functions(steps: tuple[Step, ...]) -> tuple[Function, ...]:
     return tuple(step for step in steps if isinstance(step, Function))
 
 
-def _float_numbers(linear: Linear) -> tuple[Float, Float]:
-    weights = np.ascontiguousarray(linear.weights.value, np.float32)
-    if linear.bias is None:
-        return weights, np.zeros(len(weights), np.float32)
-    return weights, np.ascontiguousarray(linear.bias.value, np.float32)
+def _float_layers(plan: Plan, operator: Operator, steps: tuple[Step, ...]) -> list[Layer]:
+    """What gives `operator` in this form. A sum through a curve takes a layer more: sums end with a
+    clamp."""
+    output, functions = plan.tensor(operator, steps), _functions(steps)
+    if not isinstance(operator, Sum):
+        return [_float_layer(plan, operator, output, functions)]
+    own = plan.adds.get(operator, 0)
+    source = operator.sources[own]
+    if operator in plan.adds:
+        assert isinstance(source.base, (Linear, Pool))
+        layer = _float_layer(plan, source.base, output, functions)
+    else:
+        tensor = plan.tensor(source.base, source.steps)
+        layer = _unchanged(plan, operator, tensor, output, functions)
+    other = operator.sources[1 - own]
+    layer.other = plan.tensor(other.base, other.steps)
+    if all(f.clamps for f in functions):
+        return [layer]
+    layer.output, layer.functions = plan.tensor(operator, (Function("sum"),)), ()
+    return [layer, _unchanged(plan, operator, layer.output, output, functions)]
+
+
+def _float_layer(
+    plan: Plan, operator: Linear | Pool, output: str, functions: tuple[Function, ...]
+) -> Layer:
+    source = plan.tensor(operator.source.base, operator.source.steps)
+    name = plan.layer(operator)
+    if isinstance(operator, Pool):
+        channels, window = operator.window.channels, operator.window
+        number = 1.0 if operator.maximum else 1.0 / operator.taps
+        weights = np.full((channels, 1, *window.kernel), number, np.float32)
+        bias = np.zeros(channels, np.float32)
+        return Layer(
+            name, source, output, weights, bias, functions, window, channels, operator.maximum
+        )
+    weights = np.ascontiguousarray(operator.weights.value, np.float32)
+    bias = np.zeros(len(weights), np.float32)
+    if operator.bias is not None:
+        bias = np.ascontiguousarray(operator.bias.value, np.float32)
+    return Layer(name, source, output, weights, bias, functions, operator.window, operator.groups)
+
+
+def _unchanged(
+    plan: Plan, operator: Sum, source: str, output: str, functions: tuple[Function, ...]
+) -> Layer:
+    """A layer that gives what it reads."""
+    weights, window = unmoved(operator.sources[0])
+    bias = np.zeros(len(weights), np.float32)
+    name = plan.layer(operator)
+    return Layer(name, source, output, weights.astype(np.float32), bias, functions, window)

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A quantised ONNX graph as the integer operators that it describes (DESIGN.md section 3).
 
-`DequantizeLinear -> MatMul (-> Add) (-> functions) -> QuantizeLinear` is one layer.
+`DequantizeLinear -> MatMul or Conv (-> Add) (-> functions) -> QuantizeLinear` is one layer. So is
+an average; a maximum is of the integers as they are. The sum of two tensors is part of the layer
+that makes one of them, where nothing else reads that one, or else a layer of its own.
 
 - Relu and Clip between the operator and its QuantizeLinear clamp in the output's scale, exactly.
 - Sigmoid and tanh there have no scale for what they read. The definition: the sums are requantised
@@ -9,11 +11,15 @@
   to within half a step; a table leads from there to the output's scale.
 - Functions between a DequantizeLinear and a QuantizeLinear are tables, exactly.
 - Functions behind the last DequantizeLinear, or behind an operator whose result is not
-  quantised, are applied to the model's output in float32, exactly.
+  quantised, are applied to the model's output in float32, exactly. Softmax, and what follows it, is
+  always among those.
 - UINT8 tensors are INT8 tensors shifted by 128.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +30,25 @@ from .arithmetic import (
     function_table,
     integer_bias,
     multiplier,
+    sum_of,
     sum_scale,
     then,
 )
 from .graph import Float, Function, QuantInput, QuantLayer, QuantModel, QuantOutput
-from .onnx_plan import Plan
+from .onnx_plan import Plan, unmoved
 from .onnx_reader import Problem, Reading
-from .onnx_values import Constant, Dequantise, Linear, ModelInput, Quantise, Step, Value
+from .onnx_values import (
+    Constant,
+    Dequantise,
+    Linear,
+    ModelInput,
+    Operator,
+    Pool,
+    Quantise,
+    Step,
+    Sum,
+    Value,
+)
 
 Steps = tuple[Step, ...]
 Int8 = NDArray[np.int8]
@@ -53,9 +71,14 @@ def integer_model(reading: Reading) -> QuantModel:
 
 
 def split(value: Value) -> tuple[Steps, Steps]:
-    """Up to the last QuantizeLinear a tensor's steps are the producer's, then its reader's."""
-    cut = max((i + 1 for i, s in enumerate(value.steps) if isinstance(s, Quantise)), default=0)
-    return value.steps[:cut], value.steps[cut:]
+    """Up to the last QuantizeLinear a tensor's steps are the producer's, then its reader's; what
+    the host does is always the reader's."""
+    steps = value.steps
+    end = next(
+        (i for i, s in enumerate(steps) if isinstance(s, Function) and s.on_host), len(steps)
+    )
+    cut = max((i + 1 for i, s in enumerate(steps[:end]) if isinstance(s, Quantise)), default=0)
+    return steps[:cut], steps[cut:]
 
 
 class _Refusal(Exception):  # noqa: N818 - becomes a line of UnsupportedModelError
@@ -67,7 +90,7 @@ class _Integers:
         self.reading = reading
         self.plan = Plan(reading, split)
         self.layers: list[QuantLayer] = []
-        self.sums: dict[Linear, Float] = {}  # scale of the sums of every layer
+        self.sums: dict[Operator, Float] = {}  # scale of the sums of every layer
 
     def run(self) -> QuantModel:
         inputs = []
@@ -77,11 +100,12 @@ class _Integers:
                     inputs.append(self._input(base, steps))
                 except _Refusal as problem:
                     self._report("input", base.name, problem)
-        for linear in self.plan.linears:
-            try:
-                self._linear(linear)
-            except (_Refusal, ModelError) as problem:
-                self._report("node", linear.node, problem)
+        for operator in self.plan.operators:
+            for steps in self.plan.forms[operator]:
+                layer = self._layer(operator, steps)
+                if layer is None:
+                    break
+                self.layers.append(layer)
         self.reading.refuse()
         outputs = [self._output(name, value) for name, value in self.reading.outputs.items()]
         return QuantModel(self.reading.name, inputs, self.layers, outputs)
@@ -90,108 +114,214 @@ class _Integers:
         self.reading.problems.append(Problem(kind, name, "", str(problem)))
 
     def _input(self, base: ModelInput, steps: Steps) -> QuantInput:
-        tensor = self.plan.tensor(base, steps)
+        plain = QuantInput(
+            base.name, self.plan.tensor(base, steps), base.given, base.dtype, np.float32(1), 0,
+            arrangement=base.arrangement, tensor_shape=base.shape,
+        )  # fmt: skip
         if base.dtype != "float32":
             if steps:
                 raise _Refusal("its integers are requantised before any layer reads them")
             scale, zero_point = self._scale_at_readers(base)
-            return QuantInput(base.name, tensor, base.shape, base.dtype, scale, zero_point)
+            return replace(plain, scale=scale, zero_point=zero_point)
         if not steps or any(not isinstance(s, Function) for s in steps[:-1]):
             what = "quantised more than once" if steps else "not quantised"
             raise _Refusal(f"is {what} before a layer reads it; put one QuantizeLinear there")
         last = steps[-1]
         assert isinstance(last, Quantise)  # `split` cuts behind one
-        return QuantInput(
-            base.name, tensor, base.shape, "float32", last.scale, last.zero_point,
-            _functions(steps),
-        )  # fmt: skip
+        return replace(
+            plain, scale=last.scale, zero_point=last.zero_point, functions=_functions(steps)
+        )
 
     def _scale_at_readers(self, base: ModelInput) -> tuple[np.float32, int]:
         """What an integer input is worth; for information, layers have their own zero point."""
-        for linear in self.plan.linears:
-            step = linear.source.steps[0] if linear.source.steps else None
-            if linear.source.base is base and isinstance(step, Dequantise):
-                return step.scale, step.zero_point
+        for operator in self.plan.operators:
+            for source in operator.sources:
+                step = source.steps[0] if source.steps else None
+                if source.base == base and isinstance(step, Dequantise):
+                    return step.scale, step.zero_point
         return np.float32(1), 0
 
-    def _linear(self, linear: Linear) -> None:
-        source_steps, reader = split(linear.source)
-        if len(reader) != 1 or not isinstance(reader[0], Dequantise):
-            raise _Refusal(
-                "its input is not quantised; put QuantizeLinear and DequantizeLinear right before "
-                "it, behind any function"
-            )
-        x = reader[0]
-        weights, w_scale = _integer_weights(linear.weights)
-        scale = sum_scale(x.scale, w_scale)
-        bias = _integer_bias(linear.bias, scale)
-        self.sums[linear] = scale
-        source = self.plan.tensor(linear.source.base, source_steps)
-        for steps in self.plan.forms[linear]:
-            layer = QuantLayer(
-                self.plan.layer(linear),
-                source,
-                self.plan.tensor(linear, steps),
-                weights,
-                bias,
-                x.zero_point,
-                None,
-            )
-            if steps:
-                self._requantise(layer, x.scale, w_scale, steps)
-            elif self._is_read_by_layer(linear):
-                raise _Refusal(
-                    "its INT32 sums are read by another layer; put QuantizeLinear and "
-                    "DequantizeLinear between them"
-                )
-            self.layers.append(layer)
+    def _layer(self, operator: Operator, steps: Steps) -> QuantLayer | None:
+        """The layer that gives `operator` in this form; None, and a report, where it cannot."""
+        try:
+            if isinstance(operator, Linear):
+                return self._linear(operator, steps)
+            if isinstance(operator, Sum):
+                return self._sum(operator, steps)
+            return (self._maximum if operator.maximum else self._average)(operator, steps)
+        except (_Refusal, ModelError) as problem:
+            self._report("node", operator.node, problem)
+            return None
 
-    def _is_read_by_layer(self, linear: Linear) -> bool:
-        return any(
-            other.source.base is linear and not split(other.source)[0]
-            for other in self.plan.linears
+    def _plain(
+        self, operator: Operator, source: Value, steps: Steps, weights: Int8, zero_point: int
+    ) -> QuantLayer:
+        """A layer without its numbers."""
+        return QuantLayer(
+            name=self.plan.layer(operator),
+            input=self._tensor(source),
+            output=self.plan.tensor(operator, steps),
+            weights=weights,
+            bias=np.zeros(len(weights), np.int32),
+            input_zero_point=zero_point,
+            multiplier=None,
         )
 
-    def _requantise(
-        self, layer: QuantLayer, x_scale: np.float32, w_scale: Float, steps: Steps
-    ) -> None:
-        """Fill in multiplier, zero point and table; `steps` end with a Quantise."""
-        first = next(i for i, s in enumerate(steps) if isinstance(s, Quantise))
-        y = steps[first]
-        assert isinstance(y, Quantise)
-        functions = _functions(steps[:first])
-        curved = [f for f in functions if not f.clamps]
-        if curved:
-            y_scale = np.float32(FUNCTION_RANGES[curved[0].name] / 127.0)
-            layer.zero_point = 0
-            layer.table = function_table(functions, y_scale, 0, y.scale, y.zero_point)
+    def _tensor(self, source: Value) -> str:
+        return self.plan.tensor(source.base, split(source)[0])
+
+    def _linear(self, linear: Linear, steps: Steps) -> QuantLayer:
+        x = _scale(linear.source)
+        weights, w_scale = _integer_weights(linear.weights)
+        scale = self.sums[linear] = sum_scale(x.scale, w_scale)
+        layer = self._plain(linear, linear.source, steps, weights, x.zero_point)
+        layer.bias = _integer_bias(linear.bias, scale)
+        layer.window, layer.groups = linear.window, linear.groups
+        if steps:
+            _requantise(layer, lambda y_scale: multiplier(x.scale, w_scale, y_scale), steps)
         else:
-            y_scale = y.scale
-            layer.zero_point = y.zero_point
-            layer.table = clamp_table(functions, y.scale, y.zero_point)
-        layer.multiplier = multiplier(x_scale, w_scale, y_scale)
-        layer.table = then(layer.table, _later_table(steps[first + 1 :]))
+            self._check_sums(linear)
+        return layer
+
+    def _average(self, pool: Pool, steps: Steps) -> QuantLayer:
+        x, ones = _scale(pool.source), np.ones(pool.window.channels, np.float32)
+        taps = np.float32(pool.taps)
+        self.sums[pool] = sum_scale(x.scale, ones / taps)
+        layer = self._pooling(pool, steps, x.zero_point)
+        if steps:
+            _requantise(layer, lambda y_scale: multiplier(x.scale, ones, taps * y_scale), steps)
+        else:
+            self._check_sums(pool)
+        return layer
+
+    def _maximum(self, pool: Pool, steps: Steps) -> QuantLayer:
+        if pool.dtype not in ("int8", "uint8") or split(pool.source)[1]:
+            raise _Refusal(_UNQUANTISED)
+        layer = replace(self._pooling(pool, steps, 0), maximum=True)
+        layer.multiplier = np.ones(pool.window.channels, np.float32)
+        layer.table = _later_table(steps)
+        return layer
+
+    def _pooling(self, pool: Pool, steps: Steps, zero_point: int) -> QuantLayer:
+        window, channels = pool.window, pool.window.channels
+        weights = np.ones((channels, 1, *window.kernel), np.int8)
+        layer = self._plain(pool, pool.source, steps, weights, zero_point)
+        return replace(layer, window=window, groups=channels)
+
+    def _sum(self, base: Sum, steps: Steps) -> QuantLayer | None:
+        scales = [(x.scale, x.zero_point) for x in map(_scale, base.sources)]
+        first = next((i for i, s in enumerate(steps) if isinstance(s, Quantise)), None)
+        if first is None:
+            raise _Refusal("its result is not quantised; put QuantizeLinear behind it")
+        y, functions = steps[first], _functions(steps[:first])
+        assert isinstance(y, Quantise)
+        if steps[first + 1 :] or not all(f.clamps for f in functions):
+            raise _Refusal(
+                "a function other than Relu and Clip stands behind an addition; it is supported "
+                "behind linear layers only"
+            )
+        own = self.plan.adds.get(base)
+        layer: QuantLayer | None
+        if own is None:
+            own, source = 0, base.sources[0]
+            weights, window = unmoved(source)
+            layer = self._plain(base, source, steps, weights.astype(np.int8), scales[0][1])
+            layer.window, layer.zero_point = window, scales[0][1]
+            layer.multiplier = np.ones(len(weights), np.float32)
+        else:
+            source = base.sources[own]
+            assert isinstance(source.base, (Linear, Pool))
+            layer = self._layer(source.base, split(source)[0])
+        if layer is None:
+            return None
+        other = self._tensor(base.sources[1 - own])
+        y_scale = y.scale, y.zero_point
+        both = sum_of(other, scales[own], scales[1 - own], y_scale, functions)
+        return replace(layer, output=self.plan.tensor(base, steps), combination=both)
+
+    def _check_sums(self, operator: Operator) -> None:
+        """No layer reads INT32 sums."""
+        for other in self.plan.operators:
+            for source in other.sources:
+                if source.base is operator and not split(source)[0]:
+                    raise _Refusal(
+                        "its INT32 sums are read by another layer; put QuantizeLinear and "
+                        "DequantizeLinear between them"
+                    )
 
     def _output(self, name: str, value: Value) -> QuantOutput:
         steps, reader = split(value)
-        tensor = self.plan.tensor(value.base, steps)
-        functions = _functions(reader)
-        if not steps:
-            assert isinstance(value.base, Linear)  # the reader refuses other outputs
+        output = QuantOutput(
+            name, self.plan.tensor(value.base, steps), value.shape, value.dtype,
+            arrangement=value.arrangement,
+        )  # fmt: skip
+        if not steps and value.base in self.sums:
+            assert isinstance(value.base, (Linear, Pool))
             if value.dtype == "int32":
-                return QuantOutput(name, tensor, value.shape, "int32")
+                return output
             scale = self.sums[value.base]
-            return QuantOutput(name, tensor, value.shape, "float32", scale, 0, functions)
-        last = reader[0] if reader else steps[-1]
+            return replace(output, scale=scale, functions=_on_host(reader))
+        last = reader[0] if reader else steps[-1] if steps else Dequantise(np.float32(1), 0)
         assert isinstance(last, (Quantise, Dequantise))
         scale = np.array([last.scale], np.float32)
-        return QuantOutput(
-            name, tensor, value.shape, value.dtype, scale, last.zero_point, functions
+        return replace(
+            output, scale=scale, zero_point=last.zero_point, functions=_on_host(reader[1:])
         )
+
+
+#: What a layer's input lacks.
+_UNQUANTISED = (
+    "its input is not quantised; put QuantizeLinear and DequantizeLinear right before it, behind "
+    "any function"
+)
+
+
+def _scale(source: Value) -> Dequantise:
+    """Scale and zero point of what a layer reads."""
+    _, reader = split(source)
+    if len(reader) != 1 or not isinstance(reader[0], Dequantise):
+        raise _Refusal(_UNQUANTISED)
+    return reader[0]
+
+
+def _requantise(
+    layer: QuantLayer, multiplier_to: Callable[[np.float32], Float], steps: Steps
+) -> None:
+    """Fill in multiplier, zero point and table; `steps` hold a Quantise, and end with one.
+
+    `multiplier_to` gives the multiplier to a scale.
+    """
+    first = next(i for i, s in enumerate(steps) if isinstance(s, Quantise))
+    y = steps[first]
+    assert isinstance(y, Quantise)
+    functions = _functions(steps[:first])
+    curved = [f for f in functions if not f.clamps]
+    if curved:
+        y_scale = np.float32(FUNCTION_RANGES[curved[0].name] / 127.0)
+        layer.zero_point = 0
+        layer.table = function_table(functions, y_scale, 0, y.scale, y.zero_point)
+    else:
+        y_scale = y.scale
+        layer.zero_point = y.zero_point
+        layer.table = clamp_table(functions, y.scale, y.zero_point)
+    layer.multiplier = multiplier_to(y_scale)
+    layer.table = then(layer.table, _later_table(steps[first + 1 :]))
 
 
 def _functions(steps: Steps) -> tuple[Function, ...]:
     return tuple(step for step in steps if isinstance(step, Function))
+
+
+def _on_host(steps: Steps) -> tuple[Function, ...]:
+    """All that the host does behind the first DequantizeLinear of an output, or behind sums."""
+    functions = []
+    for step in steps:
+        if isinstance(step, Function):
+            functions.append(step)
+        else:
+            name = "quantise" if isinstance(step, Quantise) else "dequantise"
+            functions.append(Function(name, (float(step.scale), float(step.zero_point))))
+    return tuple(functions)
 
 
 def _later_table(steps: Steps) -> Int8 | None:
@@ -218,8 +348,9 @@ def _integer_weights(weights: Constant) -> tuple[Int8, Float]:
             "its weights are float32 while its input is INT8; quantise them "
             "(DequantizeLinear of an INT8 constant)"
         )
-    scale = weights.scale[:, 0]
-    if not (weights.scale == scale[:, None]).all():
+    scales = weights.scale.reshape(len(weights.scale), -1)
+    scale = scales[:, 0]
+    if not (scales == scale[:, None]).all():
         raise _Refusal("its weights have a scale per input feature; one per row is supported")
     low, high = int(weights.array.min()), int(weights.array.max())
     if low < -128 or high > 127:

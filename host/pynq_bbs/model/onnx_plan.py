@@ -1,12 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tensors a model needs: only those that a linear operator or an output reads."""
+"""Which tensors a model needs: only those that an operator or an output reads. And which layers
+make them: an addition is part of a layer that makes one of its operands, where it can be."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
+import numpy as np
+from numpy.typing import NDArray
+
+from .graph import Window
 from .onnx_reader import Key, Reading
-from .onnx_values import Base, Linear, ModelInput, Step, Value
+from .onnx_values import (
+    Base,
+    Linear,
+    ModelInput,
+    Opaque,
+    Operator,
+    Padded,
+    Pool,
+    Step,
+    Sum,
+    Value,
+    image_shape,
+)
 
 #: Cuts a value's steps in two: what is part of a tensor, and what its reader does.
 Split = Callable[[Value], tuple[tuple[Step, ...], tuple[Step, ...]]]
@@ -14,27 +32,59 @@ Split = Callable[[Value], tuple[tuple[Step, ...], tuple[Step, ...]]]
 
 class Plan:
     """The bases that the outputs depend on, in an order in which they can run, and the forms
-    (steps) in which each is needed."""
+    (steps) in which each is needed.
+
+    `adds` says of an addition which of its operands the layer makes that adds the other one; it has
+    no form of its own then. Of the others no layer makes either.
+    """
 
     def __init__(self, reading: Reading, split: Split) -> None:
         self.split = split
         self.forms: dict[Base, list[tuple[Step, ...]]] = {}
+        self.adds: dict[Sum, int] = {}
         self._names = reading.names
         self._used = set(reading.names.values())
         self._layers: set[str] = set()
+        reads: Counter[Key] = Counter()
         waiting = list(reading.outputs.values())
         while waiting:
             value = waiting.pop()
             steps, _ = split(value)
+            reads[value.base, steps] += 1
             forms = self.forms.setdefault(value.base, [])
             if steps not in forms:
                 forms.append(steps)
-                if len(forms) == 1 and isinstance(value.base, Linear):
-                    waiting.append(value.base.source)
+                if len(forms) == 1:
+                    waiting.extend(value.base.sources)
         # Nodes are read in an order in which they can run, so names are in that order too.
         order = list(dict.fromkeys(base for base, _ in reading.names))
-        self.inputs = [b for b in order if isinstance(b, ModelInput) and b in self.forms]
-        self.linears = [b for b in order if isinstance(b, Linear) and b in self.forms]
+        given = list(reading.inputs)
+        inputs = [base for base in self.forms if isinstance(base, ModelInput)]
+        self.inputs = sorted(inputs, key=lambda base: given.index(base.name))
+        self.operators: list[Operator] = [
+            base
+            for base in order
+            if base in self.forms and not isinstance(base, (ModelInput, Padded, Opaque))
+        ]
+        for base in self.operators:
+            if isinstance(base, Sum):
+                self._fuse(base, reads, reading.quantised)
+
+    def _fuse(self, base: Sum, reads: Counter[Key], quantised: bool) -> None:
+        """Let the later layer of those that make just what is added make the sum."""
+        found = -1
+        for index, value in enumerate(base.sources):
+            steps, _ = self.split(value)
+            source = value.base
+            moves = isinstance(source, Pool) and source.maximum
+            if moves or not isinstance(source, (Linear, Pool)) or bool(steps) != quantised:
+                continue
+            place = self.operators.index(source)
+            if reads[source, steps] == 1 and place > found:
+                found, self.adds[base] = place, index
+        if base in self.adds:
+            value = base.sources[self.adds[base]]
+            self.forms[value.base].remove(self.split(value)[0])
 
     def tensor(self, base: Base, steps: tuple[Step, ...]) -> str:
         """The tensor's name: the file's where it has one."""
@@ -43,15 +93,24 @@ class Plan:
             self._names[key] = _unused(_title(base), self._used)
         return self._names[key]
 
-    def layer(self, linear: Linear) -> str:
+    def layer(self, operator: Operator) -> str:
         """A name for one more layer made from this operator."""
-        return _unused(linear.node, self._layers)
+        return _unused(operator.node, self._layers)
+
+
+def unmoved(value: Value) -> tuple[NDArray[np.bool_], Window | None]:
+    """Weights and window of a layer that gives what it reads."""
+    channels, height, width = image_shape(value.base.shape)
+    weights = np.eye(channels, dtype=np.bool_)
+    if height == width == 1:
+        return weights, None
+    return weights[:, :, None, None], Window(channels, height, width, (1, 1))
 
 
 def _title(base: Base) -> str:
     if isinstance(base, ModelInput):
         return base.name
-    return base.node if isinstance(base, Linear) else "tensor"
+    return "tensor" if isinstance(base, Opaque) else base.node
 
 
 def _unused(name: str, used: set[str]) -> str:

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..errors import UnsupportedModelError
+from .graph import Function
 from .onnx_constants import fold
 from .onnx_file import FileGraph, FileNode, FileValue
-from .onnx_operators import ENGINE, HOST, OPERATORS, Context
+from .onnx_operands import Context
+from .onnx_operators import ENGINE, HOST, MICROSOFT, OPERATORS
 from .onnx_values import (
     Base,
     Constant,
     Dequantise,
-    Linear,
     ModelInput,
     Opaque,
+    Padded,
     Quantise,
     Step,
     UnsupportedNode,
@@ -26,6 +28,8 @@ from .onnx_values import (
 UNSUPPORTED = "unsupported"
 
 _INPUT_TYPES = ("float32", "int8", "uint8")
+
+_TABLES = {"": OPERATORS, "ai.onnx": OPERATORS, "com.microsoft": MICROSOFT}
 
 #: A tensor by what it is: two names for the same thing share it.
 Key = tuple[Base, tuple[Step, ...]]
@@ -100,7 +104,7 @@ def read_values(graph: FileGraph) -> Reading:
     values: dict[str, Value | Constant | Unknown] = {
         name: Constant(array) for name, array in graph.constants.items()
     }
-    context = Context(_common_batch(graph.inputs, reading))
+    context = Context(_common_batch(graph.inputs, reading), graph.opset)
     for spec in graph.inputs:
         values[spec.name] = _read_input(spec, reading)
     live = _live_nodes(graph)
@@ -150,7 +154,7 @@ def _read_input(spec: FileValue, reading: Reading) -> Value | Unknown:
         reading.problems.append(Problem("input", spec.name, "", reason))
         return Unknown(f"input {spec.name!r}")
     sizes = tuple(d for d in shape if d is not None)
-    value = Value(ModelInput(spec.name, spec.dtype, sizes), (), sizes, spec.dtype)
+    value = Value(ModelInput(spec.name, spec.dtype, sizes, sizes), (), sizes, spec.dtype)
     reading.inputs[spec.name] = value
     reading.names[(value.base, ())] = spec.name
     return value
@@ -182,19 +186,21 @@ def _read_node(
     known = [o for o in operands if not isinstance(o, Unknown)]
     constants = [o for o in known if not isinstance(o, Value)]
     try:
-        if node.domain not in ("", "ai.onnx"):
+        table = _TABLES.get(node.domain)
+        if table is None:
             raise UnsupportedNode(f"operators of domain {node.domain!r} are not supported")
         if not unknown and len(constants) == len(operands):
             results = fold(node, constants, graph.opset)
             runs, reason = HOST, "constant, computed when the model is read"
-        elif node.op not in OPERATORS:
-            raise UnsupportedNode(f"operator {node.op} is not supported")
+        elif node.op not in table:
+            named = f"{node.domain}.{node.op}" if table is MICROSOFT else node.op
+            raise UnsupportedNode(f"operator {named} is not supported")
         elif any(node.outputs[1:]):
             raise UnsupportedNode("only its first output is supported")
         elif unknown:
             reason = f"not judged: it reads the output of {unknown[0].node}"
         else:
-            operator, runs, reason = OPERATORS[node.op]
+            operator, runs, reason = table[node.op]
             value = operator(context, node, known)
             results = [value]
             if isinstance(value.base, ModelInput) and runs == ENGINE:
@@ -214,40 +220,45 @@ def _stand_in(graph: FileGraph, node: str, tensor: str) -> Value | Unknown:
     shape = tuple(d for d in inferred.shape[1:] if d)
     if len(shape) != len(inferred.shape) - 1:
         return Unknown(f"node {node!r}")
-    return Value(Opaque(), (), shape, inferred.dtype)
+    return Value(Opaque(shape), (), shape, inferred.dtype)
 
 
 def _read_output(name: str, value: Value | Constant | Unknown, reading: Reading) -> None:
-    if isinstance(value, Value) and not isinstance(value.base, ModelInput):
+    if isinstance(value, Value) and not isinstance(value.base, (ModelInput, Padded)):
         reading.outputs[name] = value
     elif not isinstance(value, Unknown):
         reading.problems.append(
-            Problem("output", name, "", "does not come from a linear layer (Gemm, MatMul, ...)")
+            Problem("output", name, "", "does not come from a layer (Gemm, Conv, MaxPool, ...)")
         )
 
 
 def _mark_host(
     graph: FileGraph, values: dict[str, Value | Constant | Unknown], reading: Reading
 ) -> None:
-    """In an integer model, steps between the last integers and an output are the host's."""
+    """In an integer model, steps between the last integers and an output are the host's, and all
+    from Softmax on."""
     if not reading.quantised:
         return
     shown: set[Key] = set()
     for output in reading.outputs.values():
         steps = output.steps
-        while steps and not isinstance(steps[-1], Quantise):
+        while steps and (_on_host(steps) or not isinstance(steps[-1], Quantise)):
             shown.add((output.base, steps))
             steps = steps[:-1]
     needed: set[Key] = set()  # what a layer reads, or is quantised again, is not only shown
     for base, steps in reading.names:
-        needed |= {(base, steps[:i]) for i in range(len(steps)) if isinstance(steps[-1], Quantise)}
-        if isinstance(base, Linear):
-            needed.add((base.source.base, base.source.steps))
+        if steps and isinstance(steps[-1], Quantise) and not _on_host(steps):
+            needed |= {(base, steps[:i]) for i in range(len(steps))}
+        needed |= {(source.base, source.steps) for source in base.sources}
     for index, (node, check) in enumerate(zip(graph.nodes, reading.checks, strict=True)):
         value = values.get(node.outputs[0]) if node.outputs else None
         if isinstance(value, Value) and check.runs == ENGINE and value.steps:
             key = (value.base, value.steps)
-            if key in shown - needed and not isinstance(value.steps[-1], Quantise):
+            if key in shown - needed:
                 reading.checks[index] = NodeCheck(
                     node.name, node.op, HOST, "applied to the model's output"
                 )
+
+
+def _on_host(steps: tuple[Step, ...]) -> bool:
+    return any(isinstance(step, Function) and step.on_host for step in steps)

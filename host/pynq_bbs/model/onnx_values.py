@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a tensor of an ONNX graph is while the graph is being read.
 
-A tensor that depends on an input is a `Value`: a base (a model input or a linear operator)
-and the pointwise steps applied to it since, quantisation included. Only where a later linear
-operator or a model output needs a value does it become a tensor of its own. Anything else is a
-`Constant`.
+A tensor that depends on an input is a `Value`: a base (a model input, or an operator that the
+engine has layers for), the pointwise steps applied to it since, quantisation included, and the
+order in which its values are seen. Only where a later operator or a model output needs a value does
+it become a tensor of its own. Anything else is a `Constant`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .graph import Float, Function
+from .arrangement import AS_IT_IS, Arrangement
+from .graph import Float, Function, Window
 
 
 class UnsupportedNode(Exception):  # noqa: N818 - not an error of its own: it becomes a reason
@@ -75,48 +76,162 @@ class Constant:
         return Constant(self.array, self.scale * gain)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class ModelInput:
-    """The base of what comes from an input of the model."""
+    """The base of what comes from an input of the model: its values in the order of `arrangement`,
+    as a tensor of `shape`; `given` is the input's own shape."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    given: tuple[int, ...]
+    arrangement: Arrangement = AS_IT_IS
+
+    @property
+    def sources(self) -> tuple[Value, ...]:
+        """What it is computed from."""
+        return ()
 
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """`weights @ source + bias`; weights (M, K), bias (M,) or none."""
+    """`weights @ source + bias`; weights (M, K), bias (M,) or none.
+
+    With a `window` a convolution in `groups`; weights (M, C / groups, kernel height, width).
+    """
 
     node: str
     source: Value
     weights: Constant
     bias: Constant | None = None
+    window: Window | None = None
+    groups: int = 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the result."""
+        return window_shape(len(self.weights.array), self.window)
+
+    @property
+    def sources(self) -> tuple[Value, ...]:
+        """What it is computed from."""
+        return (self.source,)
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """The largest value or the average of every place of a window, channel by channel."""
+
+    node: str
+    source: Value
+    window: Window
+    maximum: bool
+    dtype: str = "float32"  # a maximum is of what its source is
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the result."""
+        return window_shape(self.window.channels, self.window)
+
+    @property
+    def sources(self) -> tuple[Value, ...]:
+        """What it is computed from."""
+        return (self.source,)
+
+    @property
+    def taps(self) -> int:
+        """What an average divides by."""
+        return self.window.kernel[0] * self.window.kernel[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """Two tensors of one shape and order, added."""
+
+    node: str
+    sources: tuple[Value, Value]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the result."""
+        return self.sources[0].base.shape
+
+
+@dataclass(frozen=True, eq=False)
+class Padded:
+    """`source` with `pads` pixels of `number` around it; a convolution takes the pads over."""
+
+    node: str
+    source: Value
+    pads: tuple[int, int, int, int]
+    number: float
+    shape: tuple[int, ...]
+    dtype: str
+    sources: tuple[Value, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Opaque:
     """Stands for the output of an unsupported node, so that what follows can be judged too."""
 
+    shape: tuple[int, ...]
+    sources: tuple[Value, ...] = ()
 
-Base = ModelInput | Linear | Opaque
+
+#: What becomes layers.
+Operator = Linear | Pool | Sum
+Base = ModelInput | Operator | Padded | Opaque
+
+
+def window_shape(rows: int, window: Window | None) -> tuple[int, ...]:
+    """Of what a layer of so many rows gives."""
+    return (rows, window.out_height, window.out_width) if window else (rows,)
+
+
+def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """(C, H, W) of a tensor as it lies: what is no image has a single pixel."""
+    if len(shape) == 3:
+        return shape[0], shape[1], shape[2]
+    return int(np.prod(shape, dtype=np.int64)), 1, 1
 
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """A tensor that depends on an input; `shape` leaves the batch dimension out."""
+    """A tensor that depends on an input; `shape` leaves the batch dimension out.
+
+    It holds the values of the base in the order of `arrangement`.
+    """
 
     base: Base
     steps: tuple[Step, ...]
     shape: tuple[int, ...]
     dtype: str
+    arrangement: Arrangement = AS_IT_IS
 
     @property
     def features(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64))
 
     def reshaped(self, shape: tuple[int, ...]) -> Value:
-        return replace(self, shape=shape)
+        """Seen in another shape, in the same order."""
+        base = self.base
+        if isinstance(base, ModelInput):
+            base = replace(base, shape=shape)
+        return replace(self, base=base, shape=shape)
+
+    def transposed(self, axes: tuple[int, ...]) -> Value:
+        """Its axes, the batch left out, in another order."""
+        before = self.arrangement
+        if isinstance(self.base, ModelInput):
+            before = self.base.arrangement
+        after = before.transposed(self.shape, axes)
+        if after is None:
+            raise UnsupportedNode("transposes what was transposed and reshaped before")
+        shape = tuple(self.shape[axis] for axis in axes)
+        if isinstance(self.base, ModelInput):
+            base = replace(self.base, shape=shape, arrangement=after)
+            return replace(self, base=base, shape=shape)
+        return replace(self, shape=shape, arrangement=after)
 
     def then(self, step: Step) -> Value:
         """One pointwise step more."""
@@ -128,7 +243,11 @@ class Value:
             return replace(self, steps=(*self.steps, step), dtype=step.dtype)
         return replace(self, steps=(*self.steps, step), dtype="float32")
 
-    def _undone_by(self, last: Dequantise, step: Quantise) -> bool:
+    def before(self, last: Dequantise) -> Value:
+        """What it was before its `last` step."""
         made = self.steps[-2] if len(self.steps) > 1 else self.base
+        return replace(self, steps=self.steps[:-1], dtype=getattr(made, "dtype", "int8"))
+
+    def _undone_by(self, last: Dequantise, step: Quantise) -> bool:
         same = (last.scale, last.zero_point) == (step.scale, step.zero_point)
-        return same and getattr(made, "dtype", None) == step.dtype
+        return same and self.before(last).dtype == step.dtype

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ..builds import Build
 from ..errors import ProgramError
 from ..interface import VERSION
+from ..model.arrangement import Arrangement
 from ..model.graph import Combination, Function, QuantInput, QuantOutput, Window
 from .csb import CsbShape
 
@@ -333,8 +334,10 @@ def _restored_layer(stored: dict[str, Any]) -> PackedLayer:
 
 def _restored(fields: dict[str, Any]) -> dict[str, Any]:
     """JSON has no tuples and no functions."""
+    tuples = {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}
     functions = tuple(Function(f["name"], tuple(f["parameters"])) for f in fields["functions"])
-    return {**fields, "shape": tuple(fields["shape"]), "functions": functions}
+    arrangement = Arrangement(**{k: tuple(v) for k, v in fields["arrangement"].items()})
+    return {**fields, **tuples, "functions": functions, "arrangement": arrangement}
 
 
 def as_sums(layer: PackedLayer) -> PackedLayer:

@@ -54,8 +54,9 @@ def settled(model: QuantModel, build: Build) -> tuple[list[AnyLayer], dict[str, 
 def input_tensor(spec: QuantInput, model: QuantModel) -> Tensor:
     """A model input (C, H, W) is an image where the model has windows, else plain features."""
     windows = any(isinstance(layer, QuantLayer) and layer.window for layer in model.layers)
-    if len(spec.shape) == 3 and windows:
-        return Tensor(*spec.shape)
+    shape = spec.tensor_shape or spec.shape
+    if len(shape) == 3 and windows:
+        return Tensor(*shape)
     return Tensor(spec.features // spec.steps, steps=spec.steps, bits=spec.bits)
 
 

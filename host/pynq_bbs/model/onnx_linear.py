@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fully connected operators, and what can be part of them: biases, scales, normalisation.
+
+The addition of two computed tensors is here too, because Add is both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from .graph import Window
+from .onnx_file import FileNode
+from .onnx_operands import (
+    Context,
+    Operand,
+    computed,
+    constant,
+    floats,
+    optional,
+    per_row,
+    result,
+    source,
+)
+from .onnx_values import Constant, Linear, ModelInput, Sum, UnsupportedNode, Value, image_shape
+
+#: A kernel's sides end here: fields of 4 bits.
+MOST_FIELD = 15
+
+
+def linear(
+    node: FileNode, value: Value, weights: Constant, shape: tuple[int, ...] | None = None
+) -> Value:
+    """Weights (M, K) on the last axis of `value`, or on all of it where a `shape` is given."""
+    if weights.array.ndim != 2 or not weights.array.size:
+        raise UnsupportedNode(f"weights have shape {weights.array.shape}, must be a matrix")
+    rows, features = weights.array.shape
+    if shape is None:
+        if not value.shape:
+            raise UnsupportedNode("its input has a batch dimension only")
+        if value.features != value.shape[-1]:
+            columns = value.features // value.shape[-1]
+            raise UnsupportedNode(
+                f"its input has shape (batch, {', '.join(map(str, value.shape))}): {columns} "
+                "columns per sample; one column per sample is supported"
+            )
+        shape = (*value.shape[:-1], rows)
+    if features != value.features:
+        raise UnsupportedNode(f"weights take {features} features, its input has {value.features}")
+    if weights.array.dtype.kind == "f" and not np.isfinite(weights.array).all():
+        raise UnsupportedNode("weights hold NaN or infinity")
+    value = source(value)
+    if isinstance(value.base, ModelInput):
+        if len(value.shape) > 1:
+            value = value.reshaped((features,))
+        return result(Linear(node.name, value, weights), shape)
+    weights = weights.each(value.arrangement.undo)
+    image = image_shape(value.base.shape)
+    if image[1:] == (1, 1):
+        return result(Linear(node.name, value, weights), shape)
+    # All pixels of an image at once: a window that has just one place.
+    if max(image[1:]) > MOST_FIELD:
+        raise UnsupportedNode(
+            f"reads all {image[1]} x {image[2]} pixels of an image; {MOST_FIELD} each way are "
+            "supported. Pool the image first"
+        )
+    taps = weights.each(lambda a: np.ascontiguousarray(a).reshape(rows, *image))
+    return result(Linear(node.name, value, taps, None, Window(*image, image[1:])), shape)
+
+
+def with_bias(value: Value, bias: Constant) -> Value:
+    """A constant that is the same for every sample, added to the result of a linear operator."""
+    base = value.base
+    if not isinstance(base, Linear) or value.steps:
+        raise UnsupportedNode("adds a constant to what is not the result of Gemm, MatMul or Conv")
+    rows = per_row(value, bias, "adds")
+    if not np.isfinite(rows.value).all():
+        raise UnsupportedNode("the bias holds NaN or infinity")
+    if base.bias is not None:
+        rows = _sum(base.bias, rows)
+    return replace(value, base=replace(base, bias=rows))
+
+
+def _sum(first: Constant, second: Constant) -> Constant:
+    if first.scale is not None and second.scale is not None:
+        if np.array_equal(first.scale, second.scale):
+            return Constant(first.array + second.array, first.scale)
+    return Constant(first.value.astype(np.float32) + second.value.astype(np.float32))
+
+
+def times(value: Value, factor: Constant) -> Value:
+    """The result of a linear operator times a constant, as part of its weights."""
+    base = value.base
+    if not isinstance(base, Linear) or value.steps:
+        raise UnsupportedNode("multiplies what is not the result of Gemm, MatMul or Conv")
+    rows = per_row(value, factor, "multiplies by").value.astype(np.float32)
+    each = rows.reshape(-1, *[1] * (base.weights.array.ndim - 1))
+    bias = None if base.bias is None else base.bias.times(rows)
+    return replace(value, base=replace(base, weights=base.weights.times(each), bias=bias))
+
+
+def gemm(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
+    value, weights = floats(inputs[0], "A"), constant(inputs[1], "B")
+    if node.attributes.get("transA", 0):
+        raise UnsupportedNode("transA is 1, which would mix the samples of a batch")
+    if len(value.shape) != 1:
+        raise UnsupportedNode(f"A has {len(value.shape) + 1} dimensions, must have 2")
+    if not node.attributes.get("transB", 0):
+        weights = weights.each(np.transpose)
+    alpha, beta = node.attributes.get("alpha", 1.0), node.attributes.get("beta", 1.0)
+    product = linear(node, value, weights if alpha == 1.0 else weights.times(alpha))
+    if optional(inputs, 2) is not None:
+        bias = constant(inputs[2], "C")
+        product = with_bias(product, bias if beta == 1.0 else bias.times(beta))
+    return product
+
+
+def matmul(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
+    left, right = inputs
+    if isinstance(left, Value) and isinstance(right, Value):
+        raise UnsupportedNode("both operands are computed from the model's input")
+    if isinstance(left, Value):
+        weights = constant(right, "right operand")
+        if weights.array.ndim != 2:
+            raise UnsupportedNode(f"weights have shape {weights.array.shape}, must be a matrix")
+        return linear(node, floats(left, "left operand"), weights.each(np.transpose))
+    value, weights = floats(right, "right operand"), constant(left, "left operand")
+    if len(value.shape) < 2 or value.shape[-1] != 1 or value.features != value.shape[-2]:
+        raise UnsupportedNode(
+            "its weights stand on the left, which needs an input of shape (batch, features, 1), "
+            f"not (batch, {', '.join(map(str, value.shape))})"
+        )
+    shape = (*value.shape[:-2], weights.array.shape[0], 1)
+    return linear(node, value, weights, shape)
+
+
+def add(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
+    left, right = inputs
+    if isinstance(left, Value) and isinstance(right, Value):
+        return added(node, left, right)
+    if isinstance(right, Value):
+        left, right = right, left
+    value, bias = computed(left, "operand"), constant(right, "other operand")
+    if value.dtype == "int32":
+        return with_bias(value, Constant(bias.array, np.ones(bias.array.shape, np.float32)))
+    return with_bias(floats(value, "operand"), bias)
+
+
+def added(node: FileNode, left: Value, right: Value) -> Value:
+    """Two tensors of one shape."""
+    for value in (left, right):
+        source(floats(value, "operand"))
+    if left.shape != right.shape:
+        raise UnsupportedNode(
+            f"adds tensors of shapes (batch, {', '.join(map(str, left.shape))}) and (batch, "
+            f"{', '.join(map(str, right.shape))}); two of the same shape are supported"
+        )
+    images = [image_shape(value.base.shape) for value in (left, right)]
+    if images[0] != images[1] or left.arrangement != right.arrangement:
+        raise UnsupportedNode(
+            "adds tensors that lie in different orders; transpose neither or both"
+        )
+    base = Sum(node.name, (left, right))
+    return replace(result(base, left.shape), arrangement=left.arrangement)
+
+
+def mul(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
+    left, right = inputs
+    if isinstance(right, Value):
+        left, right = right, left
+    return times(floats(left, "operand"), constant(right, "other operand"))
+
+
+def batch_normalization(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
+    value = floats(inputs[0], "input")
+    if node.attributes.get("training_mode", 0):
+        raise UnsupportedNode("it is in training mode; export the model for inference")
+    names = ("scale", "bias", "mean", "variance")
+    scale, bias, mean, variance = (
+        constant(inputs[i + 1], name).value.astype(np.float64) for i, name in enumerate(names)
+    )
+    if not scale.shape == bias.shape == mean.shape == variance.shape == value.shape[:1]:
+        raise UnsupportedNode("its numbers are not one a channel")
+    spread = variance + node.attributes.get("epsilon", 1e-5)
+    if not (np.isfinite([scale, bias, mean, variance]).all() and (spread > 0).all()):
+        raise UnsupportedNode("its numbers are not finite, or a variance is not positive")
+    gain = scale / np.sqrt(spread)
+    shape = (-1, *[1] * (len(value.shape) - 1))
+    value = times(value, Constant(gain.astype(np.float32).reshape(shape)))
+    return with_bias(value, Constant((bias - mean * gain).astype(np.float32).reshape(shape)))

@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quantised ONNX graphs, node by node, in the integers of DESIGN.md section 3.
+
+Knows nothing of the package: it reads the graph as it stands. A DequantizeLinear is only noted
+down; what it feeds is computed in integers when a QuantizeLinear says to what scale. Additions are
+those of docs/arithmetic.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+Array = NDArray[Any]
+
+
+@dataclass
+class Scaled:
+    """Integers less their zero point, and what one of them is worth (broadcasts)."""
+
+    integers: Array
+    scale: Array
+
+
+@dataclass
+class Sums:
+    """Integer sums before requantisation; one is worth x_scale * w_scale / taps."""
+
+    integers: Array  # (N, M, ...)
+    x_scale: np.float32
+    w_scale: Array  # broadcasts to the integers
+    taps: int = 1
+    clamps: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass
+class Added:
+    """Two tensors to be added in fixed point."""
+
+    left: Scaled
+    right: Scaled
+    clamps: tuple[tuple[float, float], ...] = ()
+
+
+def run_graph(model: Any, feeds: Mapping[str, Array]) -> dict[str, Any]:
+    """Every tensor of the graph; those that are integers or floats there, as they are."""
+    values: dict[str, Any] = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    values |= {name: np.asarray(x) for name, x in feeds.items()}
+    for node in model.graph.node:
+        given = [values[name] if name else None for name in node.input]
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        values[node.output[0]] = _OPERATORS[node.op_type](given, attributes)
+    return values
+
+
+def _shaped(numbers: Array, rank: int, axis: int) -> Array:
+    if numbers.size == 1:
+        return numbers.reshape(())
+    return numbers.reshape([-1 if i == axis % rank else 1 for i in range(rank)])
+
+
+def dequantise(given: list[Any], attributes: dict[str, Any]) -> Scaled:
+    q, scale, zero = (*given, None)[:3]
+    axis = attributes.get("axis", 1)
+    integers = q.astype(np.int64)
+    if zero is not None:
+        integers = integers - _shaped(zero.astype(np.int64), q.ndim, axis)
+    return Scaled(integers, _shaped(scale, q.ndim, axis))
+
+
+def quantise(given: list[Any], attributes: dict[str, Any]) -> Array:
+    x, y_scale, zero = given
+    y_scale = np.float32(y_scale.reshape(()))
+    zero_point, kind = int(zero.reshape(())), np.iinfo(zero.dtype)
+
+    def saturated(steps: Array) -> Array:
+        whole = np.clip(np.asarray(steps, np.float64), -1e6, 1e6).astype(np.int64)
+        return np.clip(whole + zero_point, kind.min, kind.max)
+
+    def clamped(q: Array, clamps: tuple[tuple[float, float], ...]) -> Array:
+        for low, high in clamps:
+            ends = [saturated(np.rint(np.float32(e) / y_scale)) for e in (low, high)]
+            q = np.minimum(np.maximum(q, ends[0]), ends[1])
+        return q.astype(zero.dtype)
+
+    if isinstance(x, Sums):
+        if x.taps > 1:
+            m = x.x_scale / (np.float32(x.taps) * y_scale)
+        else:
+            m = (x.x_scale * x.w_scale) / y_scale
+        rounded = np.rint(x.integers.astype(np.float32) * np.float32(m))
+        return clamped(saturated(rounded), x.clamps)
+    if isinstance(x, Added):
+        sides = (x.left, x.right)
+        ratios = [float(np.float32(side.scale) / y_scale) for side in sides]
+        shift = max(s for s in range(48) if max(ratios) * 2.0**s < 2**22)
+        acc = sum(
+            int(np.rint(ratio * 2.0**shift)) * side.integers
+            for ratio, side in zip(ratios, sides, strict=True)
+        )
+        return clamped(saturated(np.rint(acc / 2.0**shift)), x.clamps)
+    if isinstance(x, Scaled):
+        x = x.integers.astype(np.float32) * x.scale
+    return saturated(np.rint(np.asarray(x, np.float32) / y_scale)).astype(zero.dtype)
+
+
+def clamp(given: list[Any], low: float, high: float) -> Any:
+    (x, *_) = given
+    if isinstance(x, Sums | Added):
+        return replace(x, clamps=(*x.clamps, (low, high)))
+    return np.clip(_floats(x), np.float32(low), np.float32(high))
+
+
+def clip(given: list[Any], attributes: dict[str, Any]) -> Any:
+    low, high = (float(v) if v is not None else None for v in (*given[1:], None, None)[:2])
+    return clamp(given, -np.inf if low is None else low, np.inf if high is None else high)
+
+
+def _floats(x: Any) -> Array:
+    return x.integers.astype(np.float32) * x.scale if isinstance(x, Scaled) else x
+
+
+def _geometry(attributes: dict[str, Any], kernel: list[int], sizes: tuple[int, ...]) -> Any:
+    count = len(kernel)
+    strides = attributes.get("strides", [1] * count)
+    dilations = attributes.get("dilations", [1] * count)
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    pads = list(attributes.get("pads", [0] * (2 * count)))
+    mode = attributes.get("auto_pad", b"NOTSET")
+    if mode.startswith(b"SAME"):
+        for i, size in enumerate(sizes):
+            both = max(0, (-(-size // strides[i]) - 1) * strides[i] + reach[i] - size)
+            pads[i] = both // 2 if mode == b"SAME_UPPER" else -(-both // 2)
+            pads[i + count] = both - pads[i]
+    return strides, dilations, reach, pads
+
+
+def places(x: Array, kernel: list[int], attributes: dict[str, Any], pad: int) -> Any:
+    """What each place of the output sees: its index, and (N, C, taps); and the output's shape."""
+    strides, dilations, reach, pads = _geometry(attributes, kernel, x.shape[2:])
+    count = len(kernel)
+    around = [(0, 0), (0, 0), *zip(pads[:count], pads[count:], strict=True)]
+    padded = np.pad(x, around, constant_values=pad)
+    out = [(n - r) // s + 1 for n, r, s in zip(padded.shape[2:], reach, strides, strict=True)]
+    cut = []
+    for place in np.ndindex(*out):
+        begin = [p * s for p, s in zip(place, strides, strict=True)]
+        taps = tuple(slice(b, b + r, d) for b, r, d in zip(begin, reach, dilations, strict=True))
+        cut.append((place, padded[(slice(None), slice(None), *taps)].reshape(*x.shape[:2], -1)))
+    return cut, out
+
+
+def convolve(x: Scaled, weights: Scaled, bias: Any, attributes: dict[str, Any]) -> Sums:
+    w = weights.integers
+    cut, out = places(x.integers, list(w.shape[2:]), attributes, 0)
+    groups, rows = attributes.get("group", 1), len(w)
+    sums = np.zeros((len(x.integers), rows, *out), np.int64)
+    flat = w.reshape(groups, rows // groups, -1)
+    for place, taps in cut:
+        parts = taps.reshape(len(taps), groups, -1)
+        sums[(slice(None), slice(None), *place)] = np.einsum("ngk,gmk->ngm", parts, flat).reshape(
+            len(taps), rows
+        )
+    result = Sums(sums, np.float32(x.scale), _shaped(weights.scale.reshape(-1), sums.ndim, 1))
+    return with_bias(result, bias)
+
+
+def with_bias(sums: Sums, bias: Any) -> Sums:
+    if bias is None:
+        return sums
+    integers = bias.integers if isinstance(bias, Scaled) else bias.astype(np.int64)
+    each = _shaped(integers.reshape(-1), sums.integers.ndim, 1)
+    return replace(sums, integers=sums.integers + each)
+
+
+def conv(given: list[Any], attributes: dict[str, Any]) -> Sums:
+    return convolve(given[0], given[1], (*given, None)[2], attributes)
+
+
+def qlinear_conv(given: list[Any], attributes: dict[str, Any]) -> Array:
+    x = dequantise(given[:3], {})
+    weights = dequantise(given[3:6], {"axis": 0})
+    sums = convolve(x, weights, (*given, None)[8], attributes)
+    return quantise([sums, given[6], given[7]], {})
+
+
+def product(x: Scaled, weights: Scaled) -> Sums:
+    return Sums(x.integers @ weights.integers, np.float32(x.scale), weights.scale.reshape(-1))
+
+
+def qlinear_matmul(given: list[Any], attributes: dict[str, Any]) -> Array:
+    weights = dequantise(given[3:6], {"axis": 1})
+    return quantise([product(dequantise(given[:3], {}), weights), given[6], given[7]], {})
+
+
+def gemm(given: list[Any], attributes: dict[str, Any]) -> Sums:
+    x, weights, bias = (*given, None)[:3]
+    if attributes.get("transB", 0):
+        weights = Scaled(weights.integers.T, weights.scale)
+    return with_bias(product(x, weights), bias)
+
+
+def add(given: list[Any], attributes: dict[str, Any]) -> Any:
+    if isinstance(given[0], Sums):
+        return with_bias(given[0], given[1])
+    return Added(*given)
+
+
+def qlinear_add(given: list[Any], attributes: dict[str, Any]) -> Array:
+    sides = [dequantise(given[i : i + 3], {}) for i in (0, 3)]
+    return quantise([Added(*sides), *given[6:]], {})
+
+
+def max_pool(given: list[Any], attributes: dict[str, Any]) -> Any:
+    (x,) = given
+    integers = x.integers if isinstance(x, Scaled) else x.astype(np.int64)
+    cut, out = places(integers, attributes["kernel_shape"], attributes, -(10**9))
+    result = np.zeros((*integers.shape[:2], *out), np.int64)
+    for place, taps in cut:
+        result[(slice(None), slice(None), *place)] = taps.max(axis=2)
+    return Scaled(result, x.scale) if isinstance(x, Scaled) else result.astype(x.dtype)
+
+
+def average_pool(given: list[Any], attributes: dict[str, Any]) -> Sums:
+    (x,) = given
+    kernel = attributes.get("kernel_shape", list(x.integers.shape[2:]))
+    cut, out = places(x.integers, kernel, attributes, 0)
+    sums = np.zeros((*x.integers.shape[:2], *out), np.int64)
+    for place, taps in cut:
+        sums[(slice(None), slice(None), *place)] = taps.sum(axis=2)
+    return Sums(sums, np.float32(x.scale), np.ones(1, np.float32), int(np.prod(kernel)))
+
+
+def qlinear(operator: Any) -> Any:
+    """An operator of one tensor between its DequantizeLinear and its QuantizeLinear."""
+    return lambda given, attributes: quantise(
+        [operator([dequantise(given[:3], {})], attributes), *given[3:]], {}
+    )
+
+
+def reduce_mean(given: list[Any], attributes: dict[str, Any]) -> Sums:
+    x = given[0].integers
+    axes = attributes.get("axes") if len(given) == 1 else given[1].tolist()
+    axes = tuple(int(a) % x.ndim for a in axes)
+    sums = x.sum(axis=axes, keepdims=bool(attributes.get("keepdims", 1)))
+    taps = int(np.prod([x.shape[a] for a in axes]))
+    return Sums(sums, np.float32(given[0].scale), np.ones(1, np.float32), taps)
+
+
+def moved(change: Any) -> Any:
+    """An operator that moves values, whatever they are."""
+
+    def operator(given: list[Any], attributes: dict[str, Any]) -> Any:
+        x = given[0]
+        if isinstance(x, np.ndarray):
+            return change(x, given, attributes)
+        if isinstance(x, Sums):
+            full = np.broadcast_to(x.w_scale, x.integers.shape)
+            x = replace(x, w_scale=change(full, given, attributes))
+        return replace(x, integers=change(x.integers, given, attributes))
+
+    return operator
+
+
+def pad(x: Array, given: list[Any], attributes: dict[str, Any]) -> Array:
+    sides = np.reshape(given[1], (2, -1)).T
+    number = 0 if len(given) < 3 or isinstance(given[0], Scaled) else given[2]
+    return np.pad(x, sides, constant_values=number)
+
+
+def softmax(given: list[Any], attributes: dict[str, Any]) -> Array:
+    x = _floats(given[0]).astype(np.float64)
+    power = np.exp(x - x.max(axis=-1, keepdims=True))
+    return (power / power.sum(axis=-1, keepdims=True)).astype(np.float32)
+
+
+def reshape(x: Array, given: list[Any], attributes: dict[str, Any]) -> Array:
+    return x.reshape([x.shape[i] if n == 0 else n for i, n in enumerate(given[1].tolist())])
+
+
+_OPERATORS: dict[str, Any] = {
+    "DequantizeLinear": dequantise,
+    "QuantizeLinear": quantise,
+    "Relu": lambda given, attributes: clamp(given, 0.0, np.inf),
+    "Clip": clip,
+    "Conv": conv,
+    "QLinearConv": qlinear_conv,
+    "MatMul": lambda given, attributes: product(*given),
+    "Gemm": gemm,
+    "QLinearMatMul": qlinear_matmul,
+    "Add": add,
+    "QLinearAdd": qlinear_add,
+    "MaxPool": max_pool,
+    "AveragePool": average_pool,
+    "GlobalAveragePool": average_pool,
+    "QLinearAveragePool": qlinear(average_pool),
+    "QLinearGlobalAveragePool": qlinear(average_pool),
+    "ReduceMean": reduce_mean,
+    "Pad": moved(pad),
+    "Reshape": moved(reshape),
+    "Flatten": moved(lambda x, given, attributes: x.reshape(len(x), -1)),
+    "Transpose": moved(lambda x, given, attributes: x.transpose(attributes["perm"])),
+    "Softmax": softmax,
+}
