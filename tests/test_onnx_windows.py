@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_build import INT8, INT32, UINT8, model, node, onnx, refused
-from onnx_networks import random_network
+from onnx_networks import Network, random_network
 from onnx_oracle import run_graph
 from oracle import cifar_images, run_onnxruntime, shared_file
 from pynq_bbs.accelerator import Accelerator
@@ -99,8 +99,47 @@ def test_random_networks_against_onnxruntime(seed, last, unsigned):
     proto, x = net.model(*shown), net.sample(2)
     check_integers(proto, x)
     (wanted,) = run_onnxruntime(proto, {"x": x})
+    np.testing.assert_array_equal(on_cpu(proto, x), wanted)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_qdq_networks_against_onnxruntime(fused):
+    """What onnxruntime makes of a QDQ graph, or its floats as they stand: exact but for ties."""
+    differences = []
+    for seed in range(80):
+        net, shown = random_network(seed, exact=True, qdq=True, unsigned=seed % 2 == 1)
+        proto, x = net.model(*shown), net.sample(3)
+        (wanted,) = run_onnxruntime(proto, {"x": x}, optimise=fused)
+        differences.append(np.abs(on_cpu(proto, x).astype(int) - wanted).reshape(-1))
+    every = np.concatenate(differences)
+    assert every.max() <= 1 and every.mean() < 0.002
+
+
+def on_cpu(proto, x):
     with Accelerator(compile_model(load_onnx(proto)), device="cpu") as accelerator:
-        np.testing.assert_array_equal(accelerator.run(x), wanted)
+        return accelerator.run(x)
+
+
+@pytest.mark.parametrize("qdq", [False, True])
+@pytest.mark.parametrize("kind", ["add", "average", "global"])
+def test_what_onnx_leaves_open_against_onnxruntime(kind, qdq):
+    """Additions and averages: one unit apart at ties, rarely."""
+    differences = []
+    for seed in range(40):
+        net = Network(np.random.default_rng(seed), qdq=qdq)
+        x = net.input(3, 9, 8)
+        y = net.conv(x, 3, pads=[1, 1, 1, 1])
+        if kind == "add":
+            y = net.add(x, y)
+        elif kind == "average":
+            y = net.average(y, "AveragePool", (3, 8, 6), kernel_shape=[2, 3])
+        else:
+            y = net.average(y, "GlobalAveragePool", (3, 1, 1))
+        proto, values = net.model(y), net.sample(4)
+        (wanted,) = run_onnxruntime(proto, {"x": values})
+        differences.append(np.abs(on_cpu(proto, values).astype(int) - wanted).reshape(-1))
+    every = np.concatenate(differences)
+    assert every.max() <= 1 and every.mean() < 0.02
 
 
 def quantised_conv(nodes, shape, kernel=(3, 3), rows=4, **constants):

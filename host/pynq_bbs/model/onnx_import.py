@@ -120,7 +120,7 @@ def _float_layers(plan: Plan, operator: Operator, steps: tuple[Step, ...]) -> li
     layer.other = plan.tensor(other.base, other.steps)
     if all(f.clamps for f in functions):
         return [layer]
-    layer.output, layer.functions = plan.tensor(operator, (Function("sum"),)), ()
+    layer.output, layer.functions = plan.unnamed(operator), ()
     return [layer, _unchanged(plan, operator, layer.output, output, functions)]
 
 

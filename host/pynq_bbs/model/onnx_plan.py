@@ -93,6 +93,10 @@ class Plan:
             self._names[key] = _unused(_title(base), self._used)
         return self._names[key]
 
+    def unnamed(self, operator: Operator) -> str:
+        """A name for a tensor on the way to what `operator` gives, which the file has none for."""
+        return _unused(operator.node, self._used)
+
     def layer(self, operator: Operator) -> str:
         """A name for one more layer made from this operator."""
         return _unused(operator.node, self._layers)
