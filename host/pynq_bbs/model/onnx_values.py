@@ -243,11 +243,11 @@ class Value:
             return replace(self, steps=(*self.steps, step), dtype=step.dtype)
         return replace(self, steps=(*self.steps, step), dtype="float32")
 
-    def before(self, last: Dequantise) -> Value:
-        """What it was before its `last` step."""
+    def before_last(self) -> Value:
+        """What it was before its last step, a DequantizeLinear."""
         made = self.steps[-2] if len(self.steps) > 1 else self.base
         return replace(self, steps=self.steps[:-1], dtype=getattr(made, "dtype", "int8"))
 
     def _undone_by(self, last: Dequantise, step: Quantise) -> bool:
         same = (last.scale, last.zero_point) == (step.scale, step.zero_point)
-        return same and self.before(last).dtype == step.dtype
+        return same and self.before_last().dtype == step.dtype

@@ -149,7 +149,7 @@ def pad(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     sizes = (n + before[i] + behind[i] for i, n in enumerate(value.shape, 1))
     last = value.steps[-1] if value.steps else None
     if isinstance(last, Dequantise) and number == 0:  # 0 is the zero point of the integers
-        inner, number = value.before(last), last.zero_point
+        inner, number = value.before_last(), last.zero_point
     else:
         inner, last = value, None
         number = int(number) - 128 if value.dtype == "uint8" else number
@@ -182,8 +182,8 @@ def _unpadded(value: Value) -> tuple[Value, Pads]:
         return value, (0, 0, 0, 0)
     zero, inner = 0.0, base.source
     if value.steps:
-        (step,) = value.steps if len(value.steps) == 1 else (None,)
-        if not isinstance(step, Dequantise):
+        step = value.steps[-1]
+        if len(value.steps) > 1 or not isinstance(step, Dequantise):
             raise UnsupportedNode(f"there is more than DequantizeLinear behind Pad {base.node!r}")
         zero, inner = float(step.zero_point), inner.then(step)
     if base.number != zero:
@@ -200,7 +200,7 @@ def _pool(node: FileNode, value: Value, kernel: tuple[int, ...], maximum: bool) 
     value = source(_image(value))
     last = value.steps[-1] if value.steps else None
     if maximum and isinstance(last, Dequantise):
-        return _pool(node, value.before(last), kernel, maximum).then(last)
+        return _pool(node, value.before_last(), kernel, maximum).then(last)
     window = _window(node, value, kernel, (0, 0, 0, 0), average=not maximum)
     return _result(
         value, Pool(node.name, _read(value, window), window, maximum, value.dtype), value.dtype
