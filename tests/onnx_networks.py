@@ -167,6 +167,13 @@ class Network:
         name, rows = self._name(), shape[0]
         y = self._scaled(name, shape, spread / 100)
         self.constants[f"{w}_b"] = self.rng.integers(-3000, 3000, rows).astype(np.int32)
+        if not self.qdq and op == "MatMul" and self.rng.random() < 0.5:
+            inputs = f"{x.name} {x.scale} {x.zero} {w} {w}_s {w}_z {w}_b {y.scale} {y.zero}"
+            if self.rng.random() < 0.5:
+                self.constants[w] = np.ascontiguousarray(self.constants[w].T)
+                more = {"transB": 1}
+            self.nodes.append(node("QGemm", inputs, name, domain="com.microsoft", **more))
+            return y
         if not self.qdq:
             bias = f" {w}_b" if op == "Conv" else ""
             inputs = f"{x.name} {x.scale} {x.zero} {w} {w}_s {w}_z {y.scale} {y.zero}{bias}"

@@ -205,6 +205,12 @@ def gemm(given: list[Any], attributes: dict[str, Any]) -> Sums:
     return with_bias(product(x, weights), bias)
 
 
+def qgemm(given: list[Any], attributes: dict[str, Any]) -> Array:
+    weights = dequantise(given[3:6], {"axis": 0 if attributes.get("transB", 0) else 1})
+    sums = gemm([dequantise(given[:3], {}), weights, given[6]], attributes)
+    return quantise([sums, *given[7:]], {})
+
+
 def add(given: list[Any], attributes: dict[str, Any]) -> Any:
     if isinstance(given[0], Sums):
         return with_bias(given[0], given[1])
@@ -293,6 +299,7 @@ _OPERATORS: dict[str, Any] = {
     "MatMul": lambda given, attributes: product(*given),
     "Gemm": gemm,
     "QLinearMatMul": qlinear_matmul,
+    "QGemm": qgemm,
     "Add": add,
     "QLinearAdd": qlinear_add,
     "MaxPool": max_pool,

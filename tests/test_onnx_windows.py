@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_build import INT8, INT32, UINT8, model, node, onnx, refused
+from onnx_build import FLOAT, INT8, INT32, UINT8, model, node, onnx, refused
 from onnx_networks import Network, random_network
 from onnx_oracle import run_graph
 from oracle import cifar_images, run_onnxruntime, shared_file
@@ -260,6 +260,22 @@ def test_maximum_with_another_scale_behind_it():
         node("Relu", "m", "f"),
     ]
     check_integers(quantised_conv(nodes, (3, 8, 7)), random_int8(2, 3, 8, 7))
+
+
+def test_qgemm_without_a_scale_gives_floats():
+    rng = np.random.default_rng(1)
+    proto = model(
+        [node("QGemm", "x xs xz w ws wz b", "y", domain="com.microsoft", transB=1)],
+        {"x": (INT8, (7,))}, {"y": FLOAT}, xs=np.float32(0.05), xz=np.int8(3),
+        w=rng.integers(-60, 61, (4, 7)).astype(np.int8), wz=np.zeros(4, np.int8),
+        ws=rng.uniform(0.01, 0.02, 4).astype(np.float32), b=np.arange(4, dtype=np.int32) * 99,
+    )  # fmt: skip
+    proto.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    x = random_int8(3, 7)
+    (wanted,) = run_onnxruntime(proto, {"x": x})
+    np.testing.assert_allclose(on_cpu(proto, x), wanted, rtol=1e-6)
+    del proto.graph.node[0].input[3:]
+    assert "is missing" in refused(proto)["n_y"]
 
 
 def test_conv_integer():

@@ -31,6 +31,7 @@ from .onnx_quantised import (
     conv_integer,
     dequantize_linear,
     matmul_integer,
+    qgemm,
     qlinear_add,
     qlinear_average_pool,
     qlinear_conv,
@@ -217,6 +218,7 @@ OPERATORS: dict[str, tuple[Reader, str, str]] = {
 
 #: The same of domain com.microsoft.
 MICROSOFT: dict[str, tuple[Reader, str, str]] = {
+    "QGemm": (qgemm, ENGINE, "linear layer"),
     "QLinearAdd": (qlinear_add, ENGINE, "addition of two tensors"),
     "QLinearAveragePool": (qlinear_average_pool, ENGINE, "pooling"),
     "QLinearGlobalAveragePool": (qlinear_global_average_pool, ENGINE, "pooling"),

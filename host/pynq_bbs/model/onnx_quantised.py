@@ -99,14 +99,35 @@ def qlinear_conv(context: Context, node: FileNode, inputs: list[Operand]) -> Val
     source = dequantize_linear(context, node, inputs[:3])
     weights = _scaled(_weights(inputs[3], "weights"), inputs[4], inputs[5])
     product = convolution(node, source, weights)
-    if optional(inputs, 8) is not None:
-        integers, last = constant(inputs[8], "bias").array.reshape(-1), source.steps[-1]
-        assert isinstance(last, Dequantise) and weights.scale is not None
-        worth = last.scale * weights.scale.reshape(len(weights.array), -1)[:, 0]
-        if integers.shape != worth.shape:
-            raise UnsupportedNode(f"its bias has {integers.size} values for {worth.size} rows")
-        product = with_bias(product, channels_first(Constant(integers, worth), product))
+    product = _with_integer_bias(product, source, weights, optional(inputs, 8))
     return quantize_linear(context, node, [product, inputs[6], inputs[7]])
+
+
+def qgemm(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
+    source, weights = _dequantised(context, node, inputs, 0), _weights(optional(inputs, 3), "B")
+    if node.attributes.get("transA", 0) or len(source.shape) != 1 or weights.array.ndim != 2:
+        raise UnsupportedNode("transA is 1, or an operand is no matrix; two matrices are supported")
+    if not node.attributes.get("transB", 0):
+        weights = weights.each(np.transpose)
+    weights = _scaled(weights, optional(inputs, 4), optional(inputs, 5))
+    weights = weights.times(node.attributes.get("alpha", 1.0))
+    product = linear(node, source, weights)
+    product = _with_integer_bias(product, source, weights, optional(inputs, 6))
+    if optional(inputs, 7) is None:
+        return product
+    return _requantised(context, node, product, inputs, 7)
+
+
+def _with_integer_bias(value: Value, source: Value, weights: Constant, bias: Operand) -> Value:
+    """INT32 in the scale of the sums added to `value`, a product of `source` and `weights`."""
+    if bias is None:
+        return value
+    integers, last = constant(bias, "bias").array.reshape(-1), source.steps[-1]
+    assert isinstance(last, Dequantise) and weights.scale is not None
+    worth = last.scale * weights.scale.reshape(len(weights.array), -1)[:, 0]
+    if integers.shape != worth.shape:
+        raise UnsupportedNode(f"its bias has {integers.size} values for {worth.size} rows")
+    return with_bias(value, channels_first(Constant(integers, worth), value))
 
 
 def matmul_integer(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
