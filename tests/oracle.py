@@ -8,7 +8,6 @@ CPUs with VNNI: without it they saturate sums of unsigned times signed bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from images import labelled_images
 from pynq_bbs.model.graph import QuantInput, QuantLayer, QuantModel
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -30,14 +30,10 @@ def shared_file(*parts: str) -> Path:
 
 
 def cifar_images(count: int) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    """The first test images of CIFAR-10 (count, 32, 32, 3) and their labels; skips the test where
-    they, or what decodes them, are not there."""
-    image = pytest.importorskip("PIL.Image")
-    with np.load(shared_file("data", "cifar10-test-jpeg.npz")) as stored:
-        ends = np.cumsum(stored["lengths"][:count])
-        files = np.split(stored["jpeg"][: ends[-1]], ends[:-1])
-        labels = stored["labels"][:count]
-    return np.stack([np.asarray(image.open(BytesIO(f.tobytes()))) for f in files]), labels
+    """Test images of CIFAR-10 (count, 32, 32, 3) and their labels; skips the test where they, or
+    what decodes them, are not there."""
+    pytest.importorskip("PIL.Image")
+    return labelled_images(shared_file("data", "cifar10-test-jpeg.npz"), count)
 
 
 def oracle_layer(
