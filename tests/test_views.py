@@ -220,7 +220,7 @@ def check(session: Session, graph: Graph, outputs: list[str], samples: int) -> P
     return program
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data(), samples=st.integers(1, 3))
 def test_any_views(session: Session, data: st.DataObject, samples: int) -> None:
     graph = data.draw(graphs(session.build.image_words > 0))
@@ -400,7 +400,7 @@ def moved_alone(session: Session, layers: list[QuantLayer], x: NDArray[np.int8])
 sides = st.integers(0, 20)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(pads=st.tuples(sides, sides, sides, sides), value=st.integers(-128, 127))
 def test_padding(pads: tuple[int, int, int, int], value: int) -> None:
     x = np.random.default_rng(2).integers(-128, 128, (2, 3, 5, 4)).astype(np.int8)
@@ -428,7 +428,7 @@ def test_pixels_cut_off(data: st.DataObject, height: int, width: int) -> None:
     np.testing.assert_array_equal(got, x[:, :, y, xx])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     pads=st.tuples(*[st.integers(0, 12)] * 4),
     value=st.sampled_from([-128, 7]),
