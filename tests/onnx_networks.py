@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,15 +74,10 @@ class Network:
         spread = 0.05 * 0.01 * 36 * 60 * np.sqrt(x.shape[0])
         return self._layer("MatMul", x, (rows,), weights, spread, "", {})
 
-    def maximum(self, x: Tensor, kernel: tuple[int, int], **more: Any) -> Tensor:
+    def maximum(self, x: Tensor, kernel: Sequence[int], **more: Any) -> Tensor:
         """A MaxPool of integers, or between DequantizeLinear and QuantizeLinear."""
-        strides, pads = more.get("strides", (1, 1)), more.get("pads", [0] * 4)
-        out = [
-            (n + pads[i] + pads[i + 2] - kernel[i]) // strides[i] + 1
-            for i, n in enumerate(x.shape[1:])
-        ]
-        name, shape = self._name(), (x.shape[0], *out)
         attributes = {"kernel_shape": list(kernel), **more}
+        name, shape = self._name(), pooled(x.shape, attributes)
         if not self.qdq or self.rng.random() < 0.3:
             self.nodes.append(node("MaxPool", x.name, name, **attributes))
             return Tensor(name, shape, x.scale, x.zero)
@@ -131,7 +127,9 @@ class Network:
 
     def model(self, *shown: Tensor) -> Any:
         kind = UINT8 if self.unsigned else INT8
-        proto = model(self.nodes, self.inputs, {t.name: kind for t in shown}, **self.constants)
+        outputs = {t.name: kind for t in shown}
+        # Older sets have other shapes for ceil_mode than what runs them.
+        proto = model(self.nodes, self.inputs, outputs, opset=22, **self.constants)
         proto.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
         return proto
 
@@ -212,6 +210,31 @@ class Network:
         return y
 
 
+def pooled(shape: tuple[int, ...], attributes: dict[str, Any]) -> tuple[int, ...]:
+    """What a pool makes of an image (C, H, W)."""
+    sizes = []
+    for i, size in enumerate(shape[1:]):
+        kernel = attributes["kernel_shape"][i]
+        stride, pads = attributes.get("strides", (1, 1))[i], attributes.get("pads", [0] * 4)
+        rest = size + pads[i] + pads[i + 2] - kernel
+        places = rest // stride + 1
+        if attributes.get("ceil_mode", 0) and rest % stride:
+            places += places * stride < size + pads[i]
+        sizes.append(places)
+    return (shape[0], *sizes)
+
+
+def random_pool(rng: np.random.Generator) -> dict[str, Any]:
+    """Attributes of a pool with padding less than its kernel."""
+    kernel = [int(n) for n in rng.integers(1, 4, 2)]
+    return {
+        "kernel_shape": kernel,
+        "strides": [int(n) for n in rng.integers(1, 4, 2)],
+        "pads": [int(rng.integers(k)) for k in (*kernel, *kernel)],
+        "ceil_mode": int(rng.integers(2)),
+    }
+
+
 def random_network(seed: int, *, exact: bool = False, **form: bool) -> tuple[Network, list[Tensor]]:
     """A few layers at random, and the last tensor; `exact` leaves out what ONNX leaves open."""
     rng = np.random.default_rng(seed)
@@ -245,13 +268,13 @@ def _block(net: Network, x: Tensor, kind: str) -> Tensor:
     if kind == "grouped":
         return net.conv(net.conv(x, 4, (1, 1)), 6, (3, 3), function, group=2, pads=[1, 1, 1, 1])
     if kind == "maximum":
-        return net.maximum(x, (2, 2), strides=[1, 1], pads=[1, 1, 0, 0])
+        more = random_pool(rng)
+        return net.maximum(x, more.pop("kernel_shape"), **more)
     if kind == "padded":
         return net.conv(net.padded(x, (1, 2, 0, 1)), rows, (3, 2), function)
     if kind == "average":
-        return net.average(
-            x, "AveragePool", x.shape, kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1
-        )
+        more = random_pool(rng) | {"count_include_pad": int(rng.integers(2))}
+        return net.average(x, "AveragePool", pooled(x.shape, more), **more)
     if kind == "residual":
         return net.add(x, net.conv(x, channels, (3, 3), pads=[1, 1, 1, 1]), function)
     if kind == "inputs":

@@ -187,6 +187,17 @@ def test_squeezed_and_unsqueezed(shapes):
     check_float(chain.model(), sample(2, 2, *shapes))
 
 
+def test_averages_by_different_numbers_want_integers():
+    for more in ({"pads": [1, 1, 1, 1]}, {"strides": [2, 2], "ceil_mode": 1}):
+        chain = Chain(5, 2, 6, 8)
+        chain.op("AveragePool", kernel_shape=[3, 3], **more)
+        assert "quantise the model" in refused(chain.model())["n_t0"]
+    chain = Chain(5, 2, 7, 9)
+    chain.op("AveragePool", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1)
+    chain.op("MaxPool", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)
+    check_float(chain.model(), sample(2, 2, 7, 9))
+
+
 def test_averages_are_exact():
     """Weights of an average are ones: all that is lost is its own rounding."""
     chain = Chain(5, 2, 12, 9)

@@ -14,7 +14,7 @@ from .graph import Function, GraphInput, GraphOutput, Layer, Model, QuantModel
 from .onnx_file import read_graph
 from .onnx_integers import integer_model
 from .onnx_plan import Plan, unmoved
-from .onnx_reader import NodeCheck, Reading, read_values
+from .onnx_reader import NodeCheck, Problem, Reading, read_values
 from .onnx_values import Linear, Operator, Pool, Step, Sum, Value
 
 if TYPE_CHECKING:
@@ -69,6 +69,15 @@ def _lower(reading: Reading) -> Model | QuantModel:
 def _float_model(reading: Reading) -> Model:
     """Layers with the functions behind them, in as many forms as are needed."""
     plan = Plan(reading, _split)
+    for operator in plan.operators:
+        if isinstance(operator, Pool) and not operator.maximum and len(operator.taps) > 1:
+            reason = (
+                "its places divide by different numbers, as padding does not count or ceil_mode "
+                "adds places, which is supported in quantised models; quantise the model, or set "
+                "count_include_pad=1 and ceil_mode=0"
+            )
+            reading.problems.append(Problem("node", operator.node, "AveragePool", reason))
+    reading.refuse()
     inputs = [
         GraphInput(
             base.name, base.given, _functions(steps), plan.tensor(base, steps), base.arrangement,
@@ -131,7 +140,7 @@ def _float_layer(
     name = plan.layer(operator)
     if isinstance(operator, Pool):
         channels, window = operator.window.channels, operator.window
-        number = 1.0 if operator.maximum else 1.0 / operator.taps
+        number = 1.0 if operator.maximum else 1.0 / operator.taps[0]
         weights = np.full((channels, 1, *window.kernel), number, np.float32)
         bias = np.zeros(channels, np.float32)
         return Layer(

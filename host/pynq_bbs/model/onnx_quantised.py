@@ -162,7 +162,8 @@ def qlinear_add(context: Context, node: FileNode, inputs: list[Operand]) -> Valu
 
 def qlinear_average_pool(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     _check_layout(node)
-    pooled = averages(node, _dequantised(context, node, inputs, 0))
+    # Unlike ONNX's own operator, onnxruntime's counts what ceil_mode adds as padding.
+    pooled = averages(node, _dequantised(context, node, inputs, 0), beyond=True)
     return _requantised(context, node, pooled, inputs, 3)
 
 

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from .arrangement import AS_IT_IS, Arrangement
 from .graph import Float, Function, Window
+from .moving import Pads
+from .pooling import tap_counts
 
 
 class UnsupportedNode(Exception):  # noqa: N818 - not an error of its own: it becomes a reason
@@ -127,6 +129,7 @@ class Pool:
     window: Window
     maximum: bool
     dtype: str = "float32"  # a maximum is of what its source is
+    counted: Pads = (0, 0, 0, 0)  # padding that an average counts as pixels
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -139,9 +142,9 @@ class Pool:
         return (self.source,)
 
     @property
-    def taps(self) -> int:
-        """What an average divides by."""
-        return self.window.kernel[0] * self.window.kernel[1]
+    def taps(self) -> list[int]:
+        """What an average divides by, all the numbers that its places have."""
+        return [int(n) for n in np.unique(tap_counts(self.window, self.counted))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +166,7 @@ class Padded:
 
     node: str
     source: Value
-    pads: tuple[int, int, int, int]
+    pads: Pads
     number: float
     shape: tuple[int, ...]
     dtype: str
