@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,14 @@ class Added:
     clamps: tuple[tuple[float, float], ...] = ()
 
 
+@dataclass
+class Parts:
+    """Tensors one behind the other along channels."""
+
+    parts: list[Scaled]
+    clamps: tuple[tuple[float, float], ...] = ()
+
+
 def run_graph(model: Any, feeds: Mapping[str, Array]) -> dict[str, Any]:
     """Every tensor of the graph; those that are integers or floats there, as they are."""
     values: dict[str, Any] = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
@@ -54,7 +63,10 @@ def run_graph(model: Any, feeds: Mapping[str, Array]) -> dict[str, Any]:
     for node in model.graph.node:
         given = [values[name] if name else None for name in node.input]
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        values[node.output[0]] = _OPERATORS[node.op_type](given, attributes)
+        if node.op_type == "Split":
+            values |= zip(node.output, split(given, attributes), strict=True)
+        else:
+            values[node.output[0]] = _OPERATORS[node.op_type](given, attributes)
     return values
 
 
@@ -104,6 +116,10 @@ def quantise(given: list[Any], attributes: dict[str, Any]) -> Array:
             for ratio, side in zip(ratios, sides, strict=True)
         )
         return clamped(saturated(np.rint(acc / 2.0**shift)), x.clamps)
+    if isinstance(x, Parts):
+        one = np.ones(1, np.float32)
+        sums = [Sums(p.integers, np.float32(p.scale), one, clamps=x.clamps) for p in x.parts]
+        return np.concatenate([quantise([s, y_scale, zero], {}) for s in sums], axis=1)
     if isinstance(x, Scaled):
         x = x.integers.astype(np.float32) * x.scale
     return saturated(np.rint(np.asarray(x, np.float32) / y_scale)).astype(zero.dtype)
@@ -111,7 +127,7 @@ def quantise(given: list[Any], attributes: dict[str, Any]) -> Array:
 
 def clamp(given: list[Any], low: float, high: float) -> Any:
     (x, *_) = given
-    if isinstance(x, Sums | Added):
+    if isinstance(x, Sums | Added | Parts):
         return replace(x, clamps=(*x.clamps, (low, high)))
     return np.clip(_floats(x), np.float32(low), np.float32(high))
 
@@ -264,6 +280,30 @@ def average_pool(given: list[Any], attributes: dict[str, Any], beyond: bool = Fa
     return Sums(sums, np.float32(x.scale), np.ones(1, np.float32), taps)
 
 
+def concat(given: list[Any], attributes: dict[str, Any]) -> Any:
+    if isinstance(given[0], Scaled):
+        return Parts(given)
+    return np.concatenate(given, axis=attributes["axis"])
+
+
+def qlinear_concat(given: list[Any], attributes: dict[str, Any]) -> Array:
+    parts = [dequantise(given[i : i + 3], {}) for i in range(2, len(given), 3)]
+    return quantise([Parts(parts), *given[:2]], {})
+
+
+def split(given: list[Any], attributes: dict[str, Any]) -> list[Any]:
+    ends = [0, *np.cumsum(given[1]).tolist()]
+    sides = [slice(*pair) for pair in pairwise(ends)]
+    cut = [moved(lambda x, given, attributes, s=s: x[:, s]) for s in sides]
+    return [operator(given, attributes) for operator in cut]
+
+
+def cropped(x: Array, given: list[Any], attributes: dict[str, Any]) -> Array:
+    for start, end, axis in zip(*(g.tolist() for g in given[1:4]), strict=True):
+        x = x[(*[slice(None)] * (axis % x.ndim), slice(start, end))]
+    return x
+
+
 def qlinear(operator: Any, **more: Any) -> Any:
     """An operator of one tensor between its DequantizeLinear and its QuantizeLinear."""
     return lambda given, attributes: quantise(
@@ -332,6 +372,9 @@ _OPERATORS: dict[str, Any] = {
     "QLinearAveragePool": qlinear(average_pool, beyond=True),
     "QLinearGlobalAveragePool": qlinear(average_pool),
     "ReduceMean": reduce_mean,
+    "Concat": concat,
+    "QLinearConcat": qlinear_concat,
+    "Slice": moved(cropped),
     "Pad": moved(pad),
     "Reshape": moved(reshape),
     "Flatten": moved(lambda x, given, attributes: x.reshape(len(x), -1)),

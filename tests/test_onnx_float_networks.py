@@ -187,6 +187,17 @@ def test_squeezed_and_unsqueezed(shapes):
     check_float(chain.model(), sample(2, 2, *shapes))
 
 
+def test_joined_tensors_want_integers():
+    chain = Chain(5, 2, 6, 8)
+    before = chain.conv(3)
+    chain.conv(3)
+    chain.op("Concat", before, axis=1)
+    chain.op("Split", "sizes", axis=1)
+    chain.constants["sizes"] = np.array([6], np.int64)
+    reasons = refused(chain.model())
+    assert set(reasons) == {"n_t2", "n_t3"} and "quantise the model" in reasons["n_t2"]
+
+
 def test_averages_by_different_numbers_want_integers():
     for more in ({"pads": [1, 1, 1, 1]}, {"strides": [2, 2], "ceil_mode": 1}):
         chain = Chain(5, 2, 6, 8)

@@ -15,7 +15,7 @@ from .onnx_file import read_graph
 from .onnx_integers import integer_model
 from .onnx_plan import Plan, unmoved
 from .onnx_reader import NodeCheck, Problem, Reading, read_values
-from .onnx_values import Linear, Operator, Pool, Step, Sum, Value
+from .onnx_values import Join, Linear, Operator, Part, Pool, Step, Sum, Value
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -77,6 +77,9 @@ def _float_model(reading: Reading) -> Model:
                 "count_include_pad=1 and ceil_mode=0"
             )
             reading.problems.append(Problem("node", operator.node, "AveragePool", reason))
+        if isinstance(operator, (Join, Part)):
+            reason = "is supported in quantised models; quantise the model"
+            reading.problems.append(Problem("node", operator.node, "", reason))
     reading.refuse()
     inputs = [
         GraphInput(
@@ -115,6 +118,7 @@ def _float_layers(plan: Plan, operator: Operator, steps: tuple[Step, ...]) -> li
     """What gives `operator` in this form. A sum through a curve takes a layer more: sums end with a
     clamp."""
     output, functions = plan.tensor(operator, steps), _functions(steps)
+    assert not isinstance(operator, (Join, Part))  # refused
     if not isinstance(operator, Sum):
         return [_float_layer(plan, operator, output, functions)]
     own = plan.adds.get(operator, 0)

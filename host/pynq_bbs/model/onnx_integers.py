@@ -34,21 +34,34 @@ from .arithmetic import (
     sum_scale,
     then,
 )
+from .graph import (
+    Concat,
+    Float,
+    Function,
+    QuantInput,
+    QuantLayer,
+    QuantModel,
+    QuantOutput,
+    Slice,
+)
 from .graph import Constant as Tensor
-from .graph import Float, Function, QuantInput, QuantLayer, QuantModel, QuantOutput
+from .moving import concatenated, rescaled
 from .onnx_plan import Plan, unmoved
 from .onnx_reader import Problem, Reading
 from .onnx_values import (
     Constant,
     Dequantise,
+    Join,
     Linear,
     ModelInput,
     Operator,
+    Part,
     Pool,
     Quantise,
     Step,
     Sum,
     Value,
+    image_shape,
 )
 from .pooling import average_pool
 
@@ -93,6 +106,7 @@ class _Integers:
         self.plan = Plan(reading, split)
         self.layers: list[QuantLayer] = []
         self.constants: list[Tensor] = []
+        self.views: list[Slice | Concat] = []
         self.sums: dict[Operator, Float] = {}  # scale of the sums of every layer
 
     def run(self) -> QuantModel:
@@ -106,12 +120,19 @@ class _Integers:
         for operator in self.plan.operators:
             for steps in self.plan.forms[operator]:
                 layers = self._layers(operator, steps)
-                if not layers:
+                if layers is None:
                     break
                 self.layers += layers
         self.reading.refuse()
         outputs = [self._output(name, value) for name, value in self.reading.outputs.items()]
-        return QuantModel(self.reading.name, inputs, self.layers, outputs, constants=self.constants)
+        return QuantModel(
+            self.reading.name,
+            inputs,
+            self.layers,
+            outputs,
+            views=self.views,
+            constants=self.constants,
+        )
 
     def _report(self, kind: str, name: str, problem: Exception) -> None:
         self.reading.problems.append(Problem(kind, name, "", str(problem)))
@@ -144,20 +165,24 @@ class _Integers:
                     return step.scale, step.zero_point
         return np.float32(1), 0
 
-    def _layers(self, operator: Operator, steps: Steps) -> list[QuantLayer]:
-        """The layers that give `operator` in this form, the last of them its tensor; none, and a
-        report, where they cannot."""
+    def _layers(self, operator: Operator, steps: Steps) -> list[QuantLayer] | None:
+        """The layers that give `operator` in this form, the last of them its tensor where it is no
+        view; None, and a report, where they cannot."""
         try:
             if isinstance(operator, Linear):
                 return [self._linear(operator, steps)]
             if isinstance(operator, Sum):
                 return self._sum(operator, steps)
+            if isinstance(operator, Join):
+                return self._join(operator, steps)
+            if isinstance(operator, Part):
+                return self._part(operator, steps)
             if operator.maximum:
                 return [self._maximum(operator, steps)]
             return self._average(operator, steps)
         except (_Refusal, ModelError) as problem:
             self._report("node", operator.node, problem)
-            return []
+            return None
 
     def _plain(
         self, operator: Operator, source: Value, steps: Steps, weights: Int8, zero_point: int
@@ -224,7 +249,47 @@ class _Integers:
         layer = self._plain(pool, pool.source, steps, weights, zero_point)
         return replace(layer, window=window, groups=channels)
 
-    def _sum(self, base: Sum, steps: Steps) -> list[QuantLayer]:
+    def _join(self, join: Join, steps: Steps) -> list[QuantLayer]:
+        one: Scale = np.float32(1), 0
+        if join.dtype == "float32":
+            scales = [(x.scale, x.zero_point) for x in map(_scale, join.sources)]
+            if not steps:
+                raise _Refusal(
+                    "its inputs have different scales and its result is not quantised; put "
+                    "QuantizeLinear behind it"
+                )
+            y, table = _requantised(steps)
+        else:
+            scales = [one] * len(join.sources)
+            y, table = one, _later_table(steps)
+        output = self.plan.tensor(join, steps)
+        parts = [
+            (self._tensor(source), image_shape(source.base.shape), x)
+            for source, x in zip(join.sources, scales, strict=True)
+        ]
+        if table is None:
+            layers, view = concatenated(output, parts, y)
+        else:
+            layers = [
+                replace(rescaled(f"{output}:{i}", *part, y), table=table)
+                for i, part in enumerate(parts)
+            ]
+            view = Concat(tuple(layer.output for layer in layers), output)
+        self.views.append(view)
+        return layers
+
+    def _part(self, part: Part, steps: Steps) -> list[QuantLayer]:
+        if part.dtype == "float32":
+            raise _Refusal(_UNQUANTISED)
+        output, table = self.plan.tensor(part, steps), _later_table(steps)
+        view = output if table is None else f"{output}:0"
+        shape = image_shape(part.shape)
+        self.views.append(Slice(self._tensor(part.source), view, part.first, shape))
+        if table is None:
+            return []
+        return [replace(rescaled(output, view, shape), table=table)]
+
+    def _sum(self, base: Sum, steps: Steps) -> list[QuantLayer] | None:
         scales = [(x.scale, x.zero_point) for x in map(_scale, base.sources)]
         first = next((i for i, s in enumerate(steps) if isinstance(s, Quantise)), None)
         if first is None:
@@ -247,9 +312,10 @@ class _Integers:
         else:
             source = base.sources[own]
             assert isinstance(source.base, (Linear, Pool))
-            layers = self._layers(source.base, split(source)[0])
-        if not layers:
-            return []
+            made = self._layers(source.base, split(source)[0])
+            if made is None:
+                return None
+            layers = made
         other = self._tensor(base.sources[1 - own])
         y_scale = y.scale, y.zero_point
         both = sum_of(other, scales[own], scales[1 - own], y_scale, functions)

@@ -161,6 +161,43 @@ class Sum:
 
 
 @dataclass(frozen=True, eq=False)
+class Join:
+    """Tensors of the same pixels, the channels of one behind those of the other."""
+
+    node: str
+    sources: tuple[Value, ...]
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the result."""
+        shapes = [source.base.shape for source in self.sources]
+        pixels = max((shape[1:] for shape in shapes), key=len)
+        return (sum(shape[0] for shape in shapes), *pixels)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Channels `first` and on, as many as `channels`, of a tensor."""
+
+    node: str
+    source: Value
+    first: int
+    channels: int
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the result."""
+        return (self.channels, *self.source.base.shape[1:])
+
+    @property
+    def sources(self) -> tuple[Value, ...]:
+        """What it is computed from."""
+        return (self.source,)
+
+
+@dataclass(frozen=True, eq=False)
 class Padded:
     """`source` with `pads` pixels of `number` around it; a convolution takes the pads over."""
 
@@ -181,8 +218,8 @@ class Opaque:
     sources: tuple[Value, ...] = ()
 
 
-#: What becomes layers.
-Operator = Linear | Pool | Sum
+#: What becomes layers, or views of what they give.
+Operator = Linear | Pool | Sum | Join | Part
 Base = ModelInput | Operator | Padded | Opaque
 
 
