@@ -43,6 +43,7 @@ from .graph import (
     QuantModel,
     QuantOutput,
     Slice,
+    image_shape,
 )
 from .graph import Constant as Tensor
 from .moving import concatenated, rescaled
@@ -61,7 +62,6 @@ from .onnx_values import (
     Step,
     Sum,
     Value,
-    image_shape,
 )
 from .pooling import average_pool
 
@@ -304,7 +304,7 @@ class _Integers:
         own = self.plan.adds.get(base)
         if own is None:
             own, source = 0, base.sources[0]
-            weights, window = unmoved(source)
+            weights, window = unmoved(base.shape)
             layer = self._plain(base, source, steps, weights.astype(np.int8), scales[0][1])
             layer.window, layer.zero_point = window, scales[0][1]
             layer.multiplier = np.ones(len(weights), np.float32)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrangement import AS_IT_IS, Arrangement
-from .graph import Float, Function, Window
+from .graph import Float, Function, Window, window_shape
 from .moving import Pads
 from .pooling import tap_counts
 
@@ -221,18 +221,6 @@ class Opaque:
 #: What becomes layers, or views of what they give.
 Operator = Linear | Pool | Sum | Join | Part
 Base = ModelInput | Operator | Padded | Opaque
-
-
-def window_shape(rows: int, window: Window | None) -> tuple[int, ...]:
-    """Of what a layer of so many rows gives."""
-    return (rows, window.out_height, window.out_width) if window else (rows,)
-
-
-def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """(C, H, W) of a tensor as it lies: what is no image has a single pixel."""
-    if len(shape) == 3:
-        return shape[0], shape[1], shape[2]
-    return int(np.prod(shape, dtype=np.int64)), 1, 1
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .graph import Window
+from .graph import Window, image_shape
 from .moving import Pads
 from .onnx_file import FileNode
 from .onnx_linear import MOST_FIELD, with_bias
@@ -38,7 +38,6 @@ from .onnx_values import (
     Pool,
     UnsupportedNode,
     Value,
-    image_shape,
 )
 from .pooling import ceiled
 
