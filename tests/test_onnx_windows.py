@@ -341,6 +341,21 @@ def test_conv_integer():
         np.testing.assert_array_equal(accelerator.run(x), wanted)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "axis", "word"),
+    [("ys yz x xs xz", [1, 2], "its axis is"), ("x yz", 1, "joins nothing"),
+     ("- yz x xs xz", 1, "has no scale"), ("ys yz x - xz", 1, "has no scale")],
+)  # fmt: skip
+def test_damaged_qlinear_concat(inputs, axis, word):
+    """The file's checks do not know this operator."""
+    proto = quantised_conv([node("Conv", "d w", "c")], (3, 6, 5))
+    del proto.graph.node[-1]
+    joined = node("QLinearConcat", inputs, "y", domain="com.microsoft", axis=axis)
+    proto.graph.node.append(joined)
+    proto.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    assert word in refused(proto)["n_y"]
+
+
 CONV = node("Conv", "d w", "f")
 REFUSED = [
     ([node("Conv", "d w", "f", group=2)], {}, "do not fit an input of 3 channels"),

@@ -28,6 +28,8 @@ def concat(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
 
 def joined(node: FileNode, values: list[Value]) -> Value:
     """One behind the other; before a DequantizeLinear that all of them have."""
+    if not values:
+        raise UnsupportedNode("joins nothing")
     values = [_channels(node, value) for value in values]
     last = [value.steps[-1] if value.steps else None for value in values]
     if isinstance(last[0], Dequantise) and len(set(last)) == 1:
@@ -114,7 +116,10 @@ def _channels(node: FileNode, value: Value, axis: int | None = None) -> Value:
     value = source(value)
     rank = len(value.shape) + 1
     if axis is None:
-        axis = checked_axis(int(node.attributes.get("axis", 0)), rank)
+        axis = node.attributes.get("axis", 0)
+        if not isinstance(axis, int):
+            raise UnsupportedNode(f"its axis is {axis}, must be an integer")
+        axis = checked_axis(axis, rank)
     if axis != 1 or not 2 <= rank <= 4:
         raise UnsupportedNode(
             f"works along axis {axis} of {rank}; axis 1, the channels of images, sequences and "
