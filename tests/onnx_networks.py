@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,15 +74,10 @@ class Network:
         spread = 0.05 * 0.01 * 36 * 60 * np.sqrt(x.shape[0])
         return self._layer("MatMul", x, (rows,), weights, spread, "", {})
 
-    def maximum(self, x: Tensor, kernel: tuple[int, int], **more: Any) -> Tensor:
+    def maximum(self, x: Tensor, kernel: Sequence[int], **more: Any) -> Tensor:
         """A MaxPool of integers, or between DequantizeLinear and QuantizeLinear."""
-        strides, pads = more.get("strides", (1, 1)), more.get("pads", [0] * 4)
-        out = [
-            (n + pads[i] + pads[i + 2] - kernel[i]) // strides[i] + 1
-            for i, n in enumerate(x.shape[1:])
-        ]
-        name, shape = self._name(), (x.shape[0], *out)
         attributes = {"kernel_shape": list(kernel), **more}
+        name, shape = self._name(), pooled(x.shape, attributes)
         if not self.qdq or self.rng.random() < 0.3:
             self.nodes.append(node("MaxPool", x.name, name, **attributes))
             return Tensor(name, shape, x.scale, x.zero)
@@ -112,6 +108,48 @@ class Network:
         self.nodes.append(node("Add", inputs, f"{name}_f"))
         return self._quantised(self._function(function, f"{name}_f"), y)
 
+    def concat(self, *parts: Tensor, function: str = "", same: bool = False) -> Tensor:
+        """With a scale of its own, or the `same` that all parts have."""
+        name = self._name()
+        shape = (sum(t.shape[0] for t in parts), *parts[0].shape[1:])
+        first = parts[0]
+        y = Tensor(name, shape, first.scale, first.zero)
+        if same and self.rng.random() < 0.5:
+            self.nodes.append(node("Concat", " ".join(t.name for t in parts), name, axis=1))
+            return y
+        y = y if same else self._scaled(name, shape, 0.06)
+        if not self.qdq:
+            inputs = " ".join(f"{t.name} {t.scale} {t.zero}" for t in parts)
+            inputs = f"{y.scale} {y.zero} {inputs}"
+            self.nodes.append(node("QLinearConcat", inputs, name, domain="com.microsoft", axis=1))
+            return y
+        inputs = " ".join(self._dequantised(t) for t in parts)
+        self.nodes.append(node("Concat", inputs, f"{name}_f", axis=1))
+        return self._quantised(self._function(function, f"{name}_f"), y)
+
+    def split(self, x: Tensor, *sizes: int) -> list[Tensor]:
+        """Split, or a Slice each; of integers, or between numbers."""
+        name, given, form = self._name(), x.name, "{}"
+        if self.qdq and self.rng.random() < 0.5:
+            given, form = self._dequantised(x), "{}_f"
+        names = [f"{name}_{i}" for i in range(len(sizes))]
+        if self.rng.random() < 0.5:
+            self.constants[f"{name}_n"] = np.array(sizes, np.int64)
+            outputs = " ".join(form.format(n) for n in names)
+            self.nodes.append(node("Split", f"{given} {name}_n", outputs, axis=1))
+        else:
+            ends = np.cumsum(sizes)
+            self.constants[f"{name}_axes"] = np.array([1], np.int64)
+            for n, end, size in zip(names, ends, sizes, strict=True):
+                self.constants |= {f"{n}_b": end[None] - size, f"{n}_e": end[None]}
+                inputs = f"{given} {n}_b {n}_e {name}_axes"
+                self.nodes.append(node("Slice", inputs, form.format(n)))
+        parts = [
+            Tensor(n, (size, *x.shape[1:]), x.scale, x.zero)
+            for n, size in zip(names, sizes, strict=True)
+        ]
+        return parts if form == "{}" else [self._quantised(f"{t.name}_f", t) for t in parts]
+
     def padded(self, x: Tensor, pads: tuple[int, int, int, int]) -> Tensor:
         """Zeros around an image, as numbers or as integers."""
         name, (top, left, bottom, right) = self._name(), pads
@@ -131,7 +169,9 @@ class Network:
 
     def model(self, *shown: Tensor) -> Any:
         kind = UINT8 if self.unsigned else INT8
-        proto = model(self.nodes, self.inputs, {t.name: kind for t in shown}, **self.constants)
+        outputs = {t.name: kind for t in shown}
+        # Older sets have other shapes for ceil_mode than what runs them.
+        proto = model(self.nodes, self.inputs, outputs, opset=22, **self.constants)
         proto.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
         return proto
 
@@ -212,6 +252,31 @@ class Network:
         return y
 
 
+def pooled(shape: tuple[int, ...], attributes: dict[str, Any]) -> tuple[int, ...]:
+    """What a pool makes of an image (C, H, W)."""
+    sizes = []
+    for i, size in enumerate(shape[1:]):
+        kernel = attributes["kernel_shape"][i]
+        stride, pads = attributes.get("strides", (1, 1))[i], attributes.get("pads", [0] * 4)
+        rest = size + pads[i] + pads[i + 2] - kernel
+        places = rest // stride + 1
+        if attributes.get("ceil_mode", 0) and rest % stride:
+            places += places * stride < size + pads[i]
+        sizes.append(places)
+    return (shape[0], *sizes)
+
+
+def random_pool(rng: np.random.Generator) -> dict[str, Any]:
+    """Attributes of a pool with padding less than its kernel."""
+    kernel = [int(n) for n in rng.integers(1, 4, 2)]
+    return {
+        "kernel_shape": kernel,
+        "strides": [int(n) for n in rng.integers(1, 4, 2)],
+        "pads": [int(rng.integers(k)) for k in (*kernel, *kernel)],
+        "ceil_mode": int(rng.integers(2)),
+    }
+
+
 def random_network(seed: int, *, exact: bool = False, **form: bool) -> tuple[Network, list[Tensor]]:
     """A few layers at random, and the last tensor; `exact` leaves out what ONNX leaves open."""
     rng = np.random.default_rng(seed)
@@ -219,6 +284,7 @@ def random_network(seed: int, *, exact: bool = False, **form: bool) -> tuple[Net
     channels = int(rng.integers(1, 6))
     x = net.input(channels, int(rng.integers(6, 13)), int(rng.integers(6, 13)))
     kinds = ["conv", "strided", "depthwise", "grouped", "maximum", "padded"]
+    kinds += ["dense block", "branches", "halves"]
     kinds += [] if exact else ["average", "residual", "inputs"]
     for kind in rng.choice(kinds, int(rng.integers(2, 5))):
         x = _block(net, x, str(kind))
@@ -245,15 +311,29 @@ def _block(net: Network, x: Tensor, kind: str) -> Tensor:
     if kind == "grouped":
         return net.conv(net.conv(x, 4, (1, 1)), 6, (3, 3), function, group=2, pads=[1, 1, 1, 1])
     if kind == "maximum":
-        return net.maximum(x, (2, 2), strides=[1, 1], pads=[1, 1, 0, 0])
+        more = random_pool(rng)
+        return net.maximum(x, more.pop("kernel_shape"), **more)
     if kind == "padded":
         return net.conv(net.padded(x, (1, 2, 0, 1)), rows, (3, 2), function)
     if kind == "average":
-        return net.average(
-            x, "AveragePool", x.shape, kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1
-        )
+        more = random_pool(rng) | {"count_include_pad": int(rng.integers(2))}
+        return net.average(x, "AveragePool", pooled(x.shape, more), **more)
     if kind == "residual":
         return net.add(x, net.conv(x, channels, (3, 3), pads=[1, 1, 1, 1]), function)
+    if kind == "dense block":
+        grown = net.concat(x, net.conv(x, rows, (3, 3), pads=[1, 1, 1, 1]), function=function)
+        more = net.conv(grown, rows, (3, 3), function, pads=[1, 1, 1, 1])
+        return net.concat(grown, more)
+    if kind == "branches":
+        deep = net.conv(x, rows, (1, 1), function)
+        parts = [net.conv(x, rows, (3, 3), pads=[1, 1, 1, 1]), deep, net.maximum(x, (1, 1))]
+        return net.conv(net.concat(*parts), rows, (1, 1), function)
+    if kind == "halves":
+        x = net.conv(x, 5, (1, 1))
+        some = [int(n) for n in rng.multinomial(2, [1 / 3] * 3) + 1]
+        left, middle, right = net.split(x, *some)
+        right = net.concat(right, left, same=True)
+        return net.concat(net.conv(middle, rows, (1, 1)), right, middle)
     if kind == "inputs":
         return net.add(net.maximum(x, (1, 1)), x, function)
     return net.conv(x, rows, (3, 3), function, pads=[1, 1, 1, 1], dilations=[1, 1])

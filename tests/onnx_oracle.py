@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -29,12 +30,12 @@ class Scaled:
 
 @dataclass
 class Sums:
-    """Integer sums before requantisation; one is worth x_scale * w_scale / taps."""
+    """Integer sums before requantisation; one is worth x_scale * w_scale, or x_scale / taps."""
 
     integers: Array  # (N, M, ...)
     x_scale: np.float32
     w_scale: Array  # broadcasts to the integers
-    taps: int = 1
+    taps: Array | None = None  # (N, M, ...)
     clamps: tuple[tuple[float, float], ...] = ()
 
 
@@ -47,6 +48,14 @@ class Added:
     clamps: tuple[tuple[float, float], ...] = ()
 
 
+@dataclass
+class Parts:
+    """Tensors one behind the other along channels."""
+
+    parts: list[Scaled]
+    clamps: tuple[tuple[float, float], ...] = ()
+
+
 def run_graph(model: Any, feeds: Mapping[str, Array]) -> dict[str, Any]:
     """Every tensor of the graph; those that are integers or floats there, as they are."""
     values: dict[str, Any] = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
@@ -54,7 +63,10 @@ def run_graph(model: Any, feeds: Mapping[str, Array]) -> dict[str, Any]:
     for node in model.graph.node:
         given = [values[name] if name else None for name in node.input]
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        values[node.output[0]] = _OPERATORS[node.op_type](given, attributes)
+        if node.op_type == "Split":
+            values |= zip(node.output, split(given, attributes), strict=True)
+        else:
+            values[node.output[0]] = _OPERATORS[node.op_type](given, attributes)
     return values
 
 
@@ -89,8 +101,8 @@ def quantise(given: list[Any], attributes: dict[str, Any]) -> Array:
         return q.astype(zero.dtype)
 
     if isinstance(x, Sums):
-        if x.taps > 1:
-            m = x.x_scale / (np.float32(x.taps) * y_scale)
+        if x.taps is not None:
+            m = x.x_scale / (x.taps.astype(np.float32) * y_scale)
         else:
             m = (x.x_scale * x.w_scale) / y_scale
         rounded = np.rint(x.integers.astype(np.float32) * np.float32(m))
@@ -104,6 +116,10 @@ def quantise(given: list[Any], attributes: dict[str, Any]) -> Array:
             for ratio, side in zip(ratios, sides, strict=True)
         )
         return clamped(saturated(np.rint(acc / 2.0**shift)), x.clamps)
+    if isinstance(x, Parts):
+        one = np.ones(1, np.float32)
+        sums = [Sums(p.integers, np.float32(p.scale), one, clamps=x.clamps) for p in x.parts]
+        return np.concatenate([quantise([s, y_scale, zero], {}) for s in sums], axis=1)
     if isinstance(x, Scaled):
         x = x.integers.astype(np.float32) * x.scale
     return saturated(np.rint(np.asarray(x, np.float32) / y_scale)).astype(zero.dtype)
@@ -111,7 +127,7 @@ def quantise(given: list[Any], attributes: dict[str, Any]) -> Array:
 
 def clamp(given: list[Any], low: float, high: float) -> Any:
     (x, *_) = given
-    if isinstance(x, Sums | Added):
+    if isinstance(x, Sums | Added | Parts):
         return replace(x, clamps=(*x.clamps, (low, high)))
     return np.clip(_floats(x), np.float32(low), np.float32(high))
 
@@ -137,6 +153,12 @@ def _geometry(attributes: dict[str, Any], kernel: list[int], sizes: tuple[int, .
             both = max(0, (-(-size // strides[i]) - 1) * strides[i] + reach[i] - size)
             pads[i] = both // 2 if mode == b"SAME_UPPER" else -(-both // 2)
             pads[i + count] = both - pads[i]
+    if attributes.get("ceil_mode", 0):
+        for i, size in enumerate(sizes):
+            out = -(-(size + pads[i] + pads[i + count] - reach[i]) // strides[i]) + 1
+            while (out - 1) * strides[i] >= size + pads[i]:
+                out -= 1
+            pads[i + count] = max(0, (out - 1) * strides[i] + reach[i] - size - pads[i])
     return strides, dilations, reach, pads
 
 
@@ -232,20 +254,60 @@ def max_pool(given: list[Any], attributes: dict[str, Any]) -> Any:
     return Scaled(result, x.scale) if isinstance(x, Scaled) else result.astype(x.dtype)
 
 
-def average_pool(given: list[Any], attributes: dict[str, Any]) -> Sums:
+def average_pool(given: list[Any], attributes: dict[str, Any], beyond: bool = False) -> Sums:
+    """An average; what ceil_mode adds to padding that counts does so too if it is `beyond`."""
     (x,) = given
     kernel = attributes.get("kernel_shape", list(x.integers.shape[2:]))
-    cut, out = places(x.integers, kernel, attributes, 0)
-    sums = np.zeros((*x.integers.shape[:2], *out), np.int64)
-    for place, taps in cut:
-        sums[(slice(None), slice(None), *place)] = taps.sum(axis=2)
-    return Sums(sums, np.float32(x.scale), np.ones(1, np.float32), int(np.prod(kernel)))
+
+    def total(integers: Array, **more: Any) -> Array:
+        cut, out = places(integers, kernel, attributes | more, 0)
+        sums = np.zeros((*integers.shape[:2], *out), np.int64)
+        for place, taps in cut:
+            sums[(slice(None), slice(None), *place)] = taps.sum(axis=2)
+        return sums
+
+    counts = np.ones_like(x.integers)
+    more: dict[str, Any] = {}
+    if attributes.get("count_include_pad", 0):
+        mode = attributes if beyond else attributes | {"ceil_mode": 0}
+        pads = _geometry(mode, kernel, counts.shape[2:])[3]
+        sides = np.reshape(pads, (2, -1)).T
+        counts = np.pad(counts, [(0, 0), (0, 0), *sides], constant_values=1)
+        more = {"pads": [0] * len(pads), "auto_pad": b"NOTSET"}
+    sums, taps = total(x.integers), total(counts, **more)
+    if taps.shape != sums.shape:  # without the place that starts behind the image
+        taps = taps[tuple(slice(n) for n in sums.shape)]
+    return Sums(sums, np.float32(x.scale), np.ones(1, np.float32), taps)
 
 
-def qlinear(operator: Any) -> Any:
+def concat(given: list[Any], attributes: dict[str, Any]) -> Any:
+    if isinstance(given[0], Scaled):
+        return Parts(given)
+    return np.concatenate(given, axis=attributes["axis"])
+
+
+def qlinear_concat(given: list[Any], attributes: dict[str, Any]) -> Array:
+    parts = [dequantise(given[i : i + 3], {}) for i in range(2, len(given), 3)]
+    return quantise([Parts(parts), *given[:2]], {})
+
+
+def split(given: list[Any], attributes: dict[str, Any]) -> list[Any]:
+    ends = [0, *np.cumsum(given[1]).tolist()]
+    sides = [slice(*pair) for pair in pairwise(ends)]
+    cut = [moved(lambda x, given, attributes, s=s: x[:, s]) for s in sides]
+    return [operator(given, attributes) for operator in cut]
+
+
+def cropped(x: Array, given: list[Any], attributes: dict[str, Any]) -> Array:
+    for start, end, axis in zip(*(g.tolist() for g in given[1:4]), strict=True):
+        x = x[(*[slice(None)] * (axis % x.ndim), slice(start, end))]
+    return x
+
+
+def qlinear(operator: Any, **more: Any) -> Any:
     """An operator of one tensor between its DequantizeLinear and its QuantizeLinear."""
     return lambda given, attributes: quantise(
-        [operator([dequantise(given[:3], {})], attributes), *given[3:]], {}
+        [operator([dequantise(given[:3], {})], attributes, **more), *given[3:]], {}
     )
 
 
@@ -254,7 +316,7 @@ def reduce_mean(given: list[Any], attributes: dict[str, Any]) -> Sums:
     axes = attributes.get("axes") if len(given) == 1 else given[1].tolist()
     axes = tuple(int(a) % x.ndim for a in axes)
     sums = x.sum(axis=axes, keepdims=bool(attributes.get("keepdims", 1)))
-    taps = int(np.prod([x.shape[a] for a in axes]))
+    taps = np.full(sums.shape, np.prod([x.shape[a] for a in axes]))
     return Sums(sums, np.float32(given[0].scale), np.ones(1, np.float32), taps)
 
 
@@ -268,6 +330,8 @@ def moved(change: Any) -> Any:
         if isinstance(x, Sums):
             full = np.broadcast_to(x.w_scale, x.integers.shape)
             x = replace(x, w_scale=change(full, given, attributes))
+            if x.taps is not None:
+                x = replace(x, taps=change(x.taps, given, attributes))
         return replace(x, integers=change(x.integers, given, attributes))
 
     return operator
@@ -305,9 +369,12 @@ _OPERATORS: dict[str, Any] = {
     "MaxPool": max_pool,
     "AveragePool": average_pool,
     "GlobalAveragePool": average_pool,
-    "QLinearAveragePool": qlinear(average_pool),
+    "QLinearAveragePool": qlinear(average_pool, beyond=True),
     "QLinearGlobalAveragePool": qlinear(average_pool),
     "ReduceMean": reduce_mean,
+    "Concat": concat,
+    "QLinearConcat": qlinear_concat,
+    "Slice": moved(cropped),
     "Pad": moved(pad),
     "Reshape": moved(reshape),
     "Flatten": moved(lambda x, given, attributes: x.reshape(len(x), -1)),

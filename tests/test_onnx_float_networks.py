@@ -94,8 +94,14 @@ def random_chain(seed: int, curves: bool) -> Chain:
     rng = np.random.default_rng(seed)
     chain = Chain(seed, int(rng.integers(1, 4)), int(rng.integers(7, 12)), int(rng.integers(7, 12)))
     functions = ["Relu", "Relu", ""] + (["Sigmoid", "Tanh"] if curves else [])
-    for kind in rng.choice(["conv", "depthwise", "strided", "maximum", "residual", "average"], 4):
-        if kind == "residual":
+    kinds = ["conv", "depthwise", "strided", "maximum", "residual", "average", "joined"]
+    for kind in rng.choice(kinds, 4):
+        if kind == "joined":
+            before, rows = chain.name, chain.shape[0]
+            chain.conv(int(rng.integers(1, 5)))
+            chain.op("Concat", before, axis=1)
+            chain.shape = (chain.shape[0] + rows, *chain.shape[1:])
+        elif kind == "residual":
             before = chain.name
             chain.conv(chain.shape[0])
             chain.op("Add", before)
@@ -185,6 +191,50 @@ def test_squeezed_and_unsqueezed(shapes):
     chain.op("Unsqueeze", "axes")
     chain.constants["axes"] = np.array([2, 3], np.int64)
     check_float(chain.model(), sample(2, 2, *shapes))
+
+
+def test_joined_tensors_have_one_scale():
+    """So those that layers make take no other one; an input does."""
+    chain = Chain(5, 2, 6, 8)
+    before = chain.conv(3)
+    chain.constants["c0"] *= 3
+    chain.conv(4)
+    chain.op("Relu")
+    chain.op("Concat", before, "x", axis=1)
+    chain.op("Relu")
+    chain.shape = (9, *chain.shape[1:])
+    chain.conv(5)
+    x = sample(8, 2, 6, 8)
+    loaded = check_float(chain.model(), x)
+    assert len(loaded.layers) == 4 and len(loaded.views) == 1
+    assert len(quantize(loaded, x).layers) == 5
+    check_quantised(loaded, x, 0.03)
+
+
+@pytest.mark.parametrize("shown", ["t1", "t2", "t3"])
+def test_parts_and_joined_tensors_at_outputs(shown):
+    chain = Chain(6, 2, 6, 8)
+    chain.conv(5)
+    chain.op("Slice", "begin", "end", "axes", axis=1)
+    del chain.nodes[-1].attribute[:]
+    chain.op("Concat", "t0", "x", axis=1)
+    chain.op("Sigmoid")
+    for name, number in (("begin", 1), ("end", 4), ("axes", 1)):
+        chain.constants[name] = np.array([number], np.int64)
+    chain.name = shown
+    loaded = check_float(chain.model(), sample(8, 2, 6, 8))
+    check_quantised(loaded, sample(8, 2, 6, 8), 0.05)
+
+
+def test_averages_by_different_numbers_want_integers():
+    for more in ({"pads": [1, 1, 1, 1]}, {"strides": [2, 2], "ceil_mode": 1}):
+        chain = Chain(5, 2, 6, 8)
+        chain.op("AveragePool", kernel_shape=[3, 3], **more)
+        assert "quantise the model" in refused(chain.model())["n_t0"]
+    chain = Chain(5, 2, 7, 9)
+    chain.op("AveragePool", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1)
+    chain.op("MaxPool", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)
+    check_float(chain.model(), sample(2, 2, 7, 9))
 
 
 def test_averages_are_exact():

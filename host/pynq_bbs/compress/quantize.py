@@ -27,6 +27,7 @@ from ..model.arithmetic import (
 )
 from ..model.floats import layer_sums
 from ..model.graph import (
+    Concat,
     Float,
     Function,
     GraphInput,
@@ -36,8 +37,12 @@ from ..model.graph import (
     QuantLayer,
     QuantModel,
     QuantOutput,
+    Slice,
     apply_functions,
+    image_shape,
+    window_shape,
 )
+from ..model.moving import concatenated
 from .calibrate import MIN_SCALE, Observer, make_observer
 
 #: Samples of calibration data worked on at a time.
@@ -67,7 +72,8 @@ def quantize(
     scale in front of them to a fixed one behind them (1/256 from 0, and 1/128 around 0). A model
     output without a function is the INT32 sums, dequantised per row; one that is also read by a
     layer is computed in both forms. Zero weights stay zero. A maximum keeps its input's scale; what
-    an addition adds up is INT8 on both sides (docs/arithmetic.md).
+    an addition adds up is INT8 on both sides (docs/arithmetic.md). What is joined to one tensor
+    has that one's scale where a layer can give it, else it is requantised.
 
     Args:
         model: float32 layers; not changed.
@@ -85,6 +91,7 @@ def quantize(
     if weight_bits not in (4, 8):
         raise InputError(f"weight_bits is {weight_bits!r}; the engine takes weights of 4 or 8 bits")
     read = {name for layer in model.layers for name in (layer.input, layer.other)}
+    read |= {name for view in model.views for name in view.reads}
     shown = {output.tensor for output in model.outputs}
     observers: dict[str, Observer] = {}
     for graph_input in model.inputs:
@@ -94,6 +101,9 @@ def quantize(
             observers[_observed(layer)] = make_observer(method)
         if layer.other:
             observers[layer.output] = make_observer(method)
+    for view in model.views:
+        if isinstance(view, Concat):
+            observers[view.output] = make_observer(method)
     seen = 0
     for batch in _batches(model, calibration):
         for tensor, values in _activations(model, batch):
@@ -105,6 +115,7 @@ def quantize(
     if not seen:
         raise InputError("calibration holds no samples; give at least one.")
     observed = {t: o.quantisation() for t, o in observers.items()}
+    _share(model, observed)
     return _Quantizer(model, observed, weight_bits).run(read, shown)
 
 
@@ -120,6 +131,7 @@ def run_float(model: Model, inputs: Mapping[str, Any] | NDArray[Any]) -> dict[st
     """
     batch = _model_inputs(model, inputs)
     shown = {i.tensor for i in model.inputs} | {layer.output for layer in model.layers}
+    shown |= {view.output for view in model.views}
     return {name: value for name, value in _activations(model, batch) if name in shown}
 
 
@@ -180,6 +192,8 @@ class _Quantizer:
         self.observed = observed
         self.scales = {i.tensor: observed[i.tensor] for i in model.inputs}
         self.layers: list[QuantLayer] = []
+        self.views: list[Slice | Concat] = []
+        self.shapes = {i.tensor: image_shape(i.tensor_shape or i.shape) for i in model.inputs}
         #: scale of the sums of every layer that gives them, and their tensor, by float tensor
         self.sums: dict[str, tuple[str, Float]] = {}
         self.names = {i.tensor for i in model.inputs}
@@ -187,11 +201,16 @@ class _Quantizer:
             self.names |= {layer.name, layer.output}
 
     def run(self, read: set[str], shown: set[str]) -> QuantModel:
+        waiting = list(self.model.views)
+        self._views(waiting)
         for layer in self.model.layers:
             try:
                 self._layer(layer, layer.output in read, layer.output in shown)
             except ModelError as error:
                 raise ModelError(f"layer {layer.name!r}: {error}") from None
+            shape = window_shape(len(layer.weights), layer.window)
+            self.shapes[layer.output] = image_shape(shape)
+            self._views(waiting)
         inputs = [
             QuantInput(
                 i.name, i.tensor, i.shape, "float32", *self.scales[i.tensor], i.functions,
@@ -199,7 +218,24 @@ class _Quantizer:
             )
             for i in self.model.inputs
         ]  # fmt: skip
-        return QuantModel(self.model.name, inputs, self.layers, self._outputs())
+        outputs = self._outputs()
+        return QuantModel(self.model.name, inputs, self.layers, outputs, views=self.views)
+
+    def _views(self, waiting: list[Slice | Concat]) -> None:
+        """Those of `waiting` that can be made by now."""
+        for view in _ready(waiting, self.scales):
+            if isinstance(view, Slice):
+                self.scales[view.output] = self.scales[view.input]
+                self.shapes[view.output] = image_shape(view.shape)
+                self.views.append(view)
+                continue
+            y = self.scales[view.output] = self.observed[view.output]
+            parts = [(name, self.shapes[name], self.scales[name]) for name in view.inputs]
+            layers, made = concatenated(view.output, parts, y)
+            channels = sum(shape[0] for _, shape, _ in parts)
+            self.shapes[view.output] = (channels, *parts[0][1][1:])
+            self.layers += layers
+            self.views.append(made)
 
     def _layer(self, layer: Layer, is_read: bool, is_shown: bool) -> None:
         if layer.maximum:
@@ -267,7 +303,7 @@ class _Quantizer:
                 tensor, scale = self.sums[out.tensor]
                 outputs.append(replace(made, tensor=tensor, scale=scale))
             else:
-                if out.tensor not in {layer.output for layer in self.layers}:
+                if out.tensor not in {made.output for made in (*self.layers, *self.views)}:
                     raise ModelError(f"output {out.name!r} does not come from a layer.")
                 y_scale, zero_point = self.scales[out.tensor]
                 scale = np.array([y_scale], np.float32)
@@ -315,6 +351,33 @@ def _fixed_scale(functions: tuple[Function, ...]) -> Scale:
     return _FIXED_SCALES[[f for f in functions if not f.clamps][-1].name]
 
 
+def _share(model: Model, observed: dict[str, Scale]) -> None:
+    """Give tensors that are joined the scale of the joined one, so that they can lie in it. Not
+    inputs, maxima and curves, which have theirs."""
+    given = {spec.tensor for spec in model.inputs}
+    for view in reversed(model.views):
+        if isinstance(view, Concat):
+            for name in view.inputs:
+                if name in observed and name not in given:
+                    observed[name] = observed[view.output]
+
+
+def _ready(waiting: list[Slice | Concat], known: Mapping[str, object]) -> Iterator[Slice | Concat]:
+    """Each view of `waiting` once all that it reads is `known`; it waits no longer then."""
+    for view in list(waiting):
+        if all(name in known for name in view.reads):
+            waiting.remove(view)
+            yield view
+
+
+def _viewed(view: Slice | Concat, tensors: Mapping[str, Float]) -> Float:
+    """A view of tensors (N, features)."""
+    if isinstance(view, Concat):
+        return np.concatenate([tensors[name] for name in view.inputs], axis=1)
+    first = view.first * int(np.prod(view.shape[1:]))
+    return tensors[view.input][:, first : first + int(np.prod(view.shape))]
+
+
 def _is_int8(layer: Layer, read: set[str]) -> bool:
     """Whether a layer has a scale of its own to be calibrated: not for sums alone, nor maxima."""
     return not layer.maximum and bool(layer.output in read or layer.functions or layer.other)
@@ -329,11 +392,19 @@ def _observed(layer: Layer) -> str:
 
 def _activations(model: Model, batch: Mapping[str, Float]) -> Iterator[tuple[str, Float]]:
     """Every tensor in turn, those that `_observed` names before a function included."""
-    tensors = {}
+    tensors: dict[str, Float] = {}
+    waiting = list(model.views)
+
+    def views() -> Iterator[tuple[str, Float]]:
+        for view in _ready(waiting, tensors):
+            tensors[view.output] = _viewed(view, tensors)
+            yield view.output, tensors[view.output]
+
     for spec in model.inputs:
         values = apply_functions(spec.functions, batch[spec.name])
         tensors[spec.tensor] = spec.arrangement.apply(values)
         yield spec.tensor, tensors[spec.tensor]
+    yield from views()
     for layer in model.layers:
         clamps, rest = _split(layer.functions)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -346,6 +417,7 @@ def _activations(model: Model, batch: Mapping[str, Float]) -> Iterator[tuple[str
             yield _observed(layer), before
         tensors[layer.output] = apply_functions(rest, before)
         yield layer.output, tensors[layer.output]
+        yield from views()
 
 
 def _batches(model: Model, calibration: Iterable[Any]) -> Iterator[dict[str, Float]]:

@@ -133,16 +133,6 @@ class Layer:
     other: str = ""
 
 
-@dataclass
-class Model:
-    """Float layers in an order in which they can run."""
-
-    name: str
-    inputs: list[GraphInput]
-    layers: list[Layer]
-    outputs: list[GraphOutput]
-
-
 @dataclass(frozen=True)
 class QuantInput:
     """How a model input becomes an INT8 tensor; several entries may show the same input.
@@ -204,6 +194,18 @@ class Window:
         reach = (self.kernel[axis] - 1) * self.dilations[axis] + 1
         room = size + self.pads[axis] + self.pads[axis + 2] - reach
         return room // self.strides[axis] + 1 if room >= 0 else 0
+
+
+def window_shape(rows: int, window: Window | None) -> tuple[int, ...]:
+    """Of what a layer of so many rows gives."""
+    return (rows, window.out_height, window.out_width) if window else (rows,)
+
+
+def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """(C, H, W) of a tensor as it lies: what is no image has a single pixel."""
+    if len(shape) == 3:
+        return shape[0], shape[1], shape[2]
+    return int(np.prod(shape, dtype=np.int64)), 1, 1
 
 
 @dataclass(frozen=True)
@@ -325,6 +327,18 @@ class Concat:
     def reads(self) -> tuple[str, ...]:
         """The tensors that are parts of it."""
         return self.inputs
+
+
+@dataclass
+class Model:
+    """Float layers in an order in which they can run, and views of tensors, as in `QuantModel`; a
+    view stands behind those that it reads."""
+
+    name: str
+    inputs: list[GraphInput]
+    layers: list[Layer]
+    outputs: list[GraphOutput]
+    views: list[Slice | Concat] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

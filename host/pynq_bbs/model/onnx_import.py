@@ -10,12 +10,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import UnsupportedModelError
-from .graph import Function, GraphInput, GraphOutput, Layer, Model, QuantModel
+from .graph import (
+    Concat,
+    Function,
+    GraphInput,
+    GraphOutput,
+    Layer,
+    Model,
+    QuantModel,
+    Slice,
+    image_shape,
+)
 from .onnx_file import read_graph
 from .onnx_integers import integer_model
 from .onnx_plan import Plan, unmoved
-from .onnx_reader import NodeCheck, Reading, read_values
-from .onnx_values import Linear, Operator, Pool, Step, Sum, Value
+from .onnx_reader import NodeCheck, Problem, Reading, read_values
+from .onnx_values import Join, Linear, Operator, Part, Pool, Step, Sum, Value
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -69,6 +79,15 @@ def _lower(reading: Reading) -> Model | QuantModel:
 def _float_model(reading: Reading) -> Model:
     """Layers with the functions behind them, in as many forms as are needed."""
     plan = Plan(reading, _split)
+    for operator in plan.operators:
+        if isinstance(operator, Pool) and not operator.maximum and len(operator.taps) > 1:
+            reason = (
+                "its places divide by different numbers, as padding does not count or ceil_mode "
+                "adds places, which is supported in quantised models; quantise the model, or set "
+                "count_include_pad=1 and ceil_mode=0"
+            )
+            reading.problems.append(Problem("node", operator.node, "AveragePool", reason))
+    reading.refuse()
     inputs = [
         GraphInput(
             base.name, base.given, _functions(steps), plan.tensor(base, steps), base.arrangement,
@@ -77,18 +96,22 @@ def _float_model(reading: Reading) -> Model:
         for base in plan.inputs
         for steps in plan.forms[base]
     ]  # fmt: skip
-    layers = [
-        layer
-        for operator in plan.operators
-        for steps in plan.forms[operator]
-        for layer in _float_layers(plan, operator, steps)
-    ]
+    layers: list[Layer] = []
+    views: list[Slice | Concat] = []
+    for operator in plan.operators:
+        for steps in plan.forms[operator]:
+            if isinstance(operator, (Join, Part)):
+                view, behind = _float_view(plan, operator, steps)
+                views.append(view)
+                layers += behind
+            else:
+                layers += _float_layers(plan, operator, steps)
     outputs = []
     for name, value in reading.outputs.items():
         steps, rest = _split(value)
         tensor = plan.tensor(value.base, steps)
         outputs.append(GraphOutput(name, tensor, value.shape, _functions(rest), value.arrangement))
-    return Model(reading.name, inputs, layers, outputs)
+    return Model(reading.name, inputs, layers, outputs, views)
 
 
 def _split(value: Value) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
@@ -102,7 +125,22 @@ def _functions(steps: tuple[Step, ...]) -> tuple[Function, ...]:
     return tuple(step for step in steps if isinstance(step, Function))
 
 
-def _float_layers(plan: Plan, operator: Operator, steps: tuple[Step, ...]) -> list[Layer]:
+def _float_view(
+    plan: Plan, operator: Join | Part, steps: tuple[Step, ...]
+) -> tuple[Slice | Concat, list[Layer]]:
+    """The view that gives `operator`, and a layer for functions behind it."""
+    output, functions = plan.tensor(operator, steps), _functions(steps)
+    inner = plan.unnamed(operator) if functions else output
+    parts = tuple(plan.tensor(source.base, source.steps) for source in operator.sources)
+    view: Slice | Concat = Concat(parts, inner)
+    if isinstance(operator, Part):
+        view = Slice(parts[0], inner, operator.first, image_shape(operator.shape))
+    return view, [_unchanged(plan, operator, inner, output, functions)] if functions else []
+
+
+def _float_layers(
+    plan: Plan, operator: Linear | Pool | Sum, steps: tuple[Step, ...]
+) -> list[Layer]:
     """What gives `operator` in this form. A sum through a curve takes a layer more: sums end with a
     clamp."""
     output, functions = plan.tensor(operator, steps), _functions(steps)
@@ -131,7 +169,7 @@ def _float_layer(
     name = plan.layer(operator)
     if isinstance(operator, Pool):
         channels, window = operator.window.channels, operator.window
-        number = 1.0 if operator.maximum else 1.0 / operator.taps
+        number = 1.0 if operator.maximum else 1.0 / operator.taps[0]
         weights = np.full((channels, 1, *window.kernel), number, np.float32)
         bias = np.zeros(channels, np.float32)
         return Layer(
@@ -145,10 +183,10 @@ def _float_layer(
 
 
 def _unchanged(
-    plan: Plan, operator: Sum, source: str, output: str, functions: tuple[Function, ...]
+    plan: Plan, operator: Operator, source: str, output: str, functions: tuple[Function, ...]
 ) -> Layer:
     """A layer that gives what it reads."""
-    weights, window = unmoved(operator.sources[0])
+    weights, window = unmoved(operator.shape)
     bias = np.zeros(len(weights), np.float32)
     name = plan.layer(operator)
     return Layer(name, source, output, weights.astype(np.float32), bias, functions, window)

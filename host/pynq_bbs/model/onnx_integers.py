@@ -18,7 +18,6 @@ that makes one of them, where nothing else reads that one, or else a layer of it
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 
 from ..errors import ModelError
 from .arithmetic import (
+    Scale,
     clamp_table,
     function_table,
     integer_bias,
@@ -34,21 +34,36 @@ from .arithmetic import (
     sum_scale,
     then,
 )
-from .graph import Float, Function, QuantInput, QuantLayer, QuantModel, QuantOutput
+from .graph import (
+    Concat,
+    Float,
+    Function,
+    QuantInput,
+    QuantLayer,
+    QuantModel,
+    QuantOutput,
+    Slice,
+    image_shape,
+)
+from .graph import Constant as Tensor
+from .moving import concatenated, rescaled
 from .onnx_plan import Plan, unmoved
 from .onnx_reader import Problem, Reading
 from .onnx_values import (
     Constant,
     Dequantise,
+    Join,
     Linear,
     ModelInput,
     Operator,
+    Part,
     Pool,
     Quantise,
     Step,
     Sum,
     Value,
 )
+from .pooling import average_pool
 
 Steps = tuple[Step, ...]
 Int8 = NDArray[np.int8]
@@ -90,6 +105,8 @@ class _Integers:
         self.reading = reading
         self.plan = Plan(reading, split)
         self.layers: list[QuantLayer] = []
+        self.constants: list[Tensor] = []
+        self.views: list[Slice | Concat] = []
         self.sums: dict[Operator, Float] = {}  # scale of the sums of every layer
 
     def run(self) -> QuantModel:
@@ -102,13 +119,20 @@ class _Integers:
                     self._report("input", base.name, problem)
         for operator in self.plan.operators:
             for steps in self.plan.forms[operator]:
-                layer = self._layer(operator, steps)
-                if layer is None:
+                layers = self._layers(operator, steps)
+                if layers is None:
                     break
-                self.layers.append(layer)
+                self.layers += layers
         self.reading.refuse()
         outputs = [self._output(name, value) for name, value in self.reading.outputs.items()]
-        return QuantModel(self.reading.name, inputs, self.layers, outputs)
+        return QuantModel(
+            self.reading.name,
+            inputs,
+            self.layers,
+            outputs,
+            views=self.views,
+            constants=self.constants,
+        )
 
     def _report(self, kind: str, name: str, problem: Exception) -> None:
         self.reading.problems.append(Problem(kind, name, "", str(problem)))
@@ -141,14 +165,21 @@ class _Integers:
                     return step.scale, step.zero_point
         return np.float32(1), 0
 
-    def _layer(self, operator: Operator, steps: Steps) -> QuantLayer | None:
-        """The layer that gives `operator` in this form; None, and a report, where it cannot."""
+    def _layers(self, operator: Operator, steps: Steps) -> list[QuantLayer] | None:
+        """The layers that give `operator` in this form, the last of them its tensor where it is no
+        view; None, and a report, where they cannot."""
         try:
             if isinstance(operator, Linear):
-                return self._linear(operator, steps)
+                return [self._linear(operator, steps)]
             if isinstance(operator, Sum):
                 return self._sum(operator, steps)
-            return (self._maximum if operator.maximum else self._average)(operator, steps)
+            if isinstance(operator, Join):
+                return self._join(operator, steps)
+            if isinstance(operator, Part):
+                return self._part(operator, steps)
+            if operator.maximum:
+                return [self._maximum(operator, steps)]
+            return self._average(operator, steps)
         except (_Refusal, ModelError) as problem:
             self._report("node", operator.node, problem)
             return None
@@ -178,21 +209,31 @@ class _Integers:
         layer.bias = _integer_bias(linear.bias, scale)
         layer.window, layer.groups = linear.window, linear.groups
         if steps:
-            _requantise(layer, lambda y_scale: multiplier(x.scale, w_scale, y_scale), steps)
+            y, layer.table = _requantised(steps)
+            layer.multiplier, layer.zero_point = multiplier(x.scale, w_scale, y[0]), y[1]
         else:
             self._check_sums(linear)
         return layer
 
-    def _average(self, pool: Pool, steps: Steps) -> QuantLayer:
-        x, ones = _scale(pool.source), np.ones(pool.window.channels, np.float32)
-        taps = np.float32(pool.taps)
-        self.sums[pool] = sum_scale(x.scale, ones / taps)
-        layer = self._pooling(pool, steps, x.zero_point)
+    def _average(self, pool: Pool, steps: Steps) -> list[QuantLayer]:
+        x = _scale(pool.source)
         if steps:
-            _requantise(layer, lambda y_scale: multiplier(x.scale, ones, taps * y_scale), steps)
-        else:
-            self._check_sums(pool)
-        return layer
+            y, table = _requantised(steps)
+            name, source = self.plan.tensor(pool, steps), self._tensor(pool.source)
+            layers, constants = average_pool(
+                name, source, pool.window, (x.scale, x.zero_point), y, counted=pool.counted
+            )
+            self.constants += constants
+            return [*layers[:-1], replace(layers[-1], name=self.plan.layer(pool), table=table)]
+        self._check_sums(pool)
+        if len(pool.taps) > 1:
+            raise _Refusal(
+                "its places divide by different numbers and its result is not quantised; put "
+                "QuantizeLinear behind it"
+            )
+        ones = np.ones(pool.window.channels, np.float32)
+        self.sums[pool] = sum_scale(x.scale, ones / np.float32(pool.taps[0]))
+        return [self._pooling(pool, steps, x.zero_point)]
 
     def _maximum(self, pool: Pool, steps: Steps) -> QuantLayer:
         if pool.dtype not in ("int8", "uint8") or split(pool.source)[1]:
@@ -208,7 +249,47 @@ class _Integers:
         layer = self._plain(pool, pool.source, steps, weights, zero_point)
         return replace(layer, window=window, groups=channels)
 
-    def _sum(self, base: Sum, steps: Steps) -> QuantLayer | None:
+    def _join(self, join: Join, steps: Steps) -> list[QuantLayer]:
+        one: Scale = np.float32(1), 0
+        if join.dtype == "float32":
+            scales = [(x.scale, x.zero_point) for x in map(_scale, join.sources)]
+            if not steps:
+                raise _Refusal(
+                    "its inputs have different scales and its result is not quantised; put "
+                    "QuantizeLinear behind it"
+                )
+            y, table = _requantised(steps)
+        else:
+            scales = [one] * len(join.sources)
+            y, table = one, _later_table(steps)
+        output = self.plan.tensor(join, steps)
+        parts = [
+            (self._tensor(source), image_shape(source.base.shape), x)
+            for source, x in zip(join.sources, scales, strict=True)
+        ]
+        if table is None:
+            layers, view = concatenated(output, parts, y)
+        else:
+            layers = [
+                replace(rescaled(f"{output}:{i}", *part, y), table=table)
+                for i, part in enumerate(parts)
+            ]
+            view = Concat(tuple(layer.output for layer in layers), output)
+        self.views.append(view)
+        return layers
+
+    def _part(self, part: Part, steps: Steps) -> list[QuantLayer]:
+        if part.dtype == "float32":
+            raise _Refusal(_UNQUANTISED)
+        output, table = self.plan.tensor(part, steps), _later_table(steps)
+        view = output if table is None else f"{output}:0"
+        shape = image_shape(part.shape)
+        self.views.append(Slice(self._tensor(part.source), view, part.first, shape))
+        if table is None:
+            return []
+        return [replace(rescaled(output, view, shape), table=table)]
+
+    def _sum(self, base: Sum, steps: Steps) -> list[QuantLayer] | None:
         scales = [(x.scale, x.zero_point) for x in map(_scale, base.sources)]
         first = next((i for i, s in enumerate(steps) if isinstance(s, Quantise)), None)
         if first is None:
@@ -221,23 +302,25 @@ class _Integers:
                 "behind linear layers only"
             )
         own = self.plan.adds.get(base)
-        layer: QuantLayer | None
         if own is None:
             own, source = 0, base.sources[0]
-            weights, window = unmoved(source)
+            weights, window = unmoved(base.shape)
             layer = self._plain(base, source, steps, weights.astype(np.int8), scales[0][1])
             layer.window, layer.zero_point = window, scales[0][1]
             layer.multiplier = np.ones(len(weights), np.float32)
+            layers = [layer]
         else:
             source = base.sources[own]
             assert isinstance(source.base, (Linear, Pool))
-            layer = self._layer(source.base, split(source)[0])
-        if layer is None:
-            return None
+            made = self._layers(source.base, split(source)[0])
+            if made is None:
+                return None
+            layers = made
         other = self._tensor(base.sources[1 - own])
         y_scale = y.scale, y.zero_point
         both = sum_of(other, scales[own], scales[1 - own], y_scale, functions)
-        return replace(layer, output=self.plan.tensor(base, steps), combination=both)
+        last = replace(layers[-1], output=self.plan.tensor(base, steps), combination=both)
+        return [*layers[:-1], last]
 
     def _check_sums(self, operator: Operator) -> None:
         """No layer reads INT32 sums."""
@@ -284,28 +367,21 @@ def _scale(source: Value) -> Dequantise:
     return reader[0]
 
 
-def _requantise(
-    layer: QuantLayer, multiplier_to: Callable[[np.float32], Float], steps: Steps
-) -> None:
-    """Fill in multiplier, zero point and table; `steps` hold a Quantise, and end with one.
-
-    `multiplier_to` gives the multiplier to a scale.
-    """
+def _requantised(steps: Steps) -> tuple[Scale, Int8 | None]:
+    """Scale and zero point of a layer's sums, and the table behind; `steps` hold a Quantise, and
+    end with one."""
     first = next(i for i, s in enumerate(steps) if isinstance(s, Quantise))
     y = steps[first]
     assert isinstance(y, Quantise)
     functions = _functions(steps[:first])
     curved = [f for f in functions if not f.clamps]
     if curved:
-        y_scale = np.float32(FUNCTION_RANGES[curved[0].name] / 127.0)
-        layer.zero_point = 0
-        layer.table = function_table(functions, y_scale, 0, y.scale, y.zero_point)
+        to: Scale = np.float32(FUNCTION_RANGES[curved[0].name] / 127.0), 0
+        table: Int8 | None = function_table(functions, *to, y.scale, y.zero_point)
     else:
-        y_scale = y.scale
-        layer.zero_point = y.zero_point
-        layer.table = clamp_table(functions, y.scale, y.zero_point)
-    layer.multiplier = multiplier_to(y_scale)
-    layer.table = then(layer.table, _later_table(steps[first + 1 :]))
+        to = y.scale, y.zero_point
+        table = clamp_table(functions, *to)
+    return to, then(table, _later_table(steps[first + 1 :]))
 
 
 def _functions(steps: Steps) -> tuple[Function, ...]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .graph import Window
+from .graph import Window, image_shape
 from .onnx_file import FileNode
 from .onnx_operands import (
     Context,
@@ -23,7 +23,7 @@ from .onnx_operands import (
     result,
     source,
 )
-from .onnx_values import Constant, Linear, ModelInput, Sum, UnsupportedNode, Value, image_shape
+from .onnx_values import Constant, Linear, ModelInput, Sum, UnsupportedNode, Value
 
 #: A kernel's sides end here: fields of 4 bits.
 MOST_FIELD = 15

@@ -29,7 +29,7 @@ class Context:
     opset: int
 
 
-Reader = Callable[[Context, FileNode, "list[Operand]"], Value]
+Reader = Callable[[Context, FileNode, "list[Operand]"], Value | list[Value]]
 
 
 def computed(operand: Operand, what: str) -> Value:

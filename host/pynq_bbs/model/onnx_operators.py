@@ -27,6 +27,7 @@ from .onnx_operands import (
     one_number,
     optional,
 )
+from .onnx_parts import concat, slice_channels, split
 from .onnx_quantised import (
     conv_integer,
     dequantize_linear,
@@ -34,6 +35,7 @@ from .onnx_quantised import (
     qgemm,
     qlinear_add,
     qlinear_average_pool,
+    qlinear_concat,
     qlinear_conv,
     qlinear_global_average_pool,
     qlinear_matmul,
@@ -195,6 +197,9 @@ OPERATORS: dict[str, tuple[Reader, str, str]] = {
     "AveragePool": (average_pool, ENGINE, "pooling"),
     "GlobalAveragePool": (global_average_pool, ENGINE, "pooling"),
     "ReduceMean": (reduce_mean, ENGINE, "pooling"),
+    "Concat": (concat, ENGINE, "a view of its inputs, or requantised"),
+    "Split": (split, ENGINE, "views of its input"),
+    "Slice": (slice_channels, ENGINE, "a view of its input"),
     "Pad": (pad, ENGINE, "padding of the convolution behind it"),
     "BatchNormalization": (batch_normalization, ENGINE, "part of the layer before it"),
     "Add": (add, ENGINE, "bias of the layer before it, or addition of two tensors"),
@@ -220,6 +225,11 @@ OPERATORS: dict[str, tuple[Reader, str, str]] = {
 MICROSOFT: dict[str, tuple[Reader, str, str]] = {
     "QGemm": (qgemm, ENGINE, "linear layer"),
     "QLinearAdd": (qlinear_add, ENGINE, "addition of two tensors"),
+    "QLinearConcat": (
+        qlinear_concat,
+        ENGINE,
+        "a view of its inputs, or requantised",
+    ),
     "QLinearAveragePool": (qlinear_average_pool, ENGINE, "pooling"),
     "QLinearGlobalAveragePool": (qlinear_global_average_pool, ENGINE, "pooling"),
     "QuantizeLinear": (quantize_linear, ENGINE, "requantisation of the layer before it"),

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from .graph import Window
+from .graph import Window, image_shape
 from .onnx_reader import Key, Reading
 from .onnx_values import (
     Base,
@@ -23,7 +23,6 @@ from .onnx_values import (
     Step,
     Sum,
     Value,
-    image_shape,
 )
 
 #: Cuts a value's steps in two: what is part of a tensor, and what its reader does.
@@ -102,9 +101,9 @@ class Plan:
         return _unused(operator.node, self._layers)
 
 
-def unmoved(value: Value) -> tuple[NDArray[np.bool_], Window | None]:
-    """Weights and window of a layer that gives what it reads."""
-    channels, height, width = image_shape(value.base.shape)
+def unmoved(shape: tuple[int, ...]) -> tuple[NDArray[np.bool_], Window | None]:
+    """Weights and window of a layer that gives what it reads, of that shape."""
+    channels, height, width = image_shape(shape)
     weights = np.eye(channels, dtype=np.bool_)
     if height == width == 1:
         return weights, None

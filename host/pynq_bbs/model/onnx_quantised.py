@@ -11,6 +11,7 @@ from .onnx_constants import check_output_dtype, scale_and_zero_point
 from .onnx_file import FileNode
 from .onnx_linear import added, linear, times, with_bias
 from .onnx_operands import Context, Operand, computed, constant, one_number, optional
+from .onnx_parts import joined
 from .onnx_values import Constant, Dequantise, Quantise, UnsupportedNode, Value
 from .onnx_windows import averages, channels_first, convolution, global_average
 
@@ -160,9 +161,15 @@ def qlinear_add(context: Context, node: FileNode, inputs: list[Operand]) -> Valu
     return _requantised(context, node, added(node, left, right), inputs, 6)
 
 
+def qlinear_concat(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
+    parts = [_dequantised(context, node, inputs, first) for first in range(2, len(inputs), 3)]
+    return quantize_linear(context, node, [joined(node, parts), *inputs[:2]])
+
+
 def qlinear_average_pool(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     _check_layout(node)
-    pooled = averages(node, _dequantised(context, node, inputs, 0))
+    # Unlike ONNX's own operator, onnxruntime's counts what ceil_mode adds as padding.
+    pooled = averages(node, _dequantised(context, node, inputs, 0), beyond=True)
     return _requantised(context, node, pooled, inputs, 3)
 
 

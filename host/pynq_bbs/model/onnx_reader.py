@@ -195,15 +195,15 @@ def _read_node(
         elif node.op not in table:
             named = f"{node.domain}.{node.op}" if table is MICROSOFT else node.op
             raise UnsupportedNode(f"operator {named} is not supported")
-        elif any(node.outputs[1:]):
+        elif any(node.outputs[1:]) and node.op != "Split":
             raise UnsupportedNode("only its first output is supported")
         elif unknown:
             reason = f"not judged: it reads the output of {unknown[0].node}"
         else:
             operator, runs, reason = table[node.op]
-            value = operator(context, node, known)
-            results = [value]
-            if isinstance(value.base, ModelInput) and runs == ENGINE:
+            made = operator(context, node, known)
+            results = read = made if isinstance(made, list) else [made]
+            if isinstance(read[0].base, ModelInput) and runs == ENGINE:
                 runs, reason = HOST, "applied to the model's input"
     except UnsupportedNode as error:
         runs, reason = UNSUPPORTED, str(error)

@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrangement import AS_IT_IS, Arrangement
-from .graph import Float, Function, Window
+from .graph import Float, Function, Window, window_shape
+from .moving import Pads
+from .pooling import tap_counts
 
 
 class UnsupportedNode(Exception):  # noqa: N818 - not an error of its own: it becomes a reason
@@ -127,6 +129,7 @@ class Pool:
     window: Window
     maximum: bool
     dtype: str = "float32"  # a maximum is of what its source is
+    counted: Pads = (0, 0, 0, 0)  # padding that an average counts as pixels
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -139,9 +142,9 @@ class Pool:
         return (self.source,)
 
     @property
-    def taps(self) -> int:
-        """What an average divides by."""
-        return self.window.kernel[0] * self.window.kernel[1]
+    def taps(self) -> list[int]:
+        """What an average divides by, all the numbers that its places have."""
+        return [int(n) for n in np.unique(tap_counts(self.window, self.counted))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,12 +161,49 @@ class Sum:
 
 
 @dataclass(frozen=True, eq=False)
+class Join:
+    """Tensors of the same pixels, the channels of one behind those of the other."""
+
+    node: str
+    sources: tuple[Value, ...]
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the result."""
+        shapes = [source.base.shape for source in self.sources]
+        pixels = max((shape[1:] for shape in shapes), key=len)
+        return (sum(shape[0] for shape in shapes), *pixels)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Channels `first` and on, as many as `channels`, of a tensor."""
+
+    node: str
+    source: Value
+    first: int
+    channels: int
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the result."""
+        return (self.channels, *self.source.base.shape[1:])
+
+    @property
+    def sources(self) -> tuple[Value, ...]:
+        """What it is computed from."""
+        return (self.source,)
+
+
+@dataclass(frozen=True, eq=False)
 class Padded:
     """`source` with `pads` pixels of `number` around it; a convolution takes the pads over."""
 
     node: str
     source: Value
-    pads: tuple[int, int, int, int]
+    pads: Pads
     number: float
     shape: tuple[int, ...]
     dtype: str
@@ -178,21 +218,9 @@ class Opaque:
     sources: tuple[Value, ...] = ()
 
 
-#: What becomes layers.
-Operator = Linear | Pool | Sum
+#: What becomes layers, or views of what they give.
+Operator = Linear | Pool | Sum | Join | Part
 Base = ModelInput | Operator | Padded | Opaque
-
-
-def window_shape(rows: int, window: Window | None) -> tuple[int, ...]:
-    """Of what a layer of so many rows gives."""
-    return (rows, window.out_height, window.out_width) if window else (rows,)
-
-
-def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """(C, H, W) of a tensor as it lies: what is no image has a single pixel."""
-    if len(shape) == 3:
-        return shape[0], shape[1], shape[2]
-    return int(np.prod(shape, dtype=np.int64)), 1, 1
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .graph import Window
+from .graph import Window, image_shape
+from .moving import Pads
 from .onnx_file import FileNode
 from .onnx_linear import MOST_FIELD, with_bias
 from .onnx_operands import (
@@ -37,10 +38,8 @@ from .onnx_values import (
     Pool,
     UnsupportedNode,
     Value,
-    image_shape,
 )
-
-Pads = tuple[int, int, int, int]
+from .pooling import ceiled
 
 
 def convolution(node: FileNode, value: Value, weights: Constant) -> Value:
@@ -94,16 +93,19 @@ def average_pool(context: Context, node: FileNode, inputs: list[Operand]) -> Val
     return averages(node, floats(inputs[0], "input"))
 
 
-def averages(node: FileNode, value: Value) -> Value:
-    """An average of as many taps at every place."""
-    pooled = _pool(node, value, _kernel(node, value), False)
-    assert isinstance(pooled.base, Pool)
-    if any(pooled.base.window.pads) and not node.attributes.get("count_include_pad", 0):
-        raise UnsupportedNode(
-            "its padding does not count (count_include_pad is 0), so its places divide by "
-            "different numbers; averages with count_include_pad=1 or without padding are supported"
-        )
-    return pooled
+def averages(node: FileNode, value: Value, *, beyond: bool = False) -> Value:
+    """An average of what a place sees of the image, and of the padding where that counts; what
+    `ceil_mode` adds then counts too if `beyond` is set."""
+    kernel = _kernel(node, value)
+    pooled = _pool(node, value, kernel, False)
+    pool = pooled.base
+    assert isinstance(pool, Pool)
+    if node.attributes.get("count_include_pad", 0):
+        given = _described(node, value, kernel, (0, 0, 0, 0))
+        pool = replace(pool, counted=(pool.window if beyond else given).pads)
+    if pool.taps[0] < 1:
+        raise UnsupportedNode("some of its places see nothing but padding, which does not count")
+    return replace(pooled, base=pool)
 
 
 def global_average_pool(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
@@ -244,6 +246,13 @@ def _result(value: Value, base: Linear | Pool, dtype: str = "float32") -> Value:
 def _window(
     node: FileNode, value: Value, kernel: tuple[int, ...], outer: Pads, *, average: bool = False
 ) -> Window:
+    """What the engine does of `_described`, with the places that `ceil_mode` adds."""
+    given = _described(node, value, kernel, outer)
+    window = _checked(given, average)
+    return _checked(ceiled(given), average) if node.attributes.get("ceil_mode", 0) else window
+
+
+def _described(node: FileNode, value: Value, kernel: tuple[int, ...], outer: Pads) -> Window:
     """The window of a node's attributes, over `value` with `outer` pads around it."""
     count = len(kernel)
     row = (1,) * (2 - count)  # of a sequence
@@ -257,13 +266,7 @@ def _window(
     )
     if min(*window.kernel, *window.strides, *window.dilations) < 1:
         raise UnsupportedNode("kernel, strides and dilations must be 1 or more")
-    pads = _pads(node, window, count)
-    if node.attributes.get("ceil_mode", 0):
-        _check_ceiled(replace(window, pads=pads))
-    window = replace(window, pads=pads)
-    window = replace(window, strides=_shortened(window))
-    _check(window, average)
-    return window
+    return replace(window, pads=_pads(node, window, count))
 
 
 def _shortened(window: Window) -> tuple[int, int]:
@@ -300,22 +303,9 @@ def _pads(node: FileNode, window: Window, count: int) -> Pads:
     return top, left, bottom, right
 
 
-def _check_ceiled(window: Window) -> None:
-    """Refuse a `ceil_mode` that matters: one more place that begins within image or padding."""
-    for axis, size in enumerate((window.height, window.width)):
-        reach = (window.kernel[axis] - 1) * window.dilations[axis] + 1
-        before = window.pads[axis]
-        rest = size + before + window.pads[axis + 2] - reach
-        next_place = (rest // window.strides[axis] + 1) * window.strides[axis]
-        if rest % window.strides[axis] and next_place < size + before:
-            raise UnsupportedNode(
-                "ceil_mode is 1 and adds places that reach beyond the padding; set it to 0, or pad "
-                "the image before"
-            )
-
-
-def _check(window: Window, average: bool) -> None:
+def _checked(window: Window, average: bool) -> Window:
     """What the engine takes: fields of 4 bits, but for an average of all of an image."""
+    window = replace(window, strides=_shortened(window))
     if min(window.pads) < 0:
         raise UnsupportedNode(f"its pads {window.pads} crop the image; 0 or more are supported")
     if min(window.out_height, window.out_width) < 1:
@@ -330,3 +320,4 @@ def _check(window: Window, average: bool) -> None:
             f"its window has kernel {window.kernel}, strides {window.strides}, dilations "
             f"{window.dilations} and pads {window.pads}; up to {MOST_FIELD} each are supported"
         )
+    return window

@@ -51,7 +51,7 @@ def average_pool(
     Raises:
         ModelError: a window that counts nothing, or scales too far apart.
     """
-    counts = _counts(window, counted)
+    counts = tap_counts(window, counted)
     kinds = np.unique(counts)
     if kinds[0] < 1:
         raise ModelError(f"an average over {window} has windows that see nothing of the image")
@@ -93,8 +93,9 @@ def average_pool(
     return [first, second], [mask]
 
 
-def _counts(window: Window, counted: Pads) -> NDArray[np.int64]:
-    """How many taps of each window count, (output height, width)."""
+def tap_counts(window: Window, counted: Pads) -> NDArray[np.int64]:
+    """How many taps of each window count, (output height, width): those in the image and in as
+    much of its padding as is `counted`."""
     sides = []
     for axis, size in enumerate((window.height, window.width)):
         out = (window.out_height, window.out_width)[axis]
