@@ -31,6 +31,7 @@ from ..boards import Board
 from ..builds import PORT_BYTES, Build
 from ..interface import COMMAND_WORDS, FLAG_RESIDUAL, Command
 from .fillings import Layer
+from .gathering import column_steps
 from .timing import PIPELINE_CYCLES, ROWS_DEPTH, STEPS, Timing
 
 #: Products of two numbers of 32 bits in the check of a command (`times` in `hls/check.hpp`).
@@ -147,7 +148,7 @@ def trip_counts(command: Command, build: Build) -> dict[str, int]:
     }
     if layer.image:
         tiles = c.tiles * layer.last.count
-        trips[_COLUMNS] = tiles * (build.cols + c.kernel_height + 1)
+        trips[_COLUMNS] = tiles * column_steps(c, build)
         trips[_WINDOWS] = sum(layer.loading.trips) + layer.loading.end
     return trips
 

@@ -107,5 +107,5 @@ def _weights(c: Command, build: Build) -> str:
     if c.flags & FLAG_RESIDENT_WEIGHTS:
         return "on chip"
     layer = Layer(c, build)
-    times = 1 if layer.first is not layer.full else layer.groups
+    times = layer.groups if layer.last.fetched else 1
     return f"fetched {times} times" if times > 1 else "fetched once"

@@ -66,6 +66,11 @@ def steps(c: Command, build: Build) -> int:
     return c.kernel_height * c.part_channels * -(-c.kernel_width // taps)
 
 
+def column_steps(c: Command, build: Build) -> int:
+    """Iterations in which the columns of a tile are worked out (`hls/columns.hpp`)."""
+    return build.cols + c.kernel_height + 1
+
+
 def tile_words(c: Command, build: Build) -> int:
     """Words in which a tile of the image comes, from memory or from the chain."""
     return c.channels * (1 if c.flags & FLAG_FROM_CHAIN else build.cols // PORT_BYTES)
@@ -116,9 +121,8 @@ def ring_words(c: Command, build: Build) -> int:
     needed = np.maximum.reduceat(tiles.needed.max(axis=1), np.arange(0, c.tiles, group))
     words = -(-needed * build.cols // build.banks) - firsts
     # From group to group the ring turns once a step at most (`hls/columns.hpp`).
-    turns = build.cols + c.kernel_height + 1
     passed = np.diff(firsts, append=0).max(initial=0)
-    return int(max(1, words.max(), -(-passed // turns)))
+    return int(max(1, words.max(), -(-passed // column_steps(c, build))))
 
 
 def channels_at_once(window: Window, build: Build) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ..builds import PORT_BYTES
 from ..interface import FLAG_RESIDUAL
 from .fillings import Fillings, Layer
-from .gathering import REUSE_DISTANCE, steps, tile_words
+from .gathering import REUSE_DISTANCE, column_steps, steps, tile_words
 
 #: Latency of a pipelined loop, the same for all of them.
 PIPELINE_CYCLES = 20
@@ -86,7 +86,7 @@ class Timing:
         #: wait for.
         self._kernel_rows = c.kernel_height if layer.image else 1
         #: cycles in which the columns of a tile are worked out
-        self._columns = build.cols + c.kernel_height + 1
+        self._columns = column_steps(c, build)
         #: Whether tiles of the input do not lie side by side, so that each is fetched by itself.
         features = c.channels if layer.image else int(layer.last.features[0])
         self._apart = c.input_stride != features
