@@ -67,7 +67,8 @@ def compile(
 
     banks: dict[str, tuple[int, int]] = {}
     if isinstance(model, Model):
-        model = replace(model, layers=_pruned(model.layers, bank))
+        pruned = [_pruned_layer(layer, bank(layer)) for layer in model.layers]
+        model = replace(model, layers=pruned)
         if calibration is None:
             raise InputError(
                 f"model {model.name!r} is float and needs calibration samples to choose its "
@@ -135,12 +136,6 @@ def _bank(
         return choose_bank(features, sparsity, largest, build.lanes, build.takes_bank, taps)
     except InputError:
         return None
-
-
-def _pruned(
-    layers: list[AnyLayer], bank: Callable[[Layer | QuantLayer], tuple[int, int] | None]
-) -> list[AnyLayer]:
-    return [_pruned_layer(layer, bank(layer)) for layer in layers]
 
 
 def _pruned_layer(layer: AnyLayer, bank: tuple[int, int] | None) -> AnyLayer:

@@ -267,30 +267,26 @@ class _Quantizer:
         if layer.other:
             y = self.scales[layer.output] = self.observed[layer.output]
             made.combination = sum_of(layer.other, q, self.scales[layer.other], y, layer.functions)
-            return made
-        clamps, rest = _split(layer.functions)
-        made.table = clamp_table(clamps, *q)
-        self.scales[layer.output] = q
-        if rest:
-            y = self.scales[layer.output] = _fixed_scale(rest)
-            made.table = function_table(layer.functions, *q, *y)
+        else:
+            self._add_functions(layer, made, q)
         return made
 
     def _maximum(self, layer: Layer) -> None:
         """The largest of the integers as they are; functions are a table behind it."""
-        x = self.scales[layer.output] = self.scales[layer.input]
         channels = len(layer.weights)
         made = QuantLayer(
             layer.name, layer.input, layer.output, np.ones(layer.weights.shape, np.int8),
             np.zeros(channels, np.int32), 0, np.ones(channels, np.float32), window=layer.window,
             groups=layer.groups, maximum=True,
         )  # fmt: skip
-        clamps, rest = _split(layer.functions)
-        made.table = clamp_table(clamps, *x)
-        if rest:
-            y = self.scales[layer.output] = _fixed_scale(rest)
-            made.table = function_table(layer.functions, *x, *y)
+        self._add_functions(layer, made, self.scales[layer.input])
         self.layers.append(made)
+
+    def _add_functions(self, layer: Layer, made: QuantLayer, q: Scale) -> None:
+        """The layer's functions behind what `made` gives in scale and zero point `q`."""
+        clamps, rest = _split(layer.functions)
+        y = self.scales[layer.output] = _fixed_scale(rest) if rest else q
+        made.table = function_table(layer.functions, *q, *y) if rest else clamp_table(clamps, *q)
 
     def _outputs(self) -> list[QuantOutput]:
         outputs = []
