@@ -162,6 +162,10 @@ class QuantInput:
         return int(np.prod(self.shape, dtype=np.int64))
 
 
+#: What a window's kernel, stride, dilation or padding can be at most: fields of 4 bits.
+MOST_FIELD = 15
+
+
 @dataclass(frozen=True)
 class Window:
     """How a window goes over an image; pairs are (along y, along x).

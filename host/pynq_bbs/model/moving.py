@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arithmetic import Scale, multiplier
-from .graph import Combination, Concat, QuantLayer, QuantModel, Window
+from .graph import MOST_FIELD, Combination, Concat, QuantLayer, QuantModel, Window
 from .recurrent import RecurrentLayer
 
 Shape = tuple[int, int, int]
@@ -23,8 +23,6 @@ Pads = tuple[int, int, int, int]
 _ONE: Scale = (np.float32(1), 0)
 #: What a window can reach beyond its first tap along one axis: 14 taps, 15 apart.
 _MOST_TAPS, _MOST_STEP = 14, 15
-#: What a kernel or padding can be at most: fields of 4 bits.
-MOST_FIELD = 15
 
 
 def moved(name: str, source: str, matrix: NDArray[np.int8], shape: Shape) -> QuantLayer:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .graph import Window, image_shape
+from .graph import MOST_FIELD, Window, image_shape
 from .onnx_file import FileNode
 from .onnx_operands import (
     Context,
@@ -24,9 +24,6 @@ from .onnx_operands import (
     source,
 )
 from .onnx_values import Constant, Linear, ModelInput, Sum, UnsupportedNode, Value
-
-#: A kernel's sides end here: fields of 4 bits.
-MOST_FIELD = 15
 
 
 def linear(

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from .graph import Window, image_shape
+from .graph import MOST_FIELD, Window, image_shape
 from .moving import Pads
 from .onnx_file import FileNode
-from .onnx_linear import MOST_FIELD, with_bias
+from .onnx_linear import with_bias
 from .onnx_operands import (
     Context,
     Operand,

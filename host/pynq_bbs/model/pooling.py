@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from ..errors import ModelError
 from .arithmetic import Scale, multiplier
-from .graph import Combination, Constant, QuantLayer, Window
-from .moving import MOST_FIELD, Pads, Shape
+from .graph import MOST_FIELD, Combination, Constant, QuantLayer, Window
+from .moving import Pads, Shape
 
 
 def ceiled(window: Window) -> Window:

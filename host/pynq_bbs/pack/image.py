@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..builds import Build
 from ..errors import InputError
-from ..model.graph import Constant, QuantLayer, QuantModel, Window
+from ..model.graph import MOST_FIELD, Constant, QuantLayer, QuantModel, Window
 from ..model.recurrent import RecurrentLayer
 from .csb import csb_shape, pack_csb
 from .gathering import channels_at_once
@@ -23,8 +23,6 @@ from .windows import sums_all, tap_matrix
 
 _INT32 = 2**31 - 1
 _LEAST = -128
-#: What a kernel, stride, dilation or padding can be at most: fields of 4 bits.
-_MOST_FIELD = 15
 #: Channels of a part of a depthwise layer, about.
 _PART_CHANNELS = 16
 #: Column tiles that a weight block should meet, where features can go in parts.
@@ -222,7 +220,8 @@ def moves(weights: NDArray[np.int8]) -> bool:
     """Whether a layer's weights (M, ...) only move features: of each row one is 1 at most, and the
     others are 0. Such a layer has no matrix in the model."""
     rows = weights.reshape(len(weights), -1)
-    return bool(np.isin(rows, (0, 1)).all() and np.count_nonzero(rows, axis=1).max() <= 1)
+    # Nearly all layers are told by the cheap half.
+    return bool(np.count_nonzero(rows, axis=1).max() <= 1 and np.isin(rows, (0, 1)).all())
 
 
 def bank_of(weights: NDArray[np.int8], build: Build) -> tuple[int, int]:
@@ -264,11 +263,11 @@ def _check_image(window: Window, build: Build) -> None:
 def _check_window(window: Window) -> None:
     fields = [*window.kernel, *window.strides, *window.dilations]
     out = (window.out_height, window.out_width)
-    if min(*fields, *out) < 1 or max(*fields, *window.pads) > _MOST_FIELD:
+    if min(*fields, *out) < 1 or max(*fields, *window.pads) > MOST_FIELD:
         raise InputError(
             f"its window has kernel {window.kernel}, strides {window.strides}, dilations "
             f"{window.dilations}, padding {window.pads} and gives {out[0]} x {out[1]} pixels: "
-            f"the engine takes 1 to {_MOST_FIELD} of each, and at least one pixel"
+            f"the engine takes 1 to {MOST_FIELD} of each, and at least one pixel"
         )
 
 
