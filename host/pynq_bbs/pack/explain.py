@@ -17,7 +17,7 @@ from ..interface import (
 )
 from .cycles import LayerCycles, Memory, layer_cycles, trip_counts
 from .fillings import Layer
-from .gathering import image_tiles
+from .gathering import is_whole
 from .schedule import possible_cuts
 
 HEAD = ("layer", "input -> output", "image", "tiles", "rows", "weights", "cycles", "MACs busy",
@@ -97,7 +97,7 @@ def _image(c: Command, build: Build) -> str:
     """How much of the image is on chip at a time."""
     if not c.flags & FLAG_IMAGE:
         return "-"
-    if c.image_words * build.banks >= image_tiles(c, build) * build.cols:
+    if is_whole(c, build):
         return "whole"
     return f"bands of {c.image_words * build.banks // c.width} rows"
 

@@ -59,6 +59,11 @@ def image_tiles(c: Command, build: Build) -> int:
     return tile_count(c.height * c.width, build.cols)
 
 
+def is_whole(c: Command, build: Build) -> bool:
+    """Whether a channel's share of the image memory holds all of the image."""
+    return c.image_words * build.banks >= image_tiles(c, build) * build.cols
+
+
 def steps(c: Command, build: Build) -> int:
     """Writes to the vector buffer for one tile of a part: a channel and a row of up to TAPS taps
     each."""

@@ -32,7 +32,7 @@ from ..interface import (
 )
 from ..model.recurrent import GATES
 from .cycles import Memory, layer_cycles
-from .gathering import image_tiles, ring_words, steps, tile_words, tiles_of
+from .gathering import image_tiles, is_whole, ring_words, steps, tile_words, tiles_of
 from .program import PackedLayer
 from .quotients import with_quotients
 from .windows import whole_words
@@ -229,8 +229,7 @@ def possible_cuts(command: Command, build: Build) -> Iterator[Command]:
 
 def _ring_fits(command: Command, build: Build) -> bool:
     """Whether a channel's share of the image memory holds what a group of tiles needs."""
-    whole = command.image_words * build.banks >= image_tiles(command, build) * build.cols
-    return whole or ring_words(command, build) <= command.image_words
+    return is_whole(command, build) or ring_words(command, build) <= command.image_words
 
 
 def _pace(command: Command, build: Build) -> int:
