@@ -17,7 +17,6 @@ struct Shape {
   uint32_t visits;        // weight blocks of all parts of all tile groups
   uint32_t fills;         // fillings of the vector buffer in all
   uint32_t image_tiles;   // column tiles of the image
-  uint32_t totals;        // row groups of all tiles
   uint32_t chain_change;  // words in the chain afterwards less those before, modulo 2^32
   uint32_t links;         // words that go to the chain
   uint32_t last_links;    // of them those of the last tile
@@ -51,7 +50,6 @@ struct Amounts {
   uint64_t part_fills;    // parts of all tile groups
   uint64_t visits;        // their weight blocks
   uint64_t pass_visits;   // times passes, where visits have 32 bits
-  uint64_t totals;        // row groups of all tiles
   uint64_t input;         // port words from the first tile to the end of the last one
   uint64_t output;
   uint64_t weights;       // port words of the plane
@@ -248,7 +246,6 @@ inline void long_amounts(const Command& c, Amounts& a) {
   a.part_fills = times(c.tile_groups, parts_of(c));
   a.visits = times((uint32_t)a.part_fills, c.blocks);
   a.pass_visits = times((uint32_t)a.visits, c.passes);
-  a.totals = times(row_groups, c.tiles);
   a.pass_words = times(row_groups, a.row_words);
   a.cell_words = kCellWords > 0 ? times(c.tiles, tensor_words(c.rows)) : 0;
   a.input = times(tiles - 1, tensor_words(c.input_stride)) + tensor_words(features);
@@ -280,7 +277,6 @@ inline Shape derive_shape(const Command& c, const Amounts& a) {
   // its own.
   s.fills = (uint32_t)(c.passes == 1 ? a.part_fills : a.pass_visits);
   s.image_tiles = tiles_of((uint32_t)a.image_pixels);
-  s.totals = (uint32_t)a.totals;
   s.chain_change = (uint32_t)(a.to_chain - a.from_chain);
   s.links = (uint32_t)a.to_chain;
   s.last_links = output_features(c, c.rows) / kPack;

@@ -3,7 +3,7 @@
 #include "engine.hpp"
 
 #include "cell.hpp"
-#include "requantise.hpp"
+#include "finish.hpp"
 
 // What lasts from command to command and from run to run lies in the fabric once. In g++ every
 // thread that runs engines has a fabric of its own, as every board has.
@@ -61,7 +61,7 @@ void run_command(const Command c, const Shape s, const Next next, const word_t* 
   FillStream fills("fills");
   VisitStream unpack_visits("unpack_visits");
   VisitStream multiply_visits("multiply_visits");
-  VisitStream accumulate_visits("accumulate_visits");
+  VisitStream finish_visits("finish_visits");
   WordStream weight_words("weight_words");
   WordStream index_words("index_words");
   WordStream row_words("row_words");
@@ -81,8 +81,6 @@ void run_command(const Command c, const Shape s, const Next next, const word_t* 
   VectorWriteStream vector_writes("vector_writes");
   WeightStream csb_words("csb_words");
   SumStream sums("sums");
-  TableStream table_words("table_words");
-  TotalStream totals("totals");
   CommandStream next_words("next_words");
   VisitStream cell_visits("cell_visits");
   WordStream states("states");
@@ -94,7 +92,7 @@ void run_command(const Command c, const Shape s, const Next next, const word_t* 
   BBS_REGION;
   BBS_PROCESS(sequence(c, s, weight_bursts, index_bursts, row_bursts, act_bursts,
                        residual_bursts, store_bursts, tile_fills, fills, unpack_visits,
-                       multiply_visits, accumulate_visits, cell_visits));
+                       multiply_visits, finish_visits, cell_visits));
   BBS_PROCESS(fetch(weights, weight_bursts, weight_words));
   BBS_PROCESS(fetch(indices, index_bursts, index_words));
   BBS_PROCESS(fetch(program, row_bursts, row_words));
@@ -104,8 +102,8 @@ void run_command(const Command c, const Shape s, const Next next, const word_t* 
   BBS_PROCESS(columns(c, s, tile_fills, tile_columns));
   BBS_PROCESS(gather(c, s, fills, tile_columns, feature_words, chain, image, vector_writes));
   BBS_PROCESS(multiply(c, s, vector_writes, multiply_visits, csb_words, block, sums));
-  BBS_PROCESS(accumulate(c, accumulate_visits, row_words, sums, table_words, totals));
-  BBS_PROCESS(requantise(c, s, table_words, totals, residual_words, states, gates, outputs));
+  BBS_PROCESS(finish(c, s, finish_visits, row_words, sums, residual_words, states, gates,
+                     outputs));
   BBS_PROCESS(cell(c, s, cell_visits, states, gates, cells, hidden));
   BBS_PROCESS(deliver(c, s, results, store_bursts, outputs, hidden, chain));
   BBS_PROCESS(prepare(next, next_words, job));

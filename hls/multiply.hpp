@@ -9,7 +9,7 @@
 
 namespace bbs {
 
-using SumStream = Stream<SumWord, 4>;
+using SumStream = Stream<SumWord, 8>;
 
 // One lane of the vector buffer: one memory of whole words, one read a cycle. Bank b of the
 // features lies in lane b % LANES, so no two lanes ever ask the same memory: this is all that

@@ -54,20 +54,28 @@ inline int32_t requantise_one(int32_t sum, float multiplier, int32_t zero_point)
 // Sums of a row group that follow each other: the columns of a row, or all where those are few.
 constexpr uint32_t kRun = kCols < kPortBytes ? kWide : kCols;
 
+// A copy for each unit, a lookup a cycle each, in words as they come.
+typedef word_t TableCopies[kRequantUnits][kTableWords];
+
+inline int32_t table_entry(const word_t* table, int32_t value) {
+#pragma HLS INLINE
+  const uint32_t at = (uint32_t)(value + kTableEntries / 2);
+  return (int8_t)(uint8_t)(table[at / kPortBytes] >> (8 * (at % kPortBytes)));
+}
+
 // Bytes `first` and on of a row group: one for each unit. `gate` is that of the group's first row,
 // where rows are gates. One loop for each thing that is done: g++ then takes all units at once.
-inline word_t requantise_bytes(const Command& c, const TotalWord& total, uint32_t first,
-                               uint32_t gate,
-                               const int8_t table[kRequantUnits][kTableEntries],
-                               word_t residual) {
+inline word_t requantise_bytes(const Command& c, const Rows& at, uint32_t first, uint32_t gate,
+                               const TableCopies table, word_t residual) {
 #pragma HLS INLINE
   int32_t y[kRequantUnits];
 #pragma HLS ARRAY_PARTITION variable=y complete
 units:
   for (int u = 0; u < kRequantUnits; u++) {
 #pragma HLS UNROLL
-    const float multiplier = float_of_bits(total.multiplier[kRows == 1 ? 0 : (first + u) / kCols]);
-    y[u] = requantise_one(total.v[first + u], multiplier, c.zero_point);
+    const word_t parameters = at.parameters.v[kRows == 1 ? 0 : (first + u) / kCols];
+    const float multiplier = float_of_bits((uint32_t)(parameters >> 32));
+    y[u] = requantise_one(at.total.v[first + u], multiplier, c.zero_point);
   }
   if (has(c, kFlagTable)) {
   lookups:
@@ -75,7 +83,7 @@ units:
 #pragma HLS UNROLL
       // Both parts of a GRU's candidate are no gates yet.
       const bool plain = has(c, kFlagGru) && ((gate + (first + u) / kCols) & 2);
-      if (!plain) y[u] = table[u][y[u] + 128];
+      if (!plain) y[u] = table_entry(table[u], y[u]);
     }
   }
   if (has(c, kFlagResidual)) {
@@ -85,7 +93,7 @@ units:
       y[u] = combine_one(c, y[u], (int8_t)(uint8_t)(residual >> (8 * u)));
     }
   }
-  if (total.last_tile) {
+  if (is_last_tile(at)) {
   columns:
     for (int u = 0; u < kRequantUnits; u++) {
 #pragma HLS UNROLL
@@ -103,97 +111,14 @@ bytes:
 }
 
 // Two INT32 sums of a row group.
-inline word_t sum_pair(const Command& c, const TotalWord& total, uint32_t low) {
+inline word_t sum_pair(const Command& c, const Rows& at, uint32_t low) {
 #pragma HLS INLINE
   const uint32_t high = low + 1;
-  const bool low_counts = !total.last_tile || low % kCols < c.last_columns;
-  const bool high_counts = !total.last_tile || high % kCols < c.last_columns;
-  return (word_t)(low_counts ? (uint32_t)total.v[low] : 0) |
-         (word_t)(high_counts ? (uint32_t)total.v[high] : 0) << 32;
-}
-
-// The states of cells come by the port of the residuals, before anything else.
-inline void pass_states(const Command& c, WordStream& residuals, WordStream& states) {
-#pragma HLS INLINE
-state_words:
-  for (uint32_t i = 0; i < (has(c, kFlagStateIn) ? c.state_words : 0); i++) {
-#pragma HLS PIPELINE II=1
-    states.write(residuals.read());
-  }
-}
-
-// A copy for each unit: a lookup a cycle each.
-inline void load_table(const Command& c, TableStream& words,
-                       int8_t table[kRequantUnits][kTableEntries]) {
-#pragma HLS INLINE
-  word_t entries = 0;
-table_bytes:
-  for (uint32_t i = 0; i < (has(c, kFlagTable) ? kTableEntries : 0); i++) {
-#pragma HLS PIPELINE II=1
-    if (i % kPortBytes == 0) entries = words.read();
-  copies:
-    for (int u = 0; u < kRequantUnits; u++) {
-#pragma HLS UNROLL
-      table[u][i] = (int8_t)(uint8_t)(entries >> (8 * (i % kPortBytes)));
-    }
-  }
-}
-
-// The gates of cells go to `gates`, everything else is an output.
-inline void requantise(const Command c, const Shape s, TableStream& table_words,
-                       TotalStream& totals, WordStream& residuals, WordStream& states,
-                       WordStream& gates, WordStream& outputs) {
-#pragma HLS INLINE off
-  int8_t table[kRequantUnits][kTableEntries];
-#pragma HLS ARRAY_PARTITION variable=table complete dim=1
-#pragma HLS BIND_STORAGE variable=table type=ram_1p impl=lutram
-  load_table(c, table_words, table);
-  pass_states(c, residuals, states);
-  const bool sums_out = has(c, kFlagSumsOut);
-  const uint32_t step = sums_out ? 2 : kRequantUnits;
-  uint32_t rest = s.totals;
-  uint32_t first = 0;   // sum of the row group that comes next
-  uint32_t column = 0;  // of its run
-  uint32_t gate = 0;
-  uint32_t filled = 0;  // bytes of the port word
-  word_t residual = 0;
-  word_t word = 0;
-  TotalWord total;
-output_words:
-  while (rest > 0) {
-#pragma HLS PIPELINE II=1
-    if (first == 0) total = totals.read();
-    if (sums_out) {
-      outputs.write(sum_pair(c, total, first));
-    } else {
-      if (filled == 0) {
-        word = 0;
-        if (has(c, kFlagResidual)) residual = residuals.read();
-      }
-      const word_t bytes = residual >> (8 * filled);
-      word |= requantise_bytes(c, total, first, gate, table, bytes) << (8 * filled);
-      filled += kRequantUnits;
-      if (filled == kPortBytes) {
-        filled = 0;
-        if (is_cell(c))
-          gates.write(word);
-        else
-          outputs.write(word);
-      }
-    }
-    first += step;
-    column += step;
-    const bool shorter = kPortWords > 1 && total.last_tile;
-    if (column == (shorter ? s.last_words * kPortBytes : kRun)) {  // on to the next run
-      first += kRun - column;
-      column = 0;
-    }
-    if (first == kWide) {
-      first = 0;
-      rest--;
-      gate = (gate + kRows) % kGates;
-    }
-  }
+  const bool all = !is_last_tile(at);
+  const bool low_counts = all || low % kCols < c.last_columns;
+  const bool high_counts = all || high % kCols < c.last_columns;
+  return (word_t)(low_counts ? (uint32_t)at.total.v[low] : 0) |
+         (word_t)(high_counts ? (uint32_t)at.total.v[high] : 0) << 32;
 }
 
 }  // namespace bbs

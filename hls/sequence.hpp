@@ -252,7 +252,7 @@ inline void sequence(const Command c, const Shape s, BurstStream& weight_bursts,
                      BurstStream& act_bursts, BurstStream& residual_bursts,
                      BurstStream& store_bursts, FillStream& tile_fills, FillStream& fills,
                      VisitStream& unpack_visits, VisitStream& multiply_visits,
-                     VisitStream& accumulate_visits, VisitStream& cell_visits) {
+                     VisitStream& finish_visits, VisitStream& cell_visits) {
 #pragma HLS INLINE off
 #pragma HLS ALLOCATION function instances=times limit=1
 #pragma HLS ALLOCATION function instances=plane_row_words limit=1
@@ -290,7 +290,7 @@ tile_groups:
           sequence_rows(c, s, at, visit.final, weight_bursts, index_bursts, row_bursts);
           unpack_visits.write(visit);
           multiply_visits.write(visit);
-          accumulate_visits.write(visit);
+          finish_visits.write(visit);
           if (is_cell(c) && visit.last_pass) cell_visits.write(visit);
           sequence_store(c, s, at, visit.final, residual_bursts, store_bursts);
         }

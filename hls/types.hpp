@@ -70,13 +70,6 @@ struct CellWord {
   int16_t v[2];
 };
 
-// A finished row group on its way to requantisation, with the multipliers of its rows.
-struct TotalWord {
-  int32_t v[kWide];
-  uint32_t multiplier[kRows];  // bits of float32
-  bool last_tile;
-};
-
 // Runs of `count` neighbouring port words, `step` words from one start to the next; `final` ends
 // the loop of the stage that reads it.
 struct Burst {

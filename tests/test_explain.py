@@ -34,7 +34,7 @@ def columns(commands: list[Command], name: str, memory: Memory = MEMORY) -> list
 @given(command=commands(BUILD))
 def test_no_stage_works_longer_than_its_command(command: Command) -> None:
     stages = stage_cycles(command, BUILD, MEMORY)
-    assert {"multiply", "memory", "gather", "unpack", "accumulate", "requantise"} <= set(stages)
+    assert {"multiply", "memory", "gather", "unpack", "finish"} <= set(stages)
     assert max(stages.values()) <= layer_cycles(command, BUILD, MEMORY).total
 
 
@@ -46,7 +46,7 @@ def test_what_bounds_a_layer() -> None:
     bounds = columns([wide, one, short], "bound by") + columns(
         [flat], "bound by", Memory(142.857e6, 1e12)
     )
-    assert [bound.split()[0] for bound in bounds] == ["multiply", "memory", "latency", "requantise"]
+    assert [bound.split()[0] for bound in bounds] == ["multiply", "memory", "latency", "finish"]
 
 
 def test_next_best_is_no_better() -> None:

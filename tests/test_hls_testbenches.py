@@ -53,7 +53,7 @@ WITH_ENGINE = {
 
 #: all stages together, and those that rows, columns and lanes shape most
 OF_SHAPES = ("engine_tb", "gather_tb", "multiply_tb")
-OF_NARROW = (*OF_SHAPES, "accumulate_tb", "cell_tb", "check_tb", "sequence_tb", "threaded_tb")
+OF_NARROW = (*OF_SHAPES, "cell_tb", "check_tb", "finish_tb", "sequence_tb", "threaded_tb")
 #: what could leave the range of its numbers
 OF_NUMBERS = ("cell_tb", "combine_tb", "requantise_tb")
 

@@ -116,7 +116,8 @@ def test_memories_of_8x32_by_hand() -> None:
     assert term("block buffer").bram36 == 8 / 2  # 128 bits, 1024 words: 8 halves of 18 bits
     assert term("partial sums").bram36 == 14.5  # 1024 bits, 512 words: 29 halves
     assert term("row parameters").bram36 == 1  # 64 bits, 512 words
-    assert term("table copies").lut == 8 * 4 * 8  # 256 words of a bit are four LUTs
+    # 32 words of 64 bits, 64 bits a LUT, and one of eight bytes
+    assert term("table copies").lut == 8 * (32 + 8 * 2)
     assert term("image memory").bram36 == 40 / 2  # each bank 8 bits, 2048 words: half a BRAM36
     assert term("memory ports").bram36 == 6  # 64 bits x 512 words in flight
 
@@ -147,7 +148,7 @@ def test_arithmetic_of_8x32_by_hand() -> None:
     assert term("combine units").dsp == 16
     # check 4 and 1, sequence 4, unpack 1, multiply 1, columns 3, gather 2
     assert term("counts and offsets").dsp == 4 + 1 + 4 + 1 + 1 + 3 + 2
-    # 64 bits, one of 14 calls and of 17; 41 bits, one of 17
+    # 64 bits, one of 13 calls and of 17; 41 bits, one of 17
     assert term("counts and offsets").lut == 64 * (4 + 5) + 41 * 5
     assert term("narrow products").lut == 2 * 160 + 4 * 64 + 4 * 16 + 28 + 2 * 225
     assert term("command check").lut == 600
@@ -242,8 +243,6 @@ def test_streams_of_8x32_by_hand() -> None:
     assert term("stream next_words").lut == 44 + 30  # 17 port words of LUTRAM, 6 bits in 4 LUTs
     assert term("stream vector_writes").lut == 4 * 140 + 30  # 3 x (256 + 16) + 24 bits
     assert term("stream sums").lut == 4 * 171 + 30
-    assert term("stream totals").lut == 4 * 178 + 30  # 1024, 32 and a flag
-    assert term("stream table_words").lut == 4 * 11 + 30
     # bound to LUTs, though 64 words deep
     assert (term("word streams").bram36, term("word streams").lut) == (0, 6 * (8 * 11 + 30))
     assert (term("stream csb_words").bram36, term("stream csb_words").lut) == (4, 30)
@@ -288,7 +287,6 @@ def test_every_stream_of_the_source_is_counted_at_its_depth() -> None:
     for name in ("kVisitDepth", "kPortDepth"):
         (value,) = re.findall(rf"constexpr int {name} = (\d+);", text)
         constants[name] = int(value)
-    constants["kTableWords"] = 256 // 8
     constants["kCommandWords"] = COMMAND_WORDS
     constants["kChainWords > 2 ? kChainWords : 2"] = max(BUILD.chain_words, 2)
     depths = dict(re.findall(r"using (\w+)Stream = Stream<\w+, \(?([^()]+?)\)?>;", text))
@@ -312,7 +310,6 @@ def test_widths_of_streams_are_those_of_their_structs(name: str, tmp_path: Path)
         "VectorWrite": (wanted["VectorWrite"] + build.taps * acts, 16),
         "WeightWord": (wanted["Weight"] + steps * (8 - build.index_bits), 8),
         "SumWord": (wanted["Sum"], 32),
-        "TotalWord": (wanted["Total"], 32),
         "ActWord": (wanted["Chain"] + acts, 16),
     }
     lines = ['#include "gather.hpp"', "using namespace bbs;"]

@@ -329,12 +329,12 @@ struct SequenceStreams {
   bbs::BurstStream weights{"weights"}, indices{"indices"}, rows{"rows"}, acts{"acts"};
   bbs::BurstStream residuals{"residuals"}, stores{"stores"};
   bbs::FillStream tile_fills{"tile_fills"}, fills{"fills"};
-  bbs::VisitStream unpack{"unpack"}, multiply{"multiply"}, accumulate{"accumulate"};
+  bbs::VisitStream unpack{"unpack"}, multiply{"multiply"}, finish{"finish"};
   bbs::VisitStream cells{"cells"};
 
   void run(const bbs::Command& c, const bbs::Shape& s) {
     bbs::sequence(c, s, weights, indices, rows, acts, residuals, stores, tile_fills, fills, unpack,
-                  multiply, accumulate, cells);
+                  multiply, finish, cells);
   }
 };
 

@@ -227,7 +227,7 @@ int64_t run(tb::Random& random) {
   streams.run(c, s);
   const auto visits = until_final(streams.multiply, "multiply visits");
   expect_same(visits, until_final(streams.unpack, "unpack visits"));
-  expect_same(visits, until_final(streams.accumulate, "accumulate visits"));
+  expect_same(visits, until_final(streams.finish, "visits of finish"));
   expect_cell_visits(streams, c, visits);
   const Totals t = follow(c, visits);
   const std::vector<uint64_t> sizes = tb::plane_sizes(c);

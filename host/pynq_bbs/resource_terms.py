@@ -48,7 +48,7 @@ COUNTING = (
 IMAGE_COUNTING = (("columns", 3, (16, 16), 32), ("gather", 2, (16, 16), 32))
 CELL_COUNTING = (("cell", 1, (32, 32), 64),)
 #: Calls of `times` that share a multiplier, and so choose its operands: (source, calls).
-TIMES_CALLS = (("check.hpp", 14), ("sequence.hpp", 17))
+TIMES_CALLS = (("check.hpp", 13), ("sequence.hpp", 17))
 CELL_TIMES_CALLS = (("cell.hpp", 2),)
 #: Those of `short_times`, all in the check.
 SHORT_CALLS = 17
@@ -64,9 +64,9 @@ IMAGE_FABRIC_COUNTING = (
 #: Streams that nobody writes where a build has no images, no cells.
 IMAGE_STREAMS: tuple[str, ...] = ("tile_fills", "tile_columns")
 CELL_STREAMS: tuple[str, ...] = ("cell_visits", "states", "gates", "hidden")
-#: `sequence`, five `fetch`, `unpack`, `columns`, `gather`, `multiply`, `accumulate`,
-#: `requantise`, `cell`, `deliver`, `prepare`, and the command loop around them.
-_PROCESSES = 16
+#: `sequence`, five `fetch`, `unpack`, `columns`, `gather`, `multiply`, `finish`, `cell`,
+#: `deliver`, `prepare`, and the command loop around them.
+_PROCESSES = 15
 #: Products of a column of a cell: gate times gate or candidate, times state, times tanh, and the
 #: slope of tanh. None is wider than 17 x 11 bits.
 _CELL_DSPS = 4
@@ -74,8 +74,6 @@ _FLOAT_DSPS = 3  # of a float32 multiplier in full use of DSPs; hand-written RTL
 _COMBINE_DSPS = 2  # 9 x 24 and 18 x 24 bits
 _BURST_WORDS = 64  # max_read_burst_length in hls/ports.hpp
 _BURSTS_IN_FLIGHT = 8  # num_read_outstanding
-#: Entries of a table, a byte each.
-_TABLE_ENTRIES = PORT_BYTES * TABLE_WORDS
 #: A stream becomes shift registers up to so many bits (the tool's own default) or two words.
 _SHIFT_REGISTER_BITS = 1024
 _SHIFT_REGISTER_DEPTH = 2
@@ -170,7 +168,7 @@ def streams(build: Build) -> tuple[StreamGroup, ...]:
     port_bits = 8 * PORT_BYTES
     ports = ("weight_words", "index_words", "row_words", "feature_words", "residual_words")
     bursts = tuple(f"{n}_bursts" for n in ("weight", "index", "row", "act", "residual", "store"))
-    visits = ("unpack_visits", "multiply_visits", "accumulate_visits", "cell_visits")
+    visits = ("unpack_visits", "multiply_visits", "finish_visits", "cell_visits")
     words = (*ports, "outputs", "states", "gates", "hidden")
     tile = 40 * build.cols + 8 + 32 * _MOST_KERNEL + 64
     sums, acts = 32 * build.rows * build.cols, word_bits(build)
@@ -190,9 +188,7 @@ def streams(build: Build) -> tuple[StreamGroup, ...]:
             16,
         ),
         ("Weight", ("csb_words",), "a CSB word", _csb_bits(build), build.queue_words),
-        ("Sum", ("sums",), "rows x columns x 32", sums, 4),
-        ("Table", ("table_words",), "a port word", port_bits, TABLE_WORDS),
-        ("Total", ("totals",), "sums, multipliers, a flag", sums + 32 * build.rows + 8, 4),
+        ("Sum", ("sums",), "rows x columns x 32", sums, 8),
         ("Chain", ("chain",), "an activation word", acts, chain),
     )
     return tuple(StreamGroup(*group) for group in groups)
@@ -277,9 +273,10 @@ def _memory_terms(build: Build) -> Iterator[Term]:
     )
     yield Term(
         "table copies",
-        f"{build.requant_units} x {_TABLE_ENTRIES} x 8 bits of LUTRAM, one port, 64 bits a LUT",
+        f"{build.requant_units} x {TABLE_WORDS} x 64 bits of LUTRAM, one port, 64 bits a LUT; of "
+        "each a choice of 1 byte in 8",
         "declared",
-        lut=build.requant_units * _TABLE_ENTRIES * 8 // 64,
+        lut=build.requant_units * (TABLE_WORDS + 8 * mux_luts(PORT_BYTES)),
     )
 
 

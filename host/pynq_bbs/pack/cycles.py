@@ -35,7 +35,7 @@ from .gathering import column_steps
 from .timing import PIPELINE_CYCLES, ROWS_DEPTH, STEPS, Timing
 
 #: Products of two numbers of 32 bits in the check of a command (`times` in `hls/check.hpp`).
-CHECK_PRODUCTS = 14
+CHECK_PRODUCTS = 13
 #: To decode and check a command, once its words are there. Its products follow each other through
 #: one multiplier, 4 cycles each and one to hand over; the short ones take less through another one
 #: beside it. Ten more to decode, until the first product has its operands, to compare and to choose
@@ -60,11 +60,9 @@ _FEATURES = "gather.hpp:gather_features:feature_words"
 _WINDOWS = "gather.hpp:gather_image:windows"
 _UNPACK = "unpack.hpp:unpack:slices"
 _MULTIPLY = "multiply.hpp:multiply:csb_words"
-_ACCUMULATE = "accumulate.hpp:accumulate:rows"
-_TABLE = "accumulate.hpp:accumulate:table"
-_TABLE_BYTES = "requantise.hpp:load_table:table_bytes"
-_STATES = "requantise.hpp:pass_states:state_words"
-_REQUANTISE = "requantise.hpp:requantise:output_words"
+_TABLE = "finish.hpp:load_table:table_words"
+_STATES = "finish.hpp:pass_states:state_words"
+_FINISH = "finish.hpp:finish:rows"
 _GATES = "cell.hpp:cell_visit:gate_words"
 _LOADED = "cell.hpp:load_states:loaded"
 _STORED = "cell.hpp:store_states:stored"
@@ -135,11 +133,9 @@ def trip_counts(command: Command, build: Build) -> dict[str, int]:
         _UNPACK: layer.sum("unpack"),
         _FEATURES: 0 if layer.image else layer.input_words(),
         _MULTIPLY: layer.multiply_trips(),
-        _ACCUMULATE: layer.sum("accumulate"),
         _TABLE: layer.table_words,
-        _TABLE_BYTES: layer.table_words * PORT_BYTES,
         _STATES: layer.loaded_words,
-        _REQUANTISE: layer.sum("requantise"),
+        _FINISH: layer.sum("finish"),
         _GATES: gates if layer.cell else 0,
         _LOADED: 2 * layer.loaded_words,
         _STORED: 2 * layer.stored_words,
@@ -161,9 +157,9 @@ def layer_cycles(command: Command, build: Build, memory: Memory) -> LayerCycles:
     c, layer = command, Layer(command, build)
     timing = Timing(layer, memory.bytes_per_cycle / PORT_BYTES)
     total, starts = timing.run(_table(layer))
-    # Behind the multipliers' own pipeline there are three more, or four, and the words of a row
+    # Behind the multipliers' own pipeline there are two more, or three, and the words of a row
     # group.
-    pipelines = 5 if layer.cell else 4
+    pipelines = 4 if layer.cell else 3
     total += pipelines * PIPELINE_CYCLES + build.rows * build.cols / build.requant_units
     macs = c.rows * c.groups * build.lanes * c.keep * c.tiles * build.cols
     read = PORT_BYTES * sum(_read(layer).values())
@@ -171,7 +167,7 @@ def layer_cycles(command: Command, build: Build, memory: Memory) -> LayerCycles:
     # The memory is not busy all the time before the multipliers begin, and outputs come after that.
     later = read + written - PORT_BYTES * (timing.first_words + layer.sum("weights"))
     later -= PORT_BYTES * layer.sum("indices")
-    total = max(total, starts[0] + 3 * PIPELINE_CYCLES + later / memory.bytes_per_cycle)
+    total = max(total, starts[0] + 2 * PIPELINE_CYCLES + later / memory.bytes_per_cycle)
     total = max(total, (read + written) / memory.bytes_per_cycle)
     total = REGION_CYCLES + max(total, _next_command(layer, timing.rate))
     return LayerCycles(float(total), macs // build.products_per_cycle, read, written, macs)
@@ -195,7 +191,7 @@ def _table(layer: Layer) -> float:
     if not layer.table_words:
         return 0.0
     row = c.keep * min(c.groups, c.groups_per_pass)
-    return PORT_BYTES * layer.table_words + 3 * PIPELINE_CYCLES + STEPS - ROWS_DEPTH * row
+    return layer.table_words + 2 * PIPELINE_CYCLES + STEPS - ROWS_DEPTH * row
 
 
 def _next_command(layer: Layer, rate: float) -> float:

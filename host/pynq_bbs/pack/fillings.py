@@ -68,9 +68,10 @@ class Fillings:
         lane_bits = build.rows * build.lanes
         bits = 4 if c.flags & FLAG_INT4 else 8
         sums_out = bool(c.flags & FLAG_SUMS_OUT)
-        columns = tiles * build.cols - (_left_out(c, build) if last else 0)
+        left_out = _left_out(c, build) if last else 0
+        columns = tiles * build.cols - left_out
         outputs = columns * rows * last_pass * build.rows
-        self.totals = self._add(tiles * rows * last_pass)  # row groups that are requantised
+        self.totals = self._add(tiles * rows * last_pass)  # row groups that outputs are made of
         units = _GATES if c.flags & (FLAG_LSTM | FLAG_GRU) else 1
         self.visits = self._add(np.ones_like(rows))
         self.last_visits = self._add(last_pass.astype(np.int64))  # those that make outputs
@@ -85,10 +86,20 @@ class Fillings:
         self.parameters = self._add((not again) * rows * build.rows)
         slices = rows * words * lane_bits // PORT_BYTES
         self.unpack = self._add(slices) if self.fetched else self.visits
-        self.multiply = self._add(tiles * np.maximum(rows * words, REUSE_DISTANCE))
-        least = REUSE_DISTANCE + build.rows - 1
-        self.accumulate = self._add(tiles * np.maximum(rows * build.rows, least))
-        self.requantise = self._add(outputs // (2 if sums_out else build.requant_units))
+        multiply = np.maximum(rows * words, REUSE_DISTANCE)  # of a tile
+        self.multiply = self._add(tiles * multiply)
+        step = 2 if sums_out else build.requant_units
+
+        def finish(columns: int) -> Counts:
+            """Of a tile: parameters come a row a cycle, and outputs from the last of them on."""
+            outputs = np.where(last_pass, build.rows * columns // step, 1)
+            least = REUSE_DISTANCE + build.rows - 1
+            return np.maximum(rows * (build.rows - 1 + outputs), least)
+
+        whole, shortest = (tiles - 1) * finish(build.cols), finish(build.cols - left_out)
+        self.finish = self._add(whole + shortest)
+        #: as long as that takes at least: no tile is finished faster than it is multiplied
+        self.drain = self._add(whole + np.maximum(shortest, multiply))
         self.requantised = self._add(outputs * (4 if sums_out else 1) // PORT_BYTES)
         self.outputs = self.requantised // units
         space = build.lanes * c.bank_size

@@ -25,7 +25,7 @@ PORT_DEPTH = 64
 _WRITES_DEPTH = 16
 #: Tiles that may begin before the columns of the next one are worked on: a stream of two, and one.
 _TILES_AHEAD = 3
-#: Row groups that wait in the streams before requantisation.
+#: Row groups that wait in the stream of sums.
 ROWS_DEPTH = 8
 #: What stands outside of loops before the first one of a command.
 STEPS = 6
@@ -38,7 +38,6 @@ class Work:
     multiply: int
     tiles: int
     visits: int
-    accumulate: int
     rows: int  # cycles in which the row parameters come
     drain: float  # cycles of the slowest of the stages that outputs go through
     slack: float  # how much later than the multipliers these may be
@@ -104,12 +103,10 @@ class Timing:
             busiest = max(weights, indices, outputs, 1)
             ports = planes + outputs * self._moves
             entered = int(f.fetches[i]) * ENTERED
-            drain = max(
-                int(f.requantise[i]), int(f.requantised[i]), outputs + int(f.runs[i]) * ENTERED
-            )
-            # Row groups that streams and pipelines take before they stand in the way.
+            drain = max(int(f.drain[i]), int(f.requantised[i]), outputs + int(f.runs[i]) * ENTERED)
+            # Row groups that stream and pipeline take before they stand in the way.
             rows = max(int(f.totals[i]), 1)
-            flight = ROWS_DEPTH + PIPELINE_CYCLES * (1 + rows / int(f.multiply[i]))
+            flight = ROWS_DEPTH + PIPELINE_CYCLES * rows / int(f.multiply[i])
             # Row parameters come with the weights, and outputs of the tile they meet first go.
             words = planes + parameters + outputs * self._moves / tiles
             come = max(weights + entered, unpack, words / self.rate) / visits if unpack else 0.0
@@ -119,7 +116,6 @@ class Timing:
                     multiply=int(f.multiply[i]),
                     tiles=tiles,
                     visits=visits,
-                    accumulate=int(f.accumulate[i]),
                     rows=parameters + entered if parameters else 0,
                     drain=drain,
                     slack=flight * drain / rows,
@@ -152,7 +148,7 @@ class Timing:
                 end, weights = _finish(busy, begin, begin + rest, weights)
                 rows = max(rows, begin - PORT_DEPTH) + busy.rows
                 end = max(end, rows)
-                drained = max(drained, begin + 2 * PIPELINE_CYCLES) + busy.drain
+                drained = max(drained, begin + PIPELINE_CYCLES) + busy.drain
                 moved = busy.moved / self.rate  # by the memory, some of it before
                 served = max(served + moved, begin + moved - busy.ahead)
                 end = max(end, drained - busy.slack, served)
@@ -167,7 +163,7 @@ class Timing:
             busy = work
         if self.layer.image:
             end = max(end, gathering.now + self.layer.loading.end * max(1.0, 1 / self.rate))
-        return max(end, drained - 2 * PIPELINE_CYCLES), starts
+        return max(end, drained - PIPELINE_CYCLES), starts
 
     def _lead(self) -> float:
         """Cycles before the first word is gathered."""
@@ -255,15 +251,17 @@ class Timing:
         alone = max(1.0, 1 / self.rate)
         if words == 0:
             return alone
-        if busy is None:  # the first weights, as many as wait before the block buffer
-            busy = self.works[0]
-            others = busy.planes / busy.visits * busy.ahead / busy.come if busy.come else 0.0
+        if busy is None:  # the first weights and row parameters, as many as wait before the stages
+            first = self.works[0]
+            others = first.planes / first.visits * first.ahead / first.come if first.come else 0.0
+            ports = first.ports + 1
+            others += self.layer.table_words + min(first.rows, PORT_DEPTH + PIPELINE_CYCLES)
         else:
-            others = busy.moved
-        if others == 0 or busy.ports == 0:  # row parameters alone are few
+            others, ports = busy.moved, busy.ports
+        if others == 0 or ports == 0:  # row parameters alone are few
             return alone
-        shared = max((1 + busy.ports) / self.rate, alone)
-        together = min(others * shared / busy.ports, words * shared)
+        shared = max((1 + ports) / self.rate, alone)
+        together = min(others * shared / ports, words * shared)
         return (together + (words - together / shared) * alone) / words
 
 
@@ -273,7 +271,6 @@ def _finish(work: Work, begin: float, end: float, weights: float) -> tuple[float
     A block's words that were not in the queue come while its first tile goes by, so that takes
     longer.
     """
-    end = max(end, begin + work.accumulate)
     if not work.come:
         return end, weights
     tile = work.multiply / (work.visits * work.tiles)
