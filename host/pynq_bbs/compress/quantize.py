@@ -63,7 +63,7 @@ def quantize(
     calibration: Iterable[Any],
     *,
     method: str = "minmax",
-    weight_bits: int = 8,
+    weight_bits: int | Mapping[str, int] = 8,
     progress: Callable[[int], None] | None = None,
 ) -> QuantModel:
     """Weights per row (symmetric: INT8 -127 to 127, INT4 -7 to 7), INT8 activations per tensor.
@@ -80,7 +80,7 @@ def quantize(
         calibration: samples like those of later use. An array (N, *shape), a dict of such arrays
             by input name, or an iterable of either, which is read once, batch by batch.
         method: `minmax`, `percentile`, `entropy` or `mse` (see `make_observer`).
-        weight_bits: 8 or 4.
+        weight_bits: 8 or 4, or either by layer name (8 where it says nothing).
         progress: called with the number of samples seen so far.
 
     Raises:
@@ -88,8 +88,11 @@ def quantize(
             inputs, is empty or not finite.
         ModelError: weights or scales that float32 cannot hold.
     """
-    if weight_bits not in (4, 8):
-        raise InputError(f"weight_bits is {weight_bits!r}; the engine takes weights of 4 or 8 bits")
+    if not isinstance(weight_bits, Mapping):
+        weight_bits = {layer.name: weight_bits for layer in model.layers}
+    for bits in weight_bits.values():
+        if bits not in (4, 8):
+            raise InputError(f"weight_bits is {bits!r}; the engine takes weights of 4 or 8 bits")
     read = {name for layer in model.layers for name in (layer.input, layer.other)}
     read |= {name for view in model.views for name in view.reads}
     shown = {output.tensor for output in model.outputs}
@@ -186,7 +189,9 @@ def dequantize_output(spec: QuantOutput, tensor: NDArray[Any]) -> NDArray[Any]:
 class _Quantizer:
     """Emits the integer layers of a model whose tensors have been observed."""
 
-    def __init__(self, model: Model, observed: dict[str, Scale], weight_bits: int) -> None:
+    def __init__(
+        self, model: Model, observed: dict[str, Scale], weight_bits: Mapping[str, int]
+    ) -> None:
         self.weight_bits = weight_bits
         self.model = model
         self.observed = observed
@@ -242,11 +247,12 @@ class _Quantizer:
             self._maximum(layer)
             return
         x_scale, x_zero_point = self.scales[layer.input]
-        weights, w_scale = _quantise_weights(layer, self.weight_bits, x_scale)
+        bits = self.weight_bits.get(layer.name, 8)
+        weights, w_scale = _quantise_weights(layer, bits, x_scale)
         scale = sum_scale(x_scale, w_scale)
         sums = QuantLayer(
             layer.name, layer.input, layer.output, weights, integer_bias(layer.bias, scale),
-            x_zero_point, None, weight_bits=self.weight_bits, window=layer.window,
+            x_zero_point, None, weight_bits=bits, window=layer.window,
             groups=layer.groups,
         )  # fmt: skip
         if is_read or layer.functions or layer.other:
