@@ -26,7 +26,8 @@ def network(
     resident: bool = False,
 ) -> list[Command]:
     """The commands for `samples` at once, or of images for one; see `make_plan`."""
-    program = compile_model((NETWORKS | RECURRENT)[name](), sparsity=sparsity, build=build)
+    everywhere = {"*": {"sparsity": sparsity}}
+    program = compile_model((NETWORKS | RECURRENT)[name](), layers=everywhere, build=build)
     return make_plan(program, samples, memory, resident=resident).commands
 
 

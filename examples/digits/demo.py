@@ -43,7 +43,9 @@ def main() -> None:
     rows = [("variant", "accuracy", "weight bytes", "modelled cycles", "busy", "columns bit-exact")]
     for name, source, sparsity, bank_size in variants:
         print(f"{name}: compile, run, verify ...")
-        program = bbs.compile(source, sparsity=sparsity, bank_size=bank_size, calibration=x)
+        # Of three layers, compile would leave the first and the last dense.
+        everywhere = {"*": {"sparsity": sparsity, "bank_size": bank_size}}
+        program = bbs.compile(source, layers=everywhere, calibration=x)
         with bbs.Accelerator(program, device="emulated", verify=True) as accelerator:
             scores = accelerator.run(x_test)
             report = accelerator.report()

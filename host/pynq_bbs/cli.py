@@ -6,18 +6,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import BbsError, InputError
+from .cli_files import arrays_of, load_arrays, progress, save_arrays, writing
+from .errors import BbsError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from .pack.program import PackedLayer, Tensor
+    from .choices import LayerChoice
+    from .pack.program import PackedLayer, Program, Tensor
 
 #: Columns of one step of the progress bar.
 _STEP = 2048
@@ -114,6 +112,13 @@ def _add_compile(commands: Any) -> None:
         help="4 halves the weights' memory and costs accuracy (default: 8)",
     )
     compile_.add_argument(
+        "--layers",
+        metavar="FILE",
+        type=Path,
+        help="TOML file with a table for each layer, or pattern with * and ?, of sparsity, "
+        "bank_size and weight_bits; first and last layers are not pruned unless it says so",
+    )
+    compile_.add_argument(
         "--calibration",
         metavar="FILE",
         type=Path,
@@ -189,27 +194,51 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _compile(args: argparse.Namespace) -> None:
+    from .builds import load_build
+    from .choices import choose, read_layers
     from .compiler import compile as compile_model
+    from .model.onnx_import import load_onnx
 
-    samples = None if args.calibration is None else _load_arrays(args.calibration)
-    total = None if samples is None else len(next(iter(_arrays(samples))))
-    with _progress("calibrate", total) as advance:
+    model = load_onnx(args.model)
+    asked: dict[str, Any] = {
+        "sparsity": args.sparsity,
+        "bank_size": args.bank_size,
+        "weight_bits": args.weight_bits,
+        "layers": {} if args.layers is None else read_layers(args.layers),
+    }
+    chosen = choose(model, load_build(args.build), **asked)
+    samples = None if args.calibration is None else load_arrays(args.calibration)
+    total = None if samples is None else len(next(iter(arrays_of(samples))))
+    with progress("calibrate", total) as advance:
         program = compile_model(
-            args.model,
-            sparsity=args.sparsity,
-            bank_size=args.bank_size,
-            weight_bits=args.weight_bits,
+            model,
+            **asked,
             calibration=samples,
             method=args.method,
             build=args.build,
             progress=advance,
         )
     output = args.output or args.model.with_suffix(".bbs.npz")
-    _writing(output, lambda: program.save(output))
+    writing(output, lambda: program.save(output))
+    print(_banks_text(program, chosen))
     print(
         f"{output}: {len(program.layers)} layers, {100 * program.sparsity:.1f} % sparse, "
         f"{program.weight_bytes} bytes of weights and indices, build {program.build.name}"
     )
+
+
+def _banks_text(program: Program, chosen: Mapping[str, LayerChoice]) -> str:
+    """Every layer's bank, and which layers are not pruned although others are."""
+    from .report import table
+
+    rows = [("layer", "rows x features", "keep/bank", "weight bits")]
+    rows += [
+        (la.name, f"{la.rows} x {la.features}", f"{la.keep}/{la.bank_size}", str(la.weight_bits))
+        for la in program.layers
+    ]
+    kept = ", ".join(f"{name} ({choice.kept})" for name, choice in chosen.items() if choice.kept)
+    more = f"\nnot pruned: {kept}; --layers can ask for it" if kept else ""
+    return table(rows) + more
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -217,8 +246,8 @@ def _run(args: argparse.Namespace) -> None:
 
     from .accelerator import Accelerator
 
-    x = _load_arrays(args.input)
-    total = len(next(iter(_arrays(x))))
+    x = load_arrays(args.input)
+    total = len(next(iter(arrays_of(x))))
     parts: list[Any] = []
     with (
         Accelerator(
@@ -229,7 +258,7 @@ def _run(args: argparse.Namespace) -> None:
             bitfile=args.bitfile,
             threads=args.threads,
         ) as accelerator,
-        _progress("run", total) as advance,
+        progress("run", total) as advance,
     ):
         for start in range(0, max(total, 1), _STEP):
             piece = slice(start, start + _STEP)
@@ -244,7 +273,7 @@ def _run(args: argparse.Namespace) -> None:
         joined = {names[0]: np.concatenate(parts)}
     else:
         joined = {name: np.concatenate([p[name] for p in parts]) for name in names}
-    _writing(args.output, lambda: _save_arrays(args.output, joined))
+    writing(args.output, lambda: save_arrays(args.output, joined))
     print(f"{args.output}: " + ", ".join(f"{n} {a.dtype} {a.shape}" for n, a in joined.items()))
 
 
@@ -363,65 +392,6 @@ def _doctor(args: argparse.Namespace) -> None:
         print(f"{'ok' if finding.good else '--':3} {finding.name}: {finding.text}")
     if any(finding.needed and not finding.good for finding in findings):
         raise BbsError("something that every command needs is missing; see above")
-
-
-def _arrays(x: NDArray[Any] | dict[str, NDArray[Any]]) -> Iterator[NDArray[Any]]:
-    yield from x.values() if isinstance(x, dict) else (x,)
-
-
-def _load_arrays(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
-    """The array of an .npy file, mapped and not read, or the arrays of an .npz file by name."""
-    import numpy as np
-
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-        else:
-            arrays = {"": np.load(path, mmap_mode="r", allow_pickle=False)}
-    except FileNotFoundError:
-        raise InputError(f"no file {str(path)!r}: check the path") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(
-            f"{path} is not an .npy or .npz file of numbers ({error}); numpy.save writes them"
-        ) from None
-    if not arrays or any(a.ndim == 0 for a in arrays.values()):
-        raise InputError(f"{path} holds no batch: wanted arrays of shape (N, ...)")
-    return arrays[""] if "" in arrays else arrays
-
-
-def _save_arrays(path: Path, arrays: dict[str, NDArray[np.generic]]) -> None:
-    import numpy as np
-
-    with open(path, "wb") as file:
-        if path.suffix == ".npz":
-            np.savez(file, allow_pickle=False, **arrays)
-        elif len(arrays) == 1:
-            np.save(file, next(iter(arrays.values())))
-        else:
-            raise InputError(
-                f"{path} can hold one array, the model has the outputs {', '.join(arrays)}: "
-                "name an .npz file"
-            )
-
-
-def _writing(path: Path, write: Callable[[], None]) -> None:
-    try:
-        write()
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
-
-
-@contextmanager
-def _progress(text: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, where tqdm is installed; takes how much is done so far."""
-    try:
-        from tqdm import tqdm
-    except ImportError:  # a board carries no tqdm
-        yield lambda done: None
-        return
-    with tqdm(total=total, desc=text, disable=None, leave=False, delay=0.5) as bar:
-        yield lambda done: bar.update(done - bar.n)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .builds import Build, load_build
-from .compress.prune import bank_prune, choose_bank
+from .choices import LayerChoice, bank_for, choose
+from .compress.prune import bank_prune
 from .compress.quantize import quantize
 from .errors import InputError
 from .model.graph import Layer, Model, QuantLayer, QuantModel
 from .model.recurrent import RecurrentLayer
-from .pack.image import dense_bank, moves, pack
+from .pack.banks import bank_of, moves
+from .pack.image import pack
 from .pack.program import Program
 from .pack.recurrent import prune_recurrent
 
@@ -30,6 +32,7 @@ def compile(
     sparsity: float = 0.0,
     bank_size: int = 64,
     weight_bits: int = 8,
+    layers: Mapping[str, Mapping[str, Any]] | None = None,
     calibration: Any = None,
     method: str = "minmax",
     build: str | Build = "8x32",
@@ -37,14 +40,22 @@ def compile(
 ) -> Program:
     """Compile a model for one build of the engine.
 
+    Zeros that the model's weights have are found: where a bank covers them and saves work and
+    memory, the layer is packed in it, and gives the same integers as if it were dense.
+
     Args:
         model: what `load_onnx` returns, or the path of an ONNX file.
-        sparsity: share of the weights to remove from every bank; 0 keeps the model dense. A model
-            whose weights have that pattern already loses nothing.
-        bank_size: the largest bank to use; each layer takes the one that fills the lanes best.
+        sparsity: share of the weights to remove from every bank; 0 removes none. A model whose
+            weights have that pattern already loses nothing. The first and last layers with
+            weights, depthwise ones, and convolutions of too few channels for any bank are not
+            pruned (`choices.choose` says which); nor are both ends where they are all there is.
+        bank_size: the largest bank to prune in; each layer takes the one that fills the lanes best.
             2:4 is `sparsity=0.5, bank_size=4`. Banks of a convolution lie along the channels of
-            a tap; one of too few channels for any bank stays dense, as depthwise ones do.
+            a tap.
         weight_bits: 8, or 4 for half the memory and memory traffic of the weights.
+        layers: the same three for single layers, as `{"conv1": {"sparsity": 0, "weight_bits": 8}}`.
+            A name may be a pattern with `*` and `?`; later entries win, and all win over what is
+            usual for first and last layers: `{"*": {"sparsity": 0.5}}` prunes them all.
         calibration: samples for a float model, an array (N, ...), a dict of arrays by input name,
             or an iterable of either. A quantised model brings its scales and needs none.
         method: how activation ranges are chosen: minmax, percentile, entropy or mse.
@@ -53,7 +64,8 @@ def compile(
 
     Raises:
         ModelError, UnsupportedModelError: the file cannot be read or has nodes that cannot run.
-        InputError: no or wrong calibration data, or a sparsity no bank up to `bank_size` can have.
+        InputError: no or wrong calibration data, a sparsity no bank up to `bank_size` can have, or
+            options of layers that do not exist.
         BuildError: unknown build.
     """
     target = build if isinstance(build, Build) else load_build(build)
@@ -61,14 +73,12 @@ def compile(
         from .model.onnx_import import load_onnx
 
         model = load_onnx(model)
-
-    def bank(layer: Layer | QuantLayer) -> tuple[int, int] | None:
-        return _bank(layer, sparsity, bank_size, target)
-
+    chosen = choose(
+        model, target, sparsity=sparsity, bank_size=bank_size, weight_bits=weight_bits,
+        layers=layers,
+    )  # fmt: skip
     banks: dict[str, tuple[int, int]] = {}
     if isinstance(model, Model):
-        pruned = [_pruned_layer(layer, bank(layer)) for layer in model.layers]
-        model = replace(model, layers=pruned)
         if calibration is None:
             raise InputError(
                 f"model {model.name!r} is float and needs calibration samples to choose its "
@@ -76,74 +86,93 @@ def compile(
                 "--calibration samples.npy)"
             )
         model = quantize(
-            model, calibration, method=method, weight_bits=weight_bits, progress=progress
+            pruned_model(model, chosen, target),
+            calibration,
+            method=method,
+            weight_bits={name: choice.weight_bits for name, choice in chosen.items()},
+            progress=progress,
         )
     else:
-        layers: list[QuantLayer | RecurrentLayer] = []
-        for layer in model.layers:
-            if isinstance(layer, RecurrentLayer):
-                layers.append(_pruned_recurrent(layer, sparsity, bank_size, target, banks))
-            else:
-                layers.append(_pruned_layer(layer, bank(layer)))
-        layers = [replace(layer, weight_bits=weight_bits) for layer in layers]
-        model = replace(model, layers=layers)
+        model = _pruned_integers(model, chosen, target, banks)
     for layer in model.layers:
-        if isinstance(layer, QuantLayer) and (chosen := bank(layer)):
-            banks[layer.name] = chosen
+        if isinstance(layer, QuantLayer) and (bank := _bank(layer, chosen.get(layer.name), target)):
+            banks[layer.name] = bank
     return pack(model, banks, target)
+
+
+def pruned_model(model: Model, chosen: Mapping[str, LayerChoice], build: Build) -> Model:
+    """A float model without the weights that `chosen` removes."""
+    return replace(
+        model, layers=[_pruned(layer, chosen[layer.name], build) for layer in model.layers]
+    )
+
+
+def _pruned_integers(
+    model: QuantModel,
+    chosen: Mapping[str, LayerChoice],
+    build: Build,
+    banks: dict[str, tuple[int, int]],
+) -> QuantModel:
+    """The same of a quantised one; the banks of recurrent layers are added to `banks`."""
+    layers: list[QuantLayer | RecurrentLayer] = []
+    for layer in model.layers:
+        choice = chosen[layer.name]
+        if isinstance(layer, RecurrentLayer):
+            layers.append(_pruned_recurrent(layer, choice, build, banks))
+        else:
+            layers.append(_pruned(layer, choice, build))
+    layers = [replace(layer, weight_bits=chosen[layer.name].weight_bits) for layer in layers]
+    return replace(model, layers=layers)
 
 
 def _pruned_recurrent(
     layer: RecurrentLayer,
-    sparsity: float,
-    bank_size: int,
+    choice: LayerChoice,
     build: Build,
     banks: dict[str, tuple[int, int]],
 ) -> RecurrentLayer:
     """The layer with its matrices pruned; their banks are added to `banks`."""
 
     def prune(name: str, weights: NDArray[np.int8]) -> NDArray[np.int8]:
-        banks[name] = _matrix_bank(weights.shape[1], sparsity, bank_size, build)
+        if choice.sparsity == 0:
+            banks[name] = bank_of(weights, build, choice.weight_bits)
+            return weights
+        banks[name] = _named(layer.name, weights.shape, choice, build)
         pruned: NDArray[np.int8] = bank_prune(weights, *banks[name])
         return pruned
 
     return prune_recurrent(layer, prune, build)
 
 
-def _matrix_bank(features: int, sparsity: float, bank_size: int, build: Build) -> tuple[int, int]:
-    if sparsity == 0:
-        return dense_bank(features, build)
-    return choose_bank(features, sparsity, bank_size, build.lanes, build.takes_bank)
-
-
-def _bank(
-    layer: Layer | QuantLayer, sparsity: float, bank_size: int, build: Build
-) -> tuple[int, int] | None:
+def _bank(layer: QuantLayer, choice: LayerChoice | None, build: Build) -> tuple[int, int] | None:
     """Bank size and keep; None for a layer whose banks are not chosen but follow from what it
-    does, and for a convolution of too few channels for any bank of that sparsity."""
-    features = layer.weights.shape[1]
-    if isinstance(layer, QuantLayer) and (layer.weight_tensor or moves(layer.weights)):
+    does."""
+    if layer.weight_tensor or layer.maximum or layer.groups > 1 or moves(layer.weights):
         return None
+    if choice is not None and choice.sparsity > 0:
+        return bank_for(layer.weights.shape, choice, build)
     if layer.weights.ndim == 2:
-        return _matrix_bank(features, sparsity, bank_size, build)
-    # Weights that are all the same are an average, or a sum of channels: none is less than others.
-    adds_up = bool(np.ptp(layer.weights) == 0)
-    if layer.groups > 1 or layer.maximum or adds_up or sparsity == 0:
-        return None
-    taps = layer.weights.shape[2] * layer.weights.shape[3]
-    largest = min(bank_size, features)
-    try:
-        return choose_bank(features, sparsity, largest, build.lanes, build.takes_bank, taps)
-    except InputError:
-        return None
+        return bank_of(layer.weights, build, layer.weight_bits)
+    taps = layer.weights.reshape(*layer.weights.shape[:2], -1)
+    if taps.shape[2] == 1:
+        return bank_of(taps[:, :, 0], build, layer.weight_bits)
+    return bank_of(np.swapaxes(taps, 1, 2), build, layer.weight_bits)
 
 
-def _pruned_layer(layer: AnyLayer, bank: tuple[int, int] | None) -> AnyLayer:
-    if bank is None:
+def _pruned(layer: AnyLayer, choice: LayerChoice, build: Build) -> AnyLayer:
+    if choice.sparsity == 0:
         return layer
+    bank = _named(layer.name, layer.weights.shape, choice, build)
     if layer.weights.ndim == 2:
         return replace(layer, weights=bank_prune(layer.weights, *bank))
     rows, channels, *kernel = layer.weights.shape
     taps = np.ascontiguousarray(layer.weights.transpose(0, 2, 3, 1)).reshape(-1, channels)
     kept = bank_prune(taps, *bank).reshape(rows, *kernel, channels)
     return replace(layer, weights=np.ascontiguousarray(kept.transpose(0, 3, 1, 2)))
+
+
+def _named(name: str, shape: tuple[int, ...], choice: LayerChoice, build: Build) -> tuple[int, int]:
+    try:
+        return bank_for(shape, choice, build)
+    except InputError as error:
+        raise InputError(f"layer {name!r}: {error}") from None

@@ -14,6 +14,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import ModelError
 from .arithmetic import Scale, multiplier
 from .graph import MOST_FIELD, Combination, Concat, QuantLayer, QuantModel, Window
 from .recurrent import RecurrentLayer
@@ -23,6 +24,8 @@ Pads = tuple[int, int, int, int]
 _ONE: Scale = (np.float32(1), 0)
 #: What a window can reach beyond its first tap along one axis: 14 taps, 15 apart.
 _MOST_TAPS, _MOST_STEP = 14, 15
+#: Channels that one matrix moves at most: as a matrix of bytes, 64 MiB.
+_MOST_MOVED = 1 << 13
 
 
 def moved(name: str, source: str, matrix: NDArray[np.int8], shape: Shape) -> QuantLayer:
@@ -44,8 +47,17 @@ def moved(name: str, source: str, matrix: NDArray[np.int8], shape: Shape) -> Qua
     )
 
 
+def check_channels(channels: int) -> None:
+    """Refuses what would take a matrix of too many channels by as many to move."""
+    if channels > _MOST_MOVED:
+        raise ModelError(
+            f"a layer would have to move {channels} channels one by one; {_MOST_MOVED} are the most"
+        )
+
+
 def copied(name: str, source: str, shape: Shape) -> QuantLayer:
     """A layer and tensor `name`: all of `source` (C, H, W) as it is."""
+    check_channels(shape[0])
     return moved(name, source, np.eye(shape[0], dtype=np.int8), shape)
 
 

@@ -6,6 +6,7 @@ Quantised weights keep their integers through anything that only moves elements.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -23,15 +24,19 @@ _COMPUTING = {
     "MatMul", "Concat", "Slice", "Gather", "Shape", "Clip", "Relu",
 }  # fmt: skip
 
+#: Values that may be made of constants while a model is read, all nodes together.
+MOST_FOLDED = 1 << 28
+_TOO_MUCH = "makes more of constants than memory should be spent on; simplify the model first"
+
 #: Integers that DequantizeLinear is folded for.
 _INTEGERS = {"int4", "uint4", "int8", "uint8", "int16", "uint16", "int32"}
 
 
-def fold(node: FileNode, inputs: list[Constant | None], opset: int) -> list[Constant]:
-    """The outputs of a node that reads constants only.
+def fold(node: FileNode, inputs: list[Constant | None], opset: int, room: int) -> list[Constant]:
+    """The outputs of a node that reads constants only, `room` values at most.
 
     Raises:
-        UnsupportedNode: an operator that is not folded, or one that fails.
+        UnsupportedNode: an operator that is not folded, one that fails, or too large results.
     """
     if node.op == "DequantizeLinear":
         return [_dequantise(node, inputs)]
@@ -39,11 +44,13 @@ def fold(node: FileNode, inputs: list[Constant | None], opset: int) -> list[Cons
         return [_quantise(node, inputs)]
     if node.op not in _MOVING | _COMPUTING:
         raise UnsupportedNode(f"{node.op} of constants is not folded; simplify the model first")
+    if sum(c.array.size for c in inputs if c is not None) > room:
+        raise UnsupportedNode(_TOO_MUCH)
     if node.op in _MOVING and inputs[0] is not None:
         rest = [None if c is None else c.value for c in inputs[1:]]
-        return [inputs[0].each(lambda array: _evaluate(node, [array, *rest], opset)[0])]
+        return [inputs[0].each(lambda array: _evaluate(node, [array, *rest], opset, room)[0])]
     values = [None if c is None else c.value for c in inputs]
-    return [Constant(array) for array in _evaluate(node, values, opset)]
+    return [Constant(array) for array in _evaluate(node, values, opset, room)]
 
 
 def scale_and_zero_point(
@@ -114,9 +121,11 @@ def _quantise(node: FileNode, inputs: list[Constant | None]) -> Constant:
     return Constant((quantised + shift).astype(dtype))
 
 
-def _evaluate(node: FileNode, arrays: list[NDArray[Any] | None], opset: int) -> list[NDArray[Any]]:
+def _evaluate(
+    node: FileNode, arrays: list[NDArray[Any] | None], opset: int, room: int
+) -> list[NDArray[Any]]:
     """One node through ONNX's own reference implementation."""
-    from onnx import helper
+    from onnx import helper, shape_inference
     from onnx.reference import ReferenceEvaluator
 
     feeds = {n: np.asarray(a) for n, a in zip(node.inputs, arrays, strict=True) if a is not None}
@@ -133,7 +142,12 @@ def _evaluate(node: FileNode, arrays: list[NDArray[Any] | None], opset: int) -> 
             [helper.make_empty_tensor_value_info(name) for name in node.outputs if name],
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+        for made in shape_inference.infer_shapes(model).graph.output:
+            if math.prod(d.dim_value for d in made.type.tensor_type.shape.dim) > room:
+                raise UnsupportedNode(_TOO_MUCH)
         results = ReferenceEvaluator(model).run(None, feeds)
+    except UnsupportedNode:
+        raise
     except Exception as error:  # whatever the reference raises, the node cannot be folded
         raise UnsupportedNode(f"cannot be evaluated: {str(error)[:200]}") from None
     return [np.asarray(r) for r in results]

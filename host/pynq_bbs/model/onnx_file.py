@@ -6,6 +6,7 @@ Needs onnx, which is imported when a function is called: boards have none.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from ..errors import ModelError
 
 #: Operators are defined here as they are from this version of the ONNX operator set on.
 MIN_OPSET = 7
+
+#: A file's size, as protobuf limits it; and that of an element of a tensor, a complex number.
+_MOST_BYTES, _MOST_ITEM = 1 << 31, 16
 
 #: Shape with None for every dimension that the file leaves open; None where nothing is known.
 Shape = tuple["int | None", ...]
@@ -97,6 +101,9 @@ def _parse(onnx: Any, source: Any) -> tuple[Any, Path | None]:
             what = "a folder, not a file" if path.is_dir() else "missing"
             raise ModelError(f"{path} is {what}; give the path of an ONNX file.")
         try:
+            if path.stat().st_size > _MOST_BYTES:
+                raise ModelError(f"{path} has {path.stat().st_size} bytes; an ONNX file has 2 GiB "
+                                 "at most, larger weights lie in files beside it.")  # fmt: skip
             source, folder = path.read_bytes(), path.resolve().parent
         except OSError as error:
             raise ModelError(f"{path} cannot be read: {error.strerror}.") from None
@@ -127,8 +134,14 @@ def _load_external(onnx: Any, model: Any, folder: Path | None) -> None:
                 f"tensor {tensor.name!r} lies in a file of its own, which cannot be found "
                 "from bytes; give the path of the model instead."
             )
-        location = ExternalDataInfo(tensor).location
-        path = (folder / location).resolve()
+        try:
+            info = ExternalDataInfo(tensor)
+            location = str(info.location)
+            path = (folder / location).resolve()
+        except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+            raise ModelError(
+                f"tensor {tensor.name!r} says wrongly where its data lie: {_first_line(error)}"
+            ) from None
         if folder not in path.parents:
             raise ModelError(
                 f"tensor {tensor.name!r} lies in {location!r}, outside the model's folder; "
@@ -140,6 +153,9 @@ def _load_external(onnx: Any, model: Any, folder: Path | None) -> None:
                 "copy the data file along with the model."
             )
         try:
+            size = path.stat().st_size - (info.offset or 0) if info.length is None else info.length
+            if not 0 <= size <= _MOST_ITEM * math.prod(tensor.dims):
+                raise ValueError(f"{size} bytes for a tensor of shape {list(tensor.dims)}")
             load_external_data_for_tensor(tensor, str(folder))
             # The checker would look for the file again, in the current folder.
             tensor.data_location = onnx.TensorProto.DEFAULT
@@ -173,7 +189,9 @@ def _sort(graph: Any) -> None:
                     f"node {_title(node)!r} reads {name!r}, which no node, input or "
                     "initializer defines."
                 )
-    for out in graph.output:
+    for index, out in enumerate(graph.output):
+        if out.name in (other.name for other in graph.output[:index]):
+            raise ModelError(f"output {out.name!r} is named twice.")
         if out.name not in known and out.name not in made:
             raise ModelError(f"output {out.name!r} is not defined by any node.")
     readers: dict[str, list[int]] = {}
@@ -216,18 +234,22 @@ def _check(onnx: Any, model: Any) -> None:
 
 
 def _graph(onnx: Any, model: Any, opset: int) -> FileGraph:
-    graph = model.graph
+    graph, what = model.graph, ""
+    constants, nodes = {}, []
     try:
-        constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
-        nodes = [
-            FileNode(
-                _title(n), n.op_type, n.domain, list(n.input), list(n.output),
-                {a.name: onnx.helper.get_attribute_value(a) for a in n.attribute}, n,
+        for t in graph.initializer:
+            what = f"tensor {t.name!r}"
+            constants[t.name] = onnx.numpy_helper.to_array(t)
+        for n in graph.node:
+            what = f"an attribute of node {_title(n)!r}"
+            attributes = {a.name: onnx.helper.get_attribute_value(a) for a in n.attribute}
+            nodes.append(
+                FileNode(
+                    _title(n), n.op_type, n.domain, list(n.input), list(n.output), attributes, n
+                )
             )
-            for n in graph.node
-        ]  # fmt: skip
     except Exception as error:
-        raise ModelError(f"a tensor or attribute is damaged: {_first_line(error)}") from None
+        raise ModelError(f"{what} is damaged: {_first_line(error)}") from None
     inputs = [_value(onnx, i) for i in graph.input if i.name not in constants]
     outputs = [_value(onnx, o) for o in graph.output]
     return FileGraph(

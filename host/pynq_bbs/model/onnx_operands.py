@@ -6,6 +6,7 @@ A reason completes "node 'x' (Op): ...".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 from .graph import Function
 from .onnx_file import FileNode
 from .onnx_values import Base, Constant, Padded, UnsupportedNode, Value
+
+#: Values of a tensor at most, for one sample: no board has the memory for more.
+MOST_VALUES = 1 << 25
 
 #: What a node reads: a computed value, a constant, or nothing (an optional input left out).
 Operand = Value | Constant | None
@@ -144,4 +148,14 @@ def per_row(value: Value, given: Constant, what: str) -> Constant:
 
 def result(base: Base, shape: tuple[int, ...] | None = None, dtype: str = "float32") -> Value:
     """What an operator gives."""
-    return Value(base, (), base.shape if shape is None else shape, dtype)
+    shape = base.shape if shape is None else shape
+    check_size(shape)
+    return Value(base, (), shape, dtype)
+
+
+def check_size(shape: tuple[int, ...]) -> None:
+    """Refuses what no board could hold, before anything of that size is made."""
+    if math.prod(shape) > MOST_VALUES:
+        raise UnsupportedNode(
+            f"has {math.prod(shape)} values a sample, of shape {shape}; {MOST_VALUES} are the most"
+        )

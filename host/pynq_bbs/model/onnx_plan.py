@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .graph import Window, image_shape
+from .moving import check_channels
 from .onnx_reader import Key, Reading
 from .onnx_values import (
     Base,
@@ -65,11 +66,14 @@ class Plan:
             for base in order
             if base in self.forms and not isinstance(base, (ModelInput, Padded, Opaque))
         ]
+        places = {base: place for place, base in enumerate(self.operators)}
         for base in self.operators:
             if isinstance(base, Sum):
-                self._fuse(base, reads, reading.quantised)
+                self._fuse(base, reads, reading.quantised, places)
 
-    def _fuse(self, base: Sum, reads: Counter[Key], quantised: bool) -> None:
+    def _fuse(
+        self, base: Sum, reads: Counter[Key], quantised: bool, places: dict[Operator, int]
+    ) -> None:
         """Let the later layer of those that make just what is added make the sum."""
         found = -1
         for index, value in enumerate(base.sources):
@@ -78,9 +82,8 @@ class Plan:
             moves = isinstance(source, Pool) and source.maximum
             if moves or not isinstance(source, (Linear, Pool)) or bool(steps) != quantised:
                 continue
-            place = self.operators.index(source)
-            if reads[source, steps] == 1 and place > found:
-                found, self.adds[base] = place, index
+            if reads[source, steps] == 1 and places[source] > found:
+                found, self.adds[base] = places[source], index
         if base in self.adds:
             value = base.sources[self.adds[base]]
             self.forms[value.base].remove(self.split(value)[0])
@@ -102,8 +105,13 @@ class Plan:
 
 
 def unmoved(shape: tuple[int, ...]) -> tuple[NDArray[np.bool_], Window | None]:
-    """Weights and window of a layer that gives what it reads, of that shape."""
+    """Weights and window of a layer that gives what it reads, of that shape.
+
+    Raises:
+        ModelError: so many channels that their matrix would not fit memory.
+    """
     channels, height, width = image_shape(shape)
+    check_channels(channels)
     weights = np.eye(channels, dtype=np.bool_)
     if height == width == 1:
         return weights, None

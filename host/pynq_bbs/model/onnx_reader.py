@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..errors import UnsupportedModelError
 from .graph import Function
-from .onnx_constants import fold
+from .onnx_constants import MOST_FOLDED, fold
 from .onnx_file import FileGraph, FileNode, FileValue
-from .onnx_operands import Context
+from .onnx_operands import MOST_VALUES, Context, check_size
 from .onnx_operators import ENGINE, HOST, MICROSOFT, OPERATORS
 from .onnx_values import (
     Base,
@@ -76,6 +77,7 @@ class Reading:
     problems: list[Problem] = field(default_factory=list)
     #: the file's name of every tensor, by what it is
     names: dict[Key, str] = field(default_factory=dict)
+    folded: int = 0  # values that were made of constants
 
     @property
     def quantised(self) -> bool:
@@ -150,6 +152,11 @@ def _read_input(spec: FileValue, reading: Reading) -> Value | Unknown:
         reason = f"has {len(spec.shape)} dimension(s); the first must be the batch, then features"
     elif any(d < 1 for d in shape if d is not None):
         reason = f"has shape {spec.shape} with an empty dimension"
+    else:
+        try:
+            check_size(tuple(d for d in shape if d is not None))
+        except UnsupportedNode as error:
+            reason = str(error)
     if reason:
         reading.problems.append(Problem("input", spec.name, "", reason))
         return Unknown(f"input {spec.name!r}")
@@ -190,7 +197,9 @@ def _read_node(
         if table is None:
             raise UnsupportedNode(f"operators of domain {node.domain!r} are not supported")
         if not unknown and len(constants) == len(operands):
-            results = fold(node, constants, graph.opset)
+            folded = fold(node, constants, graph.opset, MOST_FOLDED - reading.folded)
+            results = folded
+            reading.folded += sum(constant.array.size for constant in folded)
             runs, reason = HOST, "constant, computed when the model is read"
         elif node.op not in table:
             named = f"{node.domain}.{node.op}" if table is MICROSOFT else node.op
@@ -218,7 +227,7 @@ def _stand_in(graph: FileGraph, node: str, tensor: str) -> Value | Unknown:
     if inferred is None or not inferred.shape:
         return Unknown(f"node {node!r}")
     shape = tuple(d for d in inferred.shape[1:] if d)
-    if len(shape) != len(inferred.shape) - 1:
+    if len(shape) != len(inferred.shape) - 1 or math.prod(shape) > MOST_VALUES:
         return Unknown(f"node {node!r}")
     return Value(Opaque(shape), (), shape, inferred.dtype)
 

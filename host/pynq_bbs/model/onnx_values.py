@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,9 @@ class Dequantise:
 
 
 Step = Function | Quantise | Dequantise
+
+#: Of a value; each one has a tuple of all before it.
+_MOST_STEPS = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,12 +153,15 @@ class Pool:
 
 @dataclass(frozen=True, eq=False)
 class Sum:
-    """Two tensors of one shape and order, added."""
+    """Two tensors of one shape and order, added.
+
+    Shapes that depend on others are kept: of long chains they would be asked for down to the first.
+    """
 
     node: str
     sources: tuple[Value, Value]
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """Of the result."""
         return self.sources[0].base.shape
@@ -168,7 +175,7 @@ class Join:
     sources: tuple[Value, ...]
     dtype: str
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """Of the result."""
         shapes = [source.base.shape for source in self.sources]
@@ -186,7 +193,7 @@ class Part:
     channels: int
     dtype: str
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """Of the result."""
         return (self.channels, *self.source.base.shape[1:])
@@ -263,6 +270,10 @@ class Value:
 
     def then(self, step: Step) -> Value:
         """One pointwise step more."""
+        if len(self.steps) >= _MOST_STEPS:
+            raise UnsupportedNode(
+                f"is the {len(self.steps)}th function in a row; {_MOST_STEPS} are supported"
+            )
         if isinstance(step, Quantise):
             last = self.steps[-1] if self.steps else None
             # Quantising what was just dequantised with the same scale gives the same integers.

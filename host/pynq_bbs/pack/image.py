@@ -13,6 +13,7 @@ from ..builds import Build
 from ..errors import InputError
 from ..model.graph import MOST_FIELD, Constant, QuantLayer, QuantModel, Window
 from ..model.recurrent import RecurrentLayer
+from .banks import bank_of, moves
 from .csb import csb_shape, pack_csb
 from .gathering import channels_at_once
 from .layout import images_to_tiles, tile_count
@@ -158,7 +159,11 @@ def _pack_layer(
         return [_pack_product(layer, build, image)]
     if window is None or (window.is_pixel and layer.groups == 1 and not layer.maximum):
         weights = layer.weights.reshape(len(layer.weights), -1)
-        return [_packed(layer, weights, bank or bank_of(weights, build), build, image)]
+        return [
+            _packed(
+                layer, weights, bank or bank_of(weights, build, layer.weight_bits), build, image
+            )
+        ]
     if window.is_pixel and layer.groups == len(layer.weights) and not layer.maximum:
         return _pack_pixels(layer, build, image)
     _check_image(window, build)
@@ -206,37 +211,6 @@ def _pack_product(layer: QuantLayer, build: Build, image: _Image) -> PackedLayer
         combination=layer.combination,
         weight_tensor=layer.weight_tensor,
     )
-
-
-def dense_bank(features: int, build: Build) -> tuple[int, int]:
-    """The bank of a dense layer: 1 idles the fewest lanes, but where words hold several features
-    it fills the vector buffer with less."""
-    groups = -(-features // build.lanes)
-    size = 1 if groups * build.pack <= build.vector_words else build.pack
-    return size, size
-
-
-def moves(weights: NDArray[np.int8]) -> bool:
-    """Whether a layer's weights (M, ...) only move features: of each row one is 1 at most, and the
-    others are 0. Such a layer has no matrix in the model."""
-    rows = weights.reshape(len(weights), -1)
-    # Nearly all layers are told by the cheap half.
-    return bool(np.count_nonzero(rows, axis=1).max() <= 1 and np.isin(rows, (0, 1)).all())
-
-
-def bank_of(weights: NDArray[np.int8], build: Build) -> tuple[int, int]:
-    """The bank of a layer that was not pruned into any: where most of a row is zero anyway, one
-    over all lanes; else that of a dense layer."""
-    rows, features = weights.shape
-    dense = dense_bank(features, build)
-    size = -(-features // build.lanes)
-    size = min(-(-size // build.pack) * build.pack, build.largest_bank)
-    banks = -(-features // size)
-    padded = np.zeros((rows, banks * size), bool)
-    padded[:, :features] = weights != 0
-    keep = max(1, int(padded.reshape(rows, banks, size).sum(axis=2).max()))
-    words, dense_words = (-(-features // (s * build.lanes)) * k for s, k in ((size, keep), dense))
-    return (size, keep) if 2 * words <= dense_words else dense
 
 
 def constant_tiles(constant: Constant, build: Build) -> NDArray[np.uint64]:
@@ -303,7 +277,8 @@ def _pack_pixels(layer: QuantLayer, build: Build, image: _Image) -> list[PackedL
     for first in range(0, rows, together):
         weights = layer.weights[first : first + together]
         matrix = _spread(weights, len(weights), len(weights)).reshape(len(weights), -1)
-        bank, start = bank_of(matrix, build), (first * per_group, first)
+        bank = bank_of(matrix, build, layer.weight_bits)
+        start = (first * per_group, first)
         pieces.append(_packed(layer, matrix, bank, build, image, start=start))
     return pieces
 
