@@ -20,6 +20,7 @@ def damage(monkeypatch: pytest.MonkeyPatch, word: int, bits: int) -> None:
     def load(self: EngineProgram, plan: Plan) -> None:
         true_load(self, plan)
         np.asarray(self._block)[word] = self._program.image[word] ^ np.uint64(bits)
+        self._block.flush()
 
     monkeypatch.setattr(EngineProgram, "_load", load)
 

@@ -157,10 +157,12 @@ def test_weights_that_stay_are_loaded_once(program: Program) -> None:
         weights = slice(first.weights, last.weights + last.csb(program.build).weight_bytes // 8)
         words = np.asarray(engine._block)[weights].copy()
         np.asarray(engine._block)[first.weights] ^= np.uint64(0x4040404040404040)
+        engine._block.flush()
         np.testing.assert_array_equal(accelerator.run(x)["sums"], expected)
         engine.sums(0, np.zeros((1, 64), np.int8))  # another program on the same engine
         assert (accelerator.run(x)["sums"] != expected).any()
         np.asarray(engine._block)[weights] = words
+        engine._block.flush()
         engine.sums(0, np.zeros((1, 64), np.int8))
         np.testing.assert_array_equal(accelerator.run(x)["sums"], expected)
 
@@ -370,6 +372,7 @@ def test_report_prints_itself(program: Program) -> None:
         accelerator.run(batch(5))
         text = repr(accelerator.report())
     assert "5 columns in 1 runs, 5 verified bit-exact" in text
+    assert "bytes of memory: weights and tables" in text
     assert "first" in text and "modelled for build 8x32 on Pynq-Z2" in text
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -31,7 +32,8 @@ from pynq_bbs.model.arithmetic import product_of, sum_of
 from pynq_bbs.model.graph import QuantInput, QuantLayer, QuantModel, QuantOutput, Window
 from pynq_bbs.pack.cycles import Memory
 from pynq_bbs.pack.image import pack
-from pynq_bbs.pack.plan import Plan, make_plan, tensor_words
+from pynq_bbs.pack.memory import Block, share
+from pynq_bbs.pack.plan import Plan, make_plan
 from pynq_bbs.pack.program import Program
 from pynq_bbs.report import PARTS
 
@@ -221,25 +223,86 @@ def chain_input(command: Command, build: Build) -> int:
 
 
 def check_places(program: Program, plan: Plan) -> None:
-    """Image, commands and tensors of every sample: one after the other, and nothing beside."""
-    spans = [(0, len(program.image)), (plan.first_command, len(plan.words()))]
-    for name, place in plan.places.items():
-        tensor = program.tensors[name]
+    """Follows every byte through the commands of all samples of all banks: what is read is there,
+    and nothing is written over image, commands, or what somebody still reads."""
+    samples = range(plan.runs * plan.banks)
+    roots = {name: number for number, name in enumerate(program.tensors, 1)}
+    owners = np.zeros(PORT_BYTES * plan.memory_words, int)
+    image = PORT_BYTES * len(program.image)
+
+    def owner(name: str, sample: int) -> int:
+        return roots[program.region(name)[0]] * len(samples) + sample
+
+    def bytes_of(name: str, sample: int, first: int = 0, rows: int = 1 << 20) -> NDArray[np.intp]:
+        place, tensor = plan.places[name], program.tensors[name]
+        feature = program.build.cols * tensor.dtype.itemsize
+        features = np.arange(first, min(first + rows, tensor.features))
+        at = np.arange(place.tiles)[:, None, None] * place.stride + features[:, None]
+        moved = sample * plan.layout.sample_words
+        moved *= place.offset >= plan.layout.first_sample
+        return (PORT_BYTES * (place.offset + moved) + at * feature + np.arange(feature)).reshape(-1)
+
+    def check_read(name: str, sample: int) -> None:
+        if program.tensors[program.region(name)[0]].content < 0:
+            assert (owners[bytes_of(name, sample)] == owner(name, sample)).all(), name
+
+    for sample in samples:
+        for spec in program.inputs:
+            own = bytes_of(spec.tensor, sample)
+            assert not owners[own].any() and own.min() >= image
+            owners[own] = owner(spec.tensor, sample)
+    for sample in samples:
+        for layer, command in zip(program.layers, plan.commands, strict=True):
+            if not command.flags & (FLAG_FROM_CHAIN | FLAG_RESIDENT_INPUT):
+                check_read(layer.input, sample)
+            if layer.combination:
+                check_read(layer.combination.tensor, sample)
+            if command.flags & FLAG_TO_MEMORY:
+                written = bytes_of(layer.output, sample, layer.first_row, layer.rows)
+                assert image <= written.min() <= written.max() < PORT_BYTES * plan.first_command
+                owners[written] = owner(layer.output, sample)
+    for sample in samples:
+        for name in plan.stored if plan.every else {o.tensor for o in program.outputs}:
+            check_read(name, sample)
+    assert plan.memory_words == plan.first_command + len(plan.words())
+    for name, tensor in program.tensors.items():
         if tensor.whole:
             before = tensor.first * program.build.cols // PORT_BYTES
-            assert place == replace(plan.places[tensor.whole], offset=place.offset)
-            assert place.offset == plan.places[tensor.whole].offset + before
-            continue
-        if tensor.content >= 0:
-            assert place.offset == tensor.content
-            continue
-        words = tensor_words(place, program.build, tensor)
-        spans += [(place.offset + run * plan.sample_words, words) for run in range(plan.runs)]
-    spans.sort()
-    ends = [start + words for start, words in spans]
-    assert [start for start, _ in spans] == [0, *ends[:-1]]
-    assert ends[-1] == plan.memory_words
-    assert len(plan.words()) == COMMAND_WORDS * len(plan.commands) * plan.runs
+            whole = plan.places[tensor.whole]
+            assert plan.places[name] == replace(whole, offset=whole.offset + before)
+        elif tensor.content >= 0:
+            assert plan.places[name].offset == tensor.content
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 99), st.integers(0, 12), st.integers(0, 12)), max_size=24
+    ).map(
+        lambda drawn: [
+            Block(str(i), words, min(ends), max(ends)) for i, (words, *ends) in enumerate(drawn)
+        ]
+    )
+)
+def test_blocks_in_use_together_never_overlap(blocks: list[Block]) -> None:
+    offsets, total = share(blocks)
+    for step in range(13):
+        spans = sorted(
+            (offsets[b.name], offsets[b.name] + b.words)
+            for b in blocks
+            if b.first <= step <= b.last
+        )
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans))
+    most = max(sum(b.words for b in blocks if b.first <= s <= b.last) for s in range(13))
+    assert most <= total <= sum(b.words for b in blocks)
+    assert all(0 <= offsets[b.name] <= total - b.words for b in blocks)
+
+
+def test_a_chain_of_layers_takes_two_buffers() -> None:
+    """Each layer reads what the one before wrote, and all are too large for the chain."""
+    offsets, total = share([Block(str(i), 10 + i % 2, i, i + 1) for i in range(9)])
+    assert total == 21
+    assert set(offsets.values()) == {0, 11}
 
 
 @settings(max_examples=60, deadline=None)
@@ -255,7 +318,7 @@ def test_what_stays_on_chip_changes_nothing(
     x = graph.rng.integers(-128, 128, shape).astype(np.int8)
     expected = CpuDevice(program).run({"x": x})
     for every in (False, True):
-        plan = make_plan(program, samples, MEMORY, every=every)
+        plan = make_plan(program, samples, MEMORY, every=every, banks=1 + every)
         check_plan(program, plan)
         check_places(program, plan)
         assert not every or plan.stored == set(program.tensors)
@@ -329,7 +392,7 @@ def test_the_chain_never_holds_more_than_it_can(rows: tuple[int, int, int]) -> N
 
 
 @pytest.mark.parametrize("samples", [1, 40])
-def test_tensors_lie_one_after_the_other(samples: int) -> None:
+def test_inputs_and_outputs_lie_one_after_the_other(samples: int) -> None:
     """Samples as columns lie in the tensors, samples with pixels have tensors of their own."""
     graph = Graph(np.random.default_rng(4), (3, 5, 9))
     graph.convolution("x", 6, 3, 2, 1)
@@ -338,11 +401,11 @@ def test_tensors_lie_one_after_the_other(samples: int) -> None:
     check_places(with_pixels, plan)
     assert plan.runs == samples
     tile = BUILD.cols // PORT_BYTES
-    assert plan.sample_words == (2 * 3 + 6) * tile  # 45 pixels to 15
+    assert plan.layout.sample_words == (2 * 3 + 6) * tile  # 45 pixels to 15
     commands = plan.words().reshape(samples, -1, COMMAND_WORDS)
     for sample, (words,) in enumerate(commands):
         command = Command.decode(words.tolist())
-        moved = sample * plan.sample_words
+        moved = sample * plan.layout.sample_words
         assert command.input == plan.places["x"].offset + moved
         assert command.output == plan.places["t0"].offset + moved
 

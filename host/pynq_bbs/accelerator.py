@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .boards import load_board
+from .boards import DEFAULT_BOARD, load_board
 from .compress.quantize import dequantize_output, quantize_input
 from .cpu.device import CpuDevice
 from .device.engine import EngineProgram
-from .device.session import DEFAULT_BOARD, MEMORY_BYTES, open_device
+from .device.session import open_device
 from .errors import InputError
 from .model.recurrent import GATES
 from .pack.cycles import LayerCycles, Memory
+from .pack.fits import MemoryUse
 from .pack.program import Program
 from .report import LayerReport, Report
 from .verify import compare_layer
@@ -39,7 +40,7 @@ class Accelerator:
         board: str = DEFAULT_BOARD,
         bitfile: str | Path | None = None,
         threads: int = 0,
-        memory_bytes: int = MEMORY_BYTES,
+        memory_bytes: int | None = None,
         strict: bool | None = None,
     ) -> None:
         """
@@ -130,7 +131,7 @@ class Accelerator:
             for name in wanted:
                 parts[name].append(results[name])
         else:
-            for start_column, end in self._engine.chunks(columns, lengths):
+            for start_column, end in self._engine.pieces(columns, lengths):
                 piece = {name: values[start_column:end] for name, values in tensors.items()}
                 own = None if lengths is None else lengths[start_column:end]
                 for name, values in self._run_engine(piece, wanted, start_column, own).items():
@@ -147,6 +148,9 @@ class Accelerator:
 
     def report(self) -> Report:
         """What all runs so far cost; prints itself."""
+        plan = self._engine.plan if self._engine else None
+        if plan:
+            self._report.memory = str(MemoryUse.of_plan(self._program, plan))
         return self._report
 
     def close(self) -> None:

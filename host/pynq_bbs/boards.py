@@ -16,6 +16,8 @@ from typing import Any
 from .errors import BuildError
 from .paths import overlay_dir
 
+#: The board that is meant where none is named.
+DEFAULT_BOARD = "Pynq-Z2"
 #: Share of the DDR's peak rate that long bursts reach, refresh and direction changes taken off.
 USABLE_DDR = 0.75
 
@@ -34,6 +36,7 @@ _TABLES: dict[str, dict[str, type]] = {
         "board_part": str,
         "clock_mhz": float,
         "ddr_gb_per_s": float,
+        "cma_mb": int,
         "build": str,
         "verified_on_hardware": bool,
     },
@@ -55,6 +58,8 @@ class Board:
     clock_mhz: float
     #: peak of the processing system's memory, for everything that uses it together
     ddr_gb_per_s: float
+    #: MiB that the board's Linux image keeps for contiguous buffers, all programs' together
+    cma_mb: int
     #: name of the build that fits the board
     build: str
     #: a bitstream of this package has been run on this board
@@ -76,6 +81,11 @@ class Board:
     def usable_ddr_gb_per_s(self) -> float:
         """What the engine may count on: `USABLE_DDR` of the peak."""
         return USABLE_DDR * self.ddr_gb_per_s
+
+    @property
+    def cma_bytes(self) -> int:
+        """What programs on the board can have of its memory at most."""
+        return self.cma_mb << 20
 
 
 def load_boards() -> tuple[Board, ...]:

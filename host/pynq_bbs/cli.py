@@ -130,7 +130,10 @@ def _add_compile(commands: Any) -> None:
         choices=("minmax", "percentile", "entropy", "mse"),
         help="how the range of each activation is chosen (default: minmax)",
     )
-    compile_.add_argument("--build", default="8x32", help="engine to pack for (default: 8x32)")
+    compile_.add_argument(
+        "--board", default="Pynq-Z2", help="whose memory it must fit (default: Pynq-Z2)"
+    )
+    compile_.add_argument("--build", help="engine to pack for (default: the board's)")
     compile_.add_argument(
         "-o", "--output", type=Path, help="program file (default: MODEL with .bbs.npz)"
     )
@@ -216,6 +219,7 @@ def _compile(args: argparse.Namespace) -> None:
             calibration=samples,
             method=args.method,
             build=args.build,
+            board=args.board,
             progress=advance,
         )
     output = args.output or args.model.with_suffix(".bbs.npz")
@@ -278,6 +282,7 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _info(args: argparse.Namespace) -> None:
+    from .pack.fits import least_use
     from .pack.program import Program
     from .report import table
 
@@ -286,6 +291,7 @@ def _info(args: argparse.Namespace) -> None:
         f"{program.name}: build {program.build.name}, {100 * program.sparsity:.1f} % sparse, "
         f"{program.weight_bytes} bytes of weights and indices"
     )
+    print(f"the least that runs at once takes {least_use(program)}, and its commands")
     for i in program.inputs:
         print(f"input {i.name}: {i.dtype} (N, {', '.join(map(str, i.shape))})")
     if program.lengths:
@@ -317,6 +323,7 @@ def _plan(args: argparse.Namespace) -> None:
     from .errors import InputError
     from .pack.cycles import RUN_CYCLES, Memory, layer_cycles
     from .pack.explain import HEAD, explained
+    from .pack.fits import MemoryUse
     from .pack.plan import make_plan
     from .pack.program import Program
     from .report import table
@@ -332,9 +339,9 @@ def _plan(args: argparse.Namespace) -> None:
     total = RUN_CYCLES + plan.runs * cycles
     print(
         f"modelled for build {program.build.name} on {board.name}: {total:.0f} cycles, "
-        f"{1e3 * total / memory.clock_hz:.3f} ms for {args.samples} samples; "
-        f"{8 * plan.memory_words} bytes of memory"
+        f"{1e3 * total / memory.clock_hz:.3f} ms for {args.samples} samples"
     )
+    print(MemoryUse.of_plan(program, plan))
 
 
 def _window_text(layer: PackedLayer) -> str:
@@ -369,13 +376,16 @@ def _boards(args: argparse.Namespace) -> None:
     from .boards import load_boards
     from .report import table
 
-    rows = [("board", "device", "clock MHz", "DDR GB/s", "build", "verified on hardware")]
+    rows = [
+        ("board", "device", "clock MHz", "DDR GB/s", "CMA MiB", "build", "verified on hardware")
+    ]
     rows += [
         (
             b.name,
             b.device,
             f"{b.clock_mhz:.1f}",
             f"{b.ddr_gb_per_s:.1f}",
+            str(b.cma_mb),
             b.build,
             "yes" if b.verified_on_hardware else "not yet",
         )

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from .boards import DEFAULT_BOARD, load_board
 from .builds import Build, load_build
 from .choices import LayerChoice, bank_for, choose
 from .compress.prune import bank_prune
@@ -19,6 +20,7 @@ from .errors import InputError
 from .model.graph import Layer, Model, QuantLayer, QuantModel
 from .model.recurrent import RecurrentLayer
 from .pack.banks import bank_of, moves
+from .pack.fits import check_fits
 from .pack.image import pack
 from .pack.program import Program
 from .pack.recurrent import prune_recurrent
@@ -35,10 +37,11 @@ def compile(
     layers: Mapping[str, Mapping[str, Any]] | None = None,
     calibration: Any = None,
     method: str = "minmax",
-    build: str | Build = "8x32",
+    build: str | Build | None = None,
+    board: str = DEFAULT_BOARD,
     progress: Callable[[int], None] | None = None,
 ) -> Program:
-    """Compile a model for one build of the engine.
+    """Compile a model for one build of the engine and the memory of a board.
 
     Zeros that the model's weights have are found: where a bank covers them and saves work and
     memory, the layer is packed in it, and gives the same integers as if it were dense.
@@ -59,16 +62,18 @@ def compile(
         calibration: samples for a float model, an array (N, ...), a dict of arrays by input name,
             or an iterable of either. A quantised model brings its scales and needs none.
         method: how activation ranges are chosen: minmax, percentile, entropy or mse.
-        build: name of a build, or a `Build`.
+        build: name of a build, or a `Build`; None is the board's.
+        board: whose memory the program must fit.
         progress: called with the number of calibration samples seen so far.
 
     Raises:
         ModelError, UnsupportedModelError: the file cannot be read or has nodes that cannot run.
         InputError: no or wrong calibration data, a sparsity no bank up to `bank_size` can have, or
             options of layers that do not exist.
-        BuildError: unknown build.
+        BuildError: unknown build or board.
+        DeviceMemoryError: not even one sample fits the board's memory.
     """
-    target = build if isinstance(build, Build) else load_build(build)
+    target = build if isinstance(build, Build) else load_build(build or load_board(board).build)
     if isinstance(model, (str, Path)):
         from .model.onnx_import import load_onnx
 
@@ -97,7 +102,9 @@ def compile(
     for layer in model.layers:
         if isinstance(layer, QuantLayer) and (bank := _bank(layer, chosen.get(layer.name), target)):
             banks[layer.name] = bank
-    return pack(model, banks, target)
+    program = pack(model, banks, target)
+    check_fits(program, load_board(board))
+    return program
 
 
 def pruned_model(model: Model, chosen: Mapping[str, LayerChoice], build: Build) -> Model:

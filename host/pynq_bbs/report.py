@@ -45,6 +45,7 @@ class Report:
     clock_mhz: float
     gigabytes_per_second: float
     layers: list[LayerReport]
+    memory: str = ""  # what is in the device's memory, in words
     columns: int = 0
     runs: int = 0
     verified_columns: int = 0
@@ -76,6 +77,7 @@ class Report:
         ]
         if self.cycles:  # the cpu device has no cycles to model
             parts += [self._modelled(), table(self._layer_rows())]
+        parts += [self.memory] if self.memory else []
         measured = ", ".join(f"{part} {1e6 * s:.0f}" for part, s in self.seconds.items() if s)
         return "\n".join([*parts, f"measured on this host, microseconds: {measured or 'nothing'}"])
 

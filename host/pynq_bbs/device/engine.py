@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from threading import Lock
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from ..errors import DeviceMemoryError
 from ..interface import Command
 from ..model.graph import QuantInput
 from ..pack.cycles import LayerCycles, Memory, layer_cycles
-from ..pack.layout import by_length, from_tiles, images_from_tiles, images_to_tiles, to_tiles
+from ..pack.layout import by_length, column_pairs, image_pairs
 from ..pack.plan import Plan, make_plan, program_bases
 from ..pack.program import Program, Tensor, as_sums
 from .session import Session
@@ -30,9 +32,28 @@ MOST_IMAGES = 64
 _PATIENCE_S = 10.0
 _PATIENCE_FACTOR = 200.0
 
+Tensors = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class _Commands:
+    """Commands in device memory: of bank 0 from the word `first` on, and what they cost."""
+
+    first: int
+    layers: list[str]  # the layer of each
+    cycles: list[LayerCycles]  # of each layer
+    timeout: float
+
+    def layer_name(self, index: int) -> str:
+        return self.layers[index % len(self.layers)]
+
 
 class EngineProgram:
-    """Loads a program into a device's memory once and runs it for batch after batch."""
+    """Loads a program into a device's memory once and runs it for batch after batch.
+
+    `run` is `prepare`, `put`, `execute` and `get`. With two banks one thread may put a batch while
+    another one executes and gets; `prepare` may then be called while none does.
+    """
 
     def __init__(
         self,
@@ -42,29 +63,43 @@ class EngineProgram:
         seconds: dict[str, float],
         *,
         every: bool = True,
+        banks: int = 1,
     ) -> None:
         """
         Args:
             seconds: where the time of each part of a run is added up (`report.PARTS`).
             every: store every tensor, so that `run` can be asked for it; else only outputs.
+            banks: batches that are in memory together.
         """
         self._program = program
         self._session = session
         self._memory = memory
         self._seconds = seconds
         self._every = every
+        self._banks = banks
         self._images = program.has_pixels
         self._most = MOST_IMAGES if self._images else MOST_COLUMNS
         self._stays = program_bases(program) is not None
-        self._resident = False  # in the block buffer, as far as the plan in memory goes
         self._plan: Plan | None = None
-        self._cycles: list[LayerCycles] = []
         self._block: Any = None
+        self._areas: list[Any] = []  # of each bank, its inputs and outputs
+        #: The commands that load the weights, and those that find them in the block buffer.
+        self._commands: dict[bool, _Commands] = {}
+        self._columns: list[NDArray[np.int64] | None] = []  # of each bank, as `by_length`
+        self._views: dict[tuple[int, str], NDArray[np.generic]] = {}
+        # On a board, invalidating any of a buffer may drop what was written to another part.
+        self._transfer = Lock()
 
-    def chunks(
-        self, columns: int, lengths: NDArray[np.int64] | None = None
-    ) -> Iterable[tuple[int, int]]:
-        """(first sample, end) of pieces that fit the device's memory.
+    @property
+    def plan(self) -> Plan | None:
+        """What is in device memory."""
+        return self._plan
+
+    def pieces(
+        self, samples: int, lengths: NDArray[np.int64] | None = None
+    ) -> Iterator[tuple[int, int]]:
+        """(first sample, end) of pieces that fit the device's memory; `prepare` was called for each
+        when it comes.
 
         Args:
             lengths: steps of each sample (N,), where the program takes them.
@@ -74,10 +109,10 @@ class EngineProgram:
         """
         least = 1 if self._images else self._program.build.cols
         start = 0
-        while start < columns:
-            end = min(columns, start + self._most)
+        while start < samples:
+            end = min(samples, start + self._most)
             try:
-                self._prepare(end - start, None if lengths is None else lengths[start:end])
+                self.prepare(end - start, None if lengths is None else lengths[start:end])
             except DeviceMemoryError:
                 if end - start <= least:
                     raise
@@ -86,50 +121,97 @@ class EngineProgram:
                 yield start, end
                 start = end
 
+    def is_prepared(self, samples: int, lengths: NDArray[np.int64] | None = None) -> bool:
+        """Whether `prepare` has nothing to do."""
+        return self._plan is not None and self._key(self._plan) == self._wanted(samples, lengths)
+
+    def prepare(self, samples: int, lengths: NDArray[np.int64] | None = None) -> None:
+        """Puts image and commands for so many samples into device memory.
+
+        Raises:
+            DeviceMemoryError: they do not fit.
+        """
+        if self.is_prepared(samples, lengths):
+            return
+        count, tiles = self._wanted(samples, lengths)
+        plan = self._made(count, tiles, resident=False)
+        with self._session.lock:
+            self._plan = None  # until all of the new one lies in memory
+            self._load(plan)
+        self._columns = [None] * self._banks
+        self._plan = plan
+
+    def put(self, inputs: Tensors, lengths: NDArray[np.int64] | None = None, bank: int = 0) -> None:
+        """Lays out `inputs` (N, values of a sample) in a bank, for which `prepare` was called."""
+        start = perf_counter()
+        columns = None
+        if lengths is not None:
+            columns, _ = by_length(lengths, self._program.build.cols)
+        self._columns[bank] = columns
+        with self._transfer:
+            for tensor, values in inputs.items():
+                for device, host in self._pairs(bank, tensor, self._spread(values, columns)):
+                    device[...] = host
+            laid_out = perf_counter()
+            self._areas[bank].flush()
+        self._seconds["layout"] += laid_out - start
+        self._seconds["to device"] += perf_counter() - laid_out
+
+    def execute(self, bank: int = 0) -> list[LayerCycles]:
+        """Runs what was put in a bank; every layer's modelled cycles, of a sample where samples run
+        one after the other.
+
+        Raises:
+            DeviceError and its kinds: the engine refused a command or did not finish.
+        """
+        session, plan = self._session, self._plan
+        assert plan is not None
+        with session.lock:
+            resident = self._stays and session.owner is self
+            commands = self._commands.get(resident) or self._load_commands(resident)
+            session.owner = None  # until the block buffer holds all weights
+            start = perf_counter()
+            try:
+                session.driver.run(
+                    self._block.device_address,
+                    self._block_words(plan),
+                    commands.first + bank * plan.command_words,
+                    len(plan.commands) * plan.runs,
+                    timeout=commands.timeout,
+                    layer_name=commands.layer_name,
+                )
+            finally:
+                self._seconds["device"] += perf_counter() - start
+            if self._stays:
+                session.owner = self
+        return commands.cycles
+
+    def get(self, wanted: Iterable[str], bank: int = 0) -> dict[str, NDArray[np.generic]]:
+        """The `wanted` tensors (N, values of a sample) of a bank that was executed."""
+        start = perf_counter()
+        with self._transfer:
+            self._areas[bank].invalidate()
+        invalidated = perf_counter()
+        outputs = {tensor: self._tensor(bank, tensor) for tensor in wanted}
+        self._seconds["from device"] += invalidated - start
+        self._seconds["output"] += perf_counter() - invalidated
+        return outputs
+
     def run(
-        self,
-        inputs: dict[str, NDArray[np.generic]],
-        wanted: Iterable[str],
-        lengths: NDArray[np.int64] | None = None,
+        self, inputs: Tensors, wanted: Iterable[str], lengths: NDArray[np.int64] | None = None
     ) -> tuple[dict[str, NDArray[np.generic]], list[LayerCycles]]:
-        """The `wanted` tensors (N, values of a sample) and every layer's modelled cycles.
+        """The `wanted` tensors (N, values of a sample) and what `execute` gives.
 
         Args:
             lengths: steps of each sample (N,), where the program takes them.
 
         Raises:
-            DeviceError and its kinds: the engine refused a command or did not finish.
+            DeviceError and its kinds: no memory; the engine refused a command or did not finish.
         """
-        plan, columns = self._prepare(len(next(iter(inputs.values()))), lengths)
-        self._session.owner = None  # until the block buffer holds all weights
-        layers = self._program.layers
-        for tensor, values in inputs.items():
-            with self._timed("layout"):
-                tiles = self._tiled(plan, tensor, values, columns)
-            with self._timed("to device"):
-                self._stored(plan, tensor)[:] = tiles
-        with self._timed("to device"):
-            self._block.flush()
-        with self._timed("device"):
-            cycles = sum(c.total for c in self._cycles)
-            modelled = plan.runs * cycles / self._memory.clock_hz
-            self._session.driver.run(
-                self._block.device_address,
-                plan.memory_words,
-                plan.first_command,
-                len(plan.commands) * plan.runs,
-                timeout=_PATIENCE_S + _PATIENCE_FACTOR * modelled,
-                layer_name=lambda index: (
-                    layers[plan.commands[index % len(plan.commands)].layer].name
-                ),
-            )
-        if self._stays:
-            self._session.owner = self
-        with self._timed("from device"):
-            self._block.invalidate()
-        with self._timed("layout"):
-            outputs = {tensor: self._tensor(plan, tensor, columns) for tensor in wanted}
-        return outputs, self._cycles
+        self.prepare(len(next(iter(inputs.values()))), lengths)
+        self.put(inputs, lengths)
+        cycles = self.execute()
+        return self.get(wanted), cycles
 
     def sums(
         self, index: int, x: NDArray[np.int8], weights: NDArray[np.int8] | None = None
@@ -167,33 +249,68 @@ class EngineProgram:
     def close(self) -> None:
         """Give the memory back. May be called again."""
         block, self._block, self._plan = self._block, None, None
+        self._areas, self._views = [], {}
         if block is not None:
-            self._session.free(block)
+            with self._session.lock:
+                self._session.free(block)
 
-    def _prepare(
-        self, samples: int, lengths: NDArray[np.int64] | None = None
-    ) -> tuple[Plan, NDArray[np.int64] | None]:
-        """The plan for so many samples, its image and commands in device memory, and the column of
-        each sample where they are not in order."""
-        columns: NDArray[np.int64] | None = None
-        tiles: tuple[int, ...] = ()
-        if lengths is not None:
-            cols = self._program.build.cols
-            columns, tiles = by_length(lengths, cols)
-            samples = len(tiles) * cols
-        resident = self._stays and self._session.owner is self
+    def _wanted(
+        self, samples: int, lengths: NDArray[np.int64] | None
+    ) -> tuple[int, tuple[int, ...]]:
+        """The samples and lengths of the plan for so many."""
+        if lengths is None:
+            return samples, ()
+        cols = self._program.build.cols
+        _, tiles = by_length(lengths, cols)
+        return len(tiles) * cols, tiles
+
+    @staticmethod
+    def _key(plan: Plan) -> tuple[int, tuple[int, ...]]:
+        return plan.samples, plan.lengths
+
+    def _made(self, samples: int, lengths: tuple[int, ...], *, resident: bool) -> Plan:
+        return make_plan(
+            self._program, samples, self._memory,
+            every=self._every, resident=resident, lengths=lengths, banks=self._banks,
+        )  # fmt: skip
+
+    def _block_words(self, plan: Plan) -> int:
+        """All of the plan, and behind it the commands for weights that are there."""
+        return plan.memory_words + self._stays * plan.banks * plan.command_words
+
+    def _load(self, plan: Plan) -> None:
+        image, words = self._program.image, self._block_words(plan)
+        if self._block is None or len(self._block) < words:
+            self.close()
+            self._block = self._session.allocate(words)
+            np.asarray(self._block)[: len(image)] = image
+        block = np.asarray(self._block)
+        first = plan.layout.first_sample
+        block[first : plan.first_command] = 0
+        block[plan.first_command : plan.memory_words] = plan.words()
+        self._block.flush()
+        ends = [first + bank * plan.bank_words for bank in range(plan.banks + 1)]
+        self._areas = [self._block[a:b] for a, b in pairwise(ends)]
+        self._views = {}
+        self._commands = {False: self._costed(plan, plan.first_command)}
+
+    def _load_commands(self, resident: bool) -> _Commands:
+        """Those that find the weights in the block buffer, behind the others."""
         plan = self._plan
-        known = plan is not None and (plan.samples, plan.lengths) == (samples, tiles)
-        if plan is None or not known or resident != self._resident:
-            plan = make_plan(
-                self._program, samples, self._memory,
-                every=self._every, resident=resident, lengths=tiles,
-            )  # fmt: skip
-            self._plan = None  # until all of the new one lies in memory
-            self._load(plan)
-            self._cycles = self._layer_cycles(plan.commands)
-            self._plan, self._resident = plan, resident
-        return plan, columns
+        assert plan is not None and resident
+        made = self._made(plan.samples, plan.lengths, resident=True)
+        area = self._block[plan.memory_words : self._block_words(plan)]
+        np.asarray(area)[:] = made.words()
+        with self._transfer:
+            area.flush()
+        self._commands[resident] = self._costed(made, plan.memory_words)
+        return self._commands[resident]
+
+    def _costed(self, plan: Plan, first: int) -> _Commands:
+        cycles = self._layer_cycles(plan.commands)
+        modelled = plan.runs * sum(c.total for c in cycles) / self._memory.clock_hz
+        layers = [self._program.layers[command.layer].name for command in plan.commands]
+        return _Commands(first, layers, cycles, _PATIENCE_S + _PATIENCE_FACTOR * modelled)
 
     def _layer_cycles(self, commands: list[Command]) -> list[LayerCycles]:
         """Of each layer, which may have many commands, most of them alike."""
@@ -207,73 +324,56 @@ class EngineProgram:
             layers[command.layer] += known[alike]
         return layers
 
-    def _load(self, plan: Plan) -> None:
-        image = self._program.image
-        if self._block is None or len(self._block) < plan.memory_words:
-            self.close()
-            self._block = self._session.allocate(plan.memory_words)
-            np.asarray(self._block)[: len(image)] = image
-        for offset, words in plan.zeros:
-            np.asarray(self._block)[offset : offset + words] = 0
-        commands = plan.words()
-        first = plan.first_command
-        np.asarray(self._block)[first : first + len(commands)] = commands
+    def _pairs(
+        self, bank: int, tensor: str, batch: NDArray[np.generic]
+    ) -> list[tuple[NDArray[np.generic], NDArray[np.generic]]]:
+        """What of a tensor in device memory is what of a batch (N, values of a sample)."""
+        shape, view = self._program.tensors[tensor], self._views.get((bank, tensor))
+        if view is None:
+            view = self._views[bank, tensor] = self._view(bank, tensor)
+        if self._images:
+            return image_pairs(view, batch.reshape(len(batch), shape.features, shape.pixels))
+        return column_pairs(view, batch.reshape(len(batch), shape.steps, shape.features))
 
-    def _stored(self, plan: Plan, tensor: str) -> NDArray[np.generic]:
-        """The tensor in device memory, (runs, tiles, features, cols). Of a constant all runs are
-        the same memory."""
+    def _view(self, bank: int, tensor: str) -> NDArray[np.generic]:
+        """A tensor in device memory, (runs or steps, tiles, features, cols). Of a constant all runs
+        are the same memory."""
+        plan = self._plan
+        assert plan is not None
         place, cols = plan.places[tensor], self._program.build.cols
         shape = self._program.tensors[tensor]
-        item = shape.dtype.itemsize
-        run = plan.sample_words if place.offset >= plan.first_sample else 0
+        count = plan.runs if self._images else shape.steps
+        tiles = place.tiles // shape.steps
+        tile = place.stride * cols * shape.dtype.itemsize
+        offset, apart = place.offset, tiles * tile
+        if offset >= plan.layout.first_sample:
+            offset += bank * plan.bank_words
+            apart = plan.layout.sample_words * PORT_BYTES if self._images else apart
+        elif self._images:
+            apart = 0
         stored: NDArray[np.generic] = np.lib.stride_tricks.as_strided(
-            np.asarray(self._block)[place.offset :].view(shape.dtype),
-            (plan.runs, place.tiles, shape.features, cols),
-            (run * PORT_BYTES, place.stride * cols * item, cols * item, item),
+            np.asarray(self._block)[offset:].view(shape.dtype),
+            (count, tiles, shape.features, cols),
+            (apart, tile, cols * shape.dtype.itemsize, shape.dtype.itemsize),
         )
         return stored
 
-    def _tiled(
-        self,
-        plan: Plan,
-        tensor: str,
-        values: NDArray[np.generic],
-        columns: NDArray[np.int64] | None,
+    def _spread(
+        self, values: NDArray[np.generic], columns: NDArray[np.int64] | None
     ) -> NDArray[np.generic]:
-        """Values (N, of a sample) as `_stored` has them."""
-        cols, shape = self._program.build.cols, self._program.tensors[tensor]
-        if self._images:
-            return images_to_tiles(values, shape.features, cols, shape.features)
-        if columns is not None:
-            spread = np.zeros((plan.samples, values.shape[1]), values.dtype)
-            spread[columns] = values
-            values = spread
-        steps = values.reshape(plan.samples, shape.steps, shape.features)
-        tiles = [to_tiles(steps[:, t], cols) for t in range(shape.steps)]
-        return np.concatenate(tiles)[None]
+        """Values (N, of a sample) in the order of their columns."""
+        if columns is None:
+            return values
+        assert self._plan is not None
+        spread = np.zeros((self._plan.samples, values.shape[1]), values.dtype)
+        spread[columns] = values
+        return spread
 
-    def _tensor(
-        self, plan: Plan, tensor: str, columns: NDArray[np.int64] | None
-    ) -> NDArray[np.generic]:
+    def _tensor(self, bank: int, tensor: str) -> NDArray[np.generic]:
         """What is stored, as (N, values of a sample)."""
-        shape, tiles = self._program.tensors[tensor], self._stored(plan, tensor)
-        if self._images:
-            return images_from_tiles(tiles, shape.features, shape.pixels)
-        steps = tiles.reshape(shape.steps, -1, *tiles.shape[2:])
-        every = [from_tiles(step, plan.samples, shape.features) for step in steps]
-        values: NDArray[np.generic] = np.concatenate(every, axis=1)
+        plan, shape, columns = self._plan, self._program.tensors[tensor], self._columns[bank]
+        assert plan is not None
+        values: NDArray[np.generic] = np.empty((plan.samples, shape.size), shape.dtype)
+        for device, host in self._pairs(bank, tensor, values):
+            host[...] = device
         return values if columns is None else values[columns]
-
-    def _timed(self, part: str) -> _Timer:
-        return _Timer(self._seconds, part)
-
-
-class _Timer:
-    def __init__(self, seconds: dict[str, float], part: str) -> None:
-        self._seconds, self._part = seconds, part
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._seconds[self._part] += time.perf_counter() - self._start

@@ -11,10 +11,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from threading import RLock
 from types import TracebackType
 from typing import Any
 
-from ..boards import Board, load_board
+from ..boards import DEFAULT_BOARD, Board, load_board
 from ..builds import Build
 from ..errors import BuildError, DeviceError, InputError
 from .driver import VLNV, EngineDriver
@@ -24,10 +25,6 @@ from .standin import StandIn
 
 #: What `open_device` takes. "emulated" is through pynq where that works, "auto" a board if any.
 KINDS = ("auto", "board", "emulated", "emulated-pynq", "standin")
-#: What an emulated board stands for where nothing else is said.
-DEFAULT_BOARD = "Pynq-Z2"
-#: The CMA region of a Pynq-Z2 image.
-MEMORY_BYTES = 128 << 20
 
 
 @dataclass
@@ -41,6 +38,7 @@ class Session:
         clock_mhz: clock of the engine, on an emulated board that of the board it stands for.
         reason: why this kind was chosen.
         owner: whose weights lie in the engine's block buffer, if anybody's.
+        lock: held by whoever starts the engine, allocates or frees.
     """
 
     driver: EngineDriver = field(repr=False)
@@ -52,6 +50,7 @@ class Session:
     _reload: Callable[[], None] = field(repr=False)
     _cleanup: ExitStack = field(repr=False)
     owner: Any = field(default=None, repr=False, compare=False)
+    lock: RLock = field(default_factory=RLock, repr=False, compare=False)
 
     def allocate(self, nwords: int) -> Any:
         """As `EngineDriver.allocate`."""
@@ -96,7 +95,7 @@ def open_device(
     build: Build,
     *,
     board: str = DEFAULT_BOARD,
-    memory_bytes: int = MEMORY_BYTES,
+    memory_bytes: int | None = None,
     strict: bool | None = None,
     bitfile: str | Path | None = None,
     engine: Engine | None = None,
@@ -106,7 +105,8 @@ def open_device(
     Args:
         kind: one of `KINDS`.
         board: name of the board that an emulated one stands for; its clock and its addresses.
-        memory_bytes: memory of an emulated board.
+        memory_bytes: memory of an emulated board; None is as much as the board's image keeps for
+            buffers (`cma_mb`).
         strict: whether an emulated board has caches that go stale, see `arena`; None asks the
             environment variable BBS_STRICT (1 or 0), which is off where not set.
         bitfile: the overlay's `.bit` for a board, its `.hwh` beside it.
@@ -120,6 +120,7 @@ def open_device(
     """
     row = load_board(board)
     kind, reason = _choose(kind)
+    memory_bytes = row.cma_bytes if memory_bytes is None else memory_bytes
     if memory_bytes < 1:
         raise InputError(f"memory_bytes is {memory_bytes}, wanted at least 1.")
     strict = _strict() if strict is None else strict

@@ -35,22 +35,33 @@ def by_length(
     return columns, tuple(tiles)
 
 
-def to_tiles(batch: NDArray[Value], cols: int, stride: int = 0) -> NDArray[Value]:
-    """(N, K) to (tiles, stride, cols), dtype kept; features beyond K are zero (stride 0: none)."""
-    columns, features = batch.shape
-    tiles, stride = tile_count(columns, cols), stride or features
-    if (tiles * cols, stride) != batch.shape:
-        padded = np.zeros((tiles * cols, stride), batch.dtype)
-        padded[:columns, :features] = batch
-        batch = padded
-    return np.ascontiguousarray(batch.reshape(tiles, cols, stride).transpose(0, 2, 1))
+def column_pairs(
+    tiles: NDArray[Value], batch: NDArray[Value]
+) -> list[tuple[NDArray[Value], NDArray[Value]]]:
+    """What of `tiles` (steps, tiles, features, cols) is what of a batch (N, steps, features):
+    views of both, of one shape. A batch that is contiguous is not copied."""
+    samples, steps, features = batch.shape
+    cols = tiles.shape[3]
+    full, rest = divmod(samples, cols)
+    whole = batch[: full * cols].reshape(full, cols, steps, features).transpose(2, 0, 3, 1)
+    pairs = [(tiles[:, :full], whole)] if full else []
+    if rest:
+        pairs.append((tiles[:, full, :, :rest], batch[full * cols :].transpose(1, 2, 0)))
+    return pairs
 
 
-def from_tiles(tiles: NDArray[Value], columns: int, features: int) -> NDArray[Value]:
-    """(tiles, stride, cols) to (N, K), padding dropped, dtype kept."""
-    count, stride, cols = tiles.shape
-    batch = tiles.transpose(0, 2, 1).reshape(count * cols, stride)
-    return np.ascontiguousarray(batch[:columns, :features])
+def image_pairs(
+    tiles: NDArray[Value], batch: NDArray[Value]
+) -> list[tuple[NDArray[Value], NDArray[Value]]]:
+    """The same of `tiles` (N, tiles, features, cols) and a batch (N, features, pixels)."""
+    samples, features, pixels = batch.shape
+    cols = tiles.shape[3]
+    full, rest = divmod(pixels, cols)
+    whole = batch[:, :, : full * cols].reshape(samples, features, full, cols)
+    pairs = [(tiles[:, :full], whole.transpose(0, 2, 1, 3))] if full else []
+    if rest:
+        pairs.append((tiles[:, full, :, :rest], batch[:, :, full * cols :]))
+    return pairs
 
 
 def images_to_tiles(batch: NDArray[Value], features: int, cols: int, stride: int) -> NDArray[Value]:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a program and a batch to a memory block: where tensors lie, which of them stay on chip.
+"""From a program and a batch to a memory block: what stays on chip, what lies where, the commands.
 
 Where no tensor has pixels, samples are columns and every layer runs once for all of them. Else
-pixels are columns, and the samples run one after the other, each with tensors of its own.
+pixels are columns, and the samples run one after the other, each with inputs and outputs of its
+own.
 """
 
 from __future__ import annotations
@@ -13,18 +14,17 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from ..builds import PORT_BYTES, Build
 from ..errors import InputError
 from ..interface import COMMAND_WORDS, Command
 from .cycles import Memory
-from .layout import tile_count
-from .program import PackedLayer, Program, Tensor
+from .memory import Layout, lay_out, read_by, shapes
+from .program import PackedLayer, Program
 from .schedule import Place, Route, block_bases, layer_command
-from .steps import Space, Steps
+from .steps import Steps
 from .windows import whole_words
 
-#: Where `input` and `output`, and `residual`, lie in an encoded command: (word, bits to shift).
-_ADDRESSES = ((1, 0), (1, 32), (4, 0))
+#: Where addresses of tensors lie in an encoded command: input, output, weights, residual, state.
+_ADDRESSES = ((1, 0), (1, 32), (2, 0), (4, 0), (13, 0))
 _OFFSET = np.uint64(0xFFFFFFFF)
 
 
@@ -32,36 +32,57 @@ _OFFSET = np.uint64(0xFFFFFFFF)
 class Plan:
     """The memory block of one program at one batch size; offsets count 64-bit words.
 
-    `commands` are those of the first sample where samples run one after the other; the tensors of
-    the next one lie `sample_words` further.
+    `commands` are those of the first sample and bank where samples run one after the other; the
+    inputs and outputs of the next one lie `layout.sample_words` further, and those of the next
+    bank behind those of all samples. A bank holds a batch: the host can fill one while another one
+    runs. Inputs and outputs must be 0 before the first run, for the columns that nothing fills.
     """
 
     samples: int
     runs: int  # how often the commands run: once, or once a sample
-    places: dict[str, Place]
-    stored: frozenset[str]  # tensors that are in memory afterwards
-    sample_words: int
-    first_command: int
+    banks: int
+    layout: Layout
+    stored: frozenset[str]  # tensors that are in memory at any time
     commands: list[Command]
-    memory_words: int
+    every: bool = False  # whether all tensors are there in the end
     lengths: tuple[int, ...] = ()  # steps of each column tile, where samples have lengths
-    zeros: tuple[tuple[int, int], ...] = ()  # offset and words that must be 0 before the first run
-
-    def words(self) -> NDArray[np.uint64]:
-        """The commands of all samples as they lie in memory."""
-        one = np.array([c.encode() for c in self.commands], np.uint64).reshape(-1, COMMAND_WORDS)
-        every = np.repeat(one[None], self.runs, axis=0)
-        shift = np.arange(self.runs, dtype=np.uint64)[:, None] * np.uint64(self.sample_words)
-        for word, bits in _ADDRESSES:
-            # What lies before the first sample is in the image, and the same for all.
-            moves = (one[:, word] >> np.uint64(bits)) & _OFFSET >= np.uint64(self.first_sample)
-            every[:, :, word] += (shift * moves) << np.uint64(bits)
-        return every.reshape(-1)
 
     @property
-    def first_sample(self) -> int:
-        """Word from which on the first sample's tensors lie."""
-        return self.first_command - self.runs * self.sample_words
+    def places(self) -> dict[str, Place]:
+        return self.layout.places
+
+    @property
+    def bank_words(self) -> int:
+        """Words of the inputs and outputs of a bank."""
+        return self.runs * self.layout.sample_words
+
+    @property
+    def first_command(self) -> int:
+        """Where the first bank's commands lie; those of the others follow."""
+        return self.layout.first_sample + self.banks * self.bank_words
+
+    @property
+    def command_words(self) -> int:
+        """Words of the commands of a bank."""
+        return COMMAND_WORDS * len(self.commands) * self.runs
+
+    @property
+    def memory_words(self) -> int:
+        return self.first_command + self.banks * self.command_words
+
+    def words(self) -> NDArray[np.uint64]:
+        """The commands of all samples of all banks as they lie in memory."""
+        one = np.array([c.encode() for c in self.commands], np.uint64).reshape(-1, COMMAND_WORDS)
+        count = self.runs * self.banks
+        every = np.repeat(one[None], count, axis=0)
+        shift = np.arange(count, dtype=np.uint64)[:, None] * np.uint64(self.layout.sample_words)
+        for word, bits in _ADDRESSES:
+            # What lies before the first sample is the same for all.
+            moves = (one[:, word] >> np.uint64(bits)) & _OFFSET >= np.uint64(
+                self.layout.first_sample
+            )
+            every[:, :, word] += (shift * moves) << np.uint64(bits)
+        return every.reshape(-1)
 
 
 def make_plan(
@@ -72,26 +93,25 @@ def make_plan(
     every: bool = False,
     resident: bool = False,
     lengths: tuple[int, ...] = (),
+    banks: int = 1,
 ) -> Plan:
     """Lay out image, tensors and commands one after the other, and write the commands.
 
     Args:
-        every: store every tensor, so that each layer's output can be verified afterwards; else
-            only those that are read from memory or are outputs.
+        every: store every tensor, each in memory of its own, so that each layer's output can be
+            verified afterwards; else only those that are read from memory or are outputs.
         resident: the weights lie in the block buffer since an earlier run, if they all fit it
             (`program_bases`). Nothing else differs from the plan without it.
         lengths: steps of each column tile (`layout.by_length`), where the samples have lengths.
+        banks: batches that are in memory together.
 
     Raises:
         InputError: an image that the engine's image memory is too small for, or a product of
             tensors for another number of samples.
     """
     build = program.build
-    runs = samples if program.has_pixels else 1
-    start = len(program.image)
-    places, spaces, size = _lay_out(program, samples, start, lengths)
-    routes, stored = _routes(program, places, every)
-    bases = program_bases(program)
+    layout, routes, stored = _laid_out(program, samples, lengths, every=every)
+    places, bases = layout.places, program_bases(program)
     if bases:
         routes = [
             replace(route, block_base=base[0], resident=resident)
@@ -101,7 +121,7 @@ def make_plan(
     for index, layer in enumerate(program.layers):
         if layer.cell:
             own = bases[index] if bases else None
-            steps = Steps(spaces[index], index, places, memory, own, resident)
+            steps = Steps(layout.spaces[index], index, places, memory, own, resident)
             commands += steps.commands()
             continue
         commands.append(
@@ -116,48 +136,33 @@ def make_plan(
                 places[layer.combination.tensor] if layer.combination else None,
             )
         )
-    first_command = start + runs * size
     return Plan(
         samples=samples,
-        runs=runs,
-        places=places,
+        runs=samples if program.has_pixels else 1,
+        banks=banks,
+        layout=layout,
         stored=stored,
-        sample_words=size,
-        first_command=first_command,
         commands=commands,
-        memory_words=first_command + COMMAND_WORDS * len(commands) * runs,
+        every=every,
         lengths=lengths,
-        zeros=tuple((space.offset, space.words) for space in spaces.values()),
     )
 
 
-def _lay_out(
-    program: Program, samples: int, start: int, lengths: tuple[int, ...]
-) -> tuple[dict[str, Place], dict[int, Space], int]:
-    """Where the tensors lie, the spaces of recurrent layers by their index, and the words of all,
-    of one sample where samples run one after the other."""
-    build, at = program.build, start
-    places: dict[str, Place] = {}
-    spaces: dict[int, Space] = {}
-    for index, layer in enumerate(program.layers):
-        if layer.cell:
-            steps = program.tensors[layer.input].steps
-            each = lengths or (steps,) * tile_count(samples, build.cols)
-            spaces[index] = Space(layer, build, at, steps, samples, each, bool(program.lengths))
-            places |= spaces[index].views()
-            at += spaces[index].words
-    for name, tensor in program.tensors.items():
-        if name not in places and not tensor.whole:
-            columns = tensor.pixels if program.has_pixels else samples
-            constant = tensor.content >= 0
-            places[name] = _place(tensor, tensor.content if constant else at, columns, build)
-            at += 0 if constant else tensor_words(places[name], build, tensor)
-    for name, tensor in program.tensors.items():
-        if tensor.whole:
-            whole = places[tensor.whole]
-            before = tensor.first * build.cols // PORT_BYTES
-            places[name] = replace(whole, offset=whole.offset + before)
-    return places, spaces, at - start
+def layout_of(program: Program, samples: int) -> Layout:
+    """Where everything lies for so many samples at once, without the commands."""
+    return _laid_out(program, samples, (), every=False)[0]
+
+
+def _laid_out(
+    program: Program, samples: int, lengths: tuple[int, ...], *, every: bool
+) -> tuple[Layout, list[Route], frozenset[str]]:
+    places, spaces = shapes(program, samples, lengths)
+    routes, stored = _routes(program, places, every)
+    reads = [
+        read_by(la) | (set() if route.from_chain or route.resident_input else {la.input})
+        for la, route in zip(program.layers, routes, strict=True)
+    ]
+    return lay_out(program, places, spaces, reads, stored, every=every), routes, stored
 
 
 def _with_weights(layer: PackedLayer, places: dict[str, Place]) -> PackedLayer:
@@ -187,26 +192,14 @@ def program_bases(program: Program) -> list[list[int]] | None:
     return [list(islice(each, len(matrices))) for matrices in parts]
 
 
-def _place(tensor: Tensor, offset: int, columns: int, build: Build) -> Place:
-    tiles = tensor.steps * tile_count(columns, build.cols)
-    return Place(offset, build.padded(tensor.features), tiles, columns)
-
-
-def tensor_words(place: Place, build: Build, tensor: Tensor) -> int:
-    """Words that a tensor takes, of one sample where samples run one after the other."""
-    return place.tiles * place.stride * build.cols * tensor.dtype.itemsize // PORT_BYTES
-
-
 def _routes(
     program: Program, places: dict[str, Place], every: bool
 ) -> tuple[list[Route], frozenset[str]]:
     """Which tensors go through the chain or stay in the image memory, and which are stored."""
     build, layers, region = program.build, program.layers, program.region
     needed = {output.tensor for output in program.outputs}
-    needed |= {layer.combination.tensor for layer in layers if layer.combination}
-    needed |= {layer.weight_tensor for layer in layers if layer.weight_tensor}
-    needed |= {name for la in layers if la.cell for name in (la.input, *la.outputs)}
-    needed |= {la.cell.initial_h for la in layers if la.cell and la.cell.initial_h}
+    needed |= {name for layer in layers for name in read_by(layer)}
+    needed |= {name for layer in layers if layer.cell for name in layer.outputs}
     from_chain = [False] * len(layers)
     to_chain = [False] * len(layers)
     resident = [False] * len(layers)
@@ -227,6 +220,8 @@ def _routes(
         if waiting is None and reader is not None and level <= build.chain_words:
             to_chain[index], waiting = True, reader
     needed |= {i.tensor for i in program.inputs}
+    # What nobody reads has to go somewhere too.
+    needed |= {la.output for la, chained in zip(layers, to_chain, strict=True) if not chained}
     # Where a part of a tensor is read from memory, all that lies in it is stored.
     wholes = {region(name)[0] for name in needed}
     stored = frozenset(n for n in program.tensors if every or region(n)[0] in wholes)
