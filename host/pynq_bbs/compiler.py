@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,8 @@ AnyLayer = TypeVar("AnyLayer", Layer, QuantLayer)
 
 
 def compile(
-    model: Model | QuantModel | str | Path,
+    model: Model | QuantModel | str | Path | Any,
+    example_input: Any = None,
     *,
     sparsity: float = 0.0,
     bank_size: int = 64,
@@ -38,7 +40,8 @@ def compile(
     """Compile a model for one build of the engine.
 
     Args:
-        model: what `load_onnx` returns, or the path of an ONNX file.
+        model: what `load_onnx` returns, the path of an ONNX file, or a `torch.nn.Module`.
+        example_input: of a module, as `load_torch` takes it.
         sparsity: share of the weights to remove from every bank; 0 keeps the model dense. A model
             whose weights have that pattern already loses nothing.
         bank_size: the largest bank to use; each layer takes the one that fills the lanes best.
@@ -57,6 +60,19 @@ def compile(
         BuildError: unknown build.
     """
     target = build if isinstance(build, Build) else load_build(build)
+    if _is_module(model):
+        from .model.torch_import import load_torch
+
+        if example_input is None:
+            raise InputError(
+                "a PyTorch module needs an example of its input: compile(module, example_input)"
+            )
+        model = load_torch(model, example_input)
+    elif example_input is not None:
+        raise InputError(
+            f"example_input is for PyTorch modules, the model is a {type(model).__name__}; give "
+            "samples as calibration="
+        )
     if isinstance(model, (str, Path)):
         from .model.onnx_import import load_onnx
 
@@ -67,8 +83,11 @@ def compile(
 
     banks: dict[str, tuple[int, int]] = {}
     if isinstance(model, Model):
-        pruned = [_pruned_layer(layer, bank(layer)) for layer in model.layers]
-        model = replace(model, layers=pruned)
+        floats = [
+            _pruned_layer(layer, bank(layer)) if isinstance(layer, Layer) else layer
+            for layer in model.layers
+        ]
+        model = replace(model, layers=floats)
         if calibration is None:
             raise InputError(
                 f"model {model.name!r} is float and needs calibration samples to choose its "
@@ -79,18 +98,29 @@ def compile(
             model, calibration, method=method, weight_bits=weight_bits, progress=progress
         )
     else:
-        layers: list[QuantLayer | RecurrentLayer] = []
-        for layer in model.layers:
-            if isinstance(layer, RecurrentLayer):
-                layers.append(_pruned_recurrent(layer, sparsity, bank_size, target, banks))
-            else:
-                layers.append(_pruned_layer(layer, bank(layer)))
-        layers = [replace(layer, weight_bits=weight_bits) for layer in layers]
-        model = replace(model, layers=layers)
+        layers = [
+            _pruned_layer(layer, bank(layer)) if isinstance(layer, QuantLayer) else layer
+            for layer in model.layers
+        ]
+        model = replace(model, layers=[replace(la, weight_bits=weight_bits) for la in layers])
+    # Gates are pruned as integers: only there have inputs and hidden values of a row one scale.
+    pruned = [
+        _pruned_recurrent(layer, sparsity, bank_size, target, banks)
+        if isinstance(layer, RecurrentLayer)
+        else layer
+        for layer in model.layers
+    ]
+    model = replace(model, layers=pruned)
     for layer in model.layers:
         if isinstance(layer, QuantLayer) and (chosen := bank(layer)):
             banks[layer.name] = chosen
     return pack(model, banks, target)
+
+
+def _is_module(model: object) -> bool:
+    """Whether it is a `torch.nn.Module`; does not import torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(model, torch.nn.Module)
 
 
 def _pruned_recurrent(

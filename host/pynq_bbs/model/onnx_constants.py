@@ -6,13 +6,15 @@ Quantised weights keep their integers through anything that only moves elements.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .onnx_file import FileNode
-from .onnx_values import Constant, UnsupportedNode
+from .onnx_values import TRIAL_BATCHES, Constant, PerBatch, UnsupportedNode
 
 #: These move elements and change none.
 _MOVING = {"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"}
@@ -20,11 +22,36 @@ _MOVING = {"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"
 #: These compute; their results are no larger than their inputs make plausible.
 _COMPUTING = {
     "Constant", "Cast", "Neg", "Abs", "Sqrt", "Reciprocal", "Add", "Sub", "Mul", "Div", "Pow",
-    "MatMul", "Concat", "Slice", "Gather", "Shape", "Clip", "Relu",
+    "MatMul", "Concat", "Slice", "Gather", "Shape", "Clip", "Relu", "Equal", "Where", "Expand",
+    "ConstantOfShape",
 }  # fmt: skip
+
+#: Values that a folded constant may have.
+_MOST_VALUES = 1 << 26
 
 #: Integers that DequantizeLinear is folded for.
 _INTEGERS = {"int4", "uint4", "int8", "uint8", "int16", "uint16", "int32"}
+
+
+def fold_per_batch(
+    node: FileNode, inputs: Sequence[Constant | PerBatch | None], opset: int
+) -> list[Constant] | list[Constant | PerBatch]:
+    """The outputs of a node that reads constants only, of which some may depend on the batch.
+
+    Raises:
+        UnsupportedNode: as `fold`.
+    """
+    if not any(isinstance(each, PerBatch) for each in inputs):
+        return fold(node, [each for each in inputs if not isinstance(each, PerBatch)], opset)
+    trials = [
+        fold(node, [c.each[i] if isinstance(c, PerBatch) else c for c in inputs], opset)
+        for i in range(len(TRIAL_BATCHES))
+    ]
+    return [
+        outputs[0] if all(np.array_equal(c.value, outputs[0].value) for c in outputs)
+        else PerBatch(outputs)
+        for outputs in zip(*trials, strict=True)
+    ]  # fmt: skip
 
 
 def fold(node: FileNode, inputs: list[Constant | None], opset: int) -> list[Constant]:
@@ -43,7 +70,20 @@ def fold(node: FileNode, inputs: list[Constant | None], opset: int) -> list[Cons
         rest = [None if c is None else c.value for c in inputs[1:]]
         return [inputs[0].each(lambda array: _evaluate(node, [array, *rest], opset)[0])]
     values = [None if c is None else c.value for c in inputs]
+    _check_size(node, values)
     return [Constant(array) for array in _evaluate(node, values, opset)]
+
+
+def _check_size(node: FileNode, values: list[NDArray[Any] | None]) -> None:
+    """Small files can ask for constants of any size."""
+    index = {"ConstantOfShape": 0, "Expand": 1}.get(node.op)
+    sizes = None if index is None else values[index]
+    if sizes is None:
+        return
+    count = math.prod(max(int(size), 1) for size in sizes.reshape(-1))
+    if count > _MOST_VALUES:
+        raise UnsupportedNode(f"it makes a constant of {count} values, {_MOST_VALUES} at most are "
+                              "folded")  # fmt: skip
 
 
 def scale_and_zero_point(

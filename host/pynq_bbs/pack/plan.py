@@ -155,8 +155,10 @@ def _lay_out(
     for name, tensor in program.tensors.items():
         if tensor.whole:
             whole = places[tensor.whole]
-            before = tensor.first * build.cols // PORT_BYTES
-            places[name] = replace(whole, offset=whole.offset + before)
+            a_step = whole.tiles // program.tensors[tensor.whole].steps  # tiles
+            tiles = tensor.step * a_step
+            before = (tiles * whole.stride + tensor.first) * build.cols // PORT_BYTES
+            places[name] = replace(whole, offset=whole.offset + before, tiles=tensor.steps * a_step)
     return places, spaces, at - start
 
 
