@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .boards import DEFAULT_BOARD, load_board
-from .compress.quantize import dequantize_output, quantize_input
+from .compress.quantize import quantize_input, shown_outputs
 from .cpu.device import CpuDevice
 from .device.engine import EngineProgram
 from .device.session import open_device
@@ -102,17 +102,23 @@ class Accelerator:
     @property
     def outputs(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Name -> (shape without the batch, dtype) of every output."""
-        return {o.name: (o.shape, o.dtype) for o in self._program.outputs}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for o in self._program.outputs:  # of one name: parts of it, along the first axis
+            before = shapes[o.name][0] if o.name in shapes else 0
+            shapes[o.name] = (before + o.shape[0], *o.shape[1:]) if o.shape else ()
+        return {o.name: (shapes[o.name], o.dtype) for o in self._program.outputs}
 
     def run(self, x: Any) -> Any:
         """Run a batch of any size.
 
         Args:
             x: an array (N, *shape), or a dict of such arrays by input name where there are more;
-                among them (N,) integers where the samples of a model have lengths.
+                among them (N,) integers where the samples of a model have lengths. The batch
+                stands where the model has it, which for sequences may be behind the steps.
 
         Returns:
-            An array (N, *shape), or a dict of such arrays where the model has more outputs.
+            An array (N, *shape), or a dict of such arrays where the model has more outputs; the
+            batch as in the model.
 
         Raises:
             InputError: missing or unknown input, wrong shape or dtype, NaN.
@@ -139,10 +145,8 @@ class Accelerator:
         self._report.columns += columns
         self._report.runs += 1
         start = time.perf_counter()
-        outputs = {
-            output.name: dequantize_output(output, np.concatenate(parts[output.tensor]))
-            for output in self._program.outputs
-        }
+        whole = {name: np.concatenate(values) for name, values in parts.items()}
+        outputs = shown_outputs(self._program.outputs, whole)
         self._report.seconds["output"] += time.perf_counter() - start
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 

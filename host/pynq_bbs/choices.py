@@ -18,9 +18,10 @@ from .compress.prune import MAX_BANK, MIN_BANK, choose_bank
 from .errors import InputError
 from .model.graph import Layer, Model, QuantLayer, QuantModel
 from .model.recurrent import RecurrentLayer
+from .model.recurrent_floats import FloatRecurrent
 from .pack.banks import moves
 
-AnyLayer = Layer | QuantLayer | RecurrentLayer
+AnyLayer = Layer | FloatRecurrent | QuantLayer | RecurrentLayer
 
 #: What can be said of a single layer.
 _OPTIONS = ("sparsity", "bank_size", "weight_bits")
@@ -154,7 +155,7 @@ def _near(name: str, known: Sequence[str]) -> str:
 
 def _without_matrix(layer: AnyLayer) -> str:
     """Why a layer has no weights that could be removed; empty where it has."""
-    if isinstance(layer, RecurrentLayer):
+    if isinstance(layer, (FloatRecurrent, RecurrentLayer)):
         return ""
     if layer.maximum:
         return "a maximum"
@@ -176,7 +177,11 @@ def _kept_by_default(model: Model | QuantModel, fixed: Mapping[str, str]) -> dic
     """
     makers: dict[str, AnyLayer] = {}
     for layer in model.layers:
-        outputs = layer.outputs if isinstance(layer, RecurrentLayer) else (layer.output,)
+        outputs = (
+            layer.outputs
+            if isinstance(layer, (FloatRecurrent, RecurrentLayer))
+            else (layer.output,)
+        )
         makers |= dict.fromkeys(outputs, layer)
     views = {view.output: view.reads for view in model.views}
     inputs = {spec.tensor for spec in model.inputs}
@@ -203,7 +208,7 @@ def _kept_by_default(model: Model | QuantModel, fixed: Mapping[str, str]) -> dic
     plain = [
         layer
         for layer in model.layers
-        if layer.name not in fixed and not isinstance(layer, RecurrentLayer)
+        if layer.name not in fixed and not isinstance(layer, (FloatRecurrent, RecurrentLayer))
     ]
     last = set[str]().union(*(sources(output.tensor) for output in model.outputs))
     kept = {layer.name: "last" for layer in plain if layer.name in last}
@@ -215,7 +220,7 @@ def _cannot(layer: AnyLayer, choice: LayerChoice, fixed: Mapping[str, str], buil
     """Why a layer cannot have the sparsity chosen for it, or nothing."""
     if layer.name in fixed:
         return fixed[layer.name]
-    if isinstance(layer, RecurrentLayer) or layer.weights.ndim == 2:
+    if isinstance(layer, (FloatRecurrent, RecurrentLayer)) or layer.weights.ndim == 2:
         return ""  # of a matrix, `bank_for` says what is wrong
     try:
         bank_for(layer.weights.shape, choice, build)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from .compress.quantize import quantize
 from .errors import InputError
 from .model.graph import Layer, Model, QuantLayer, QuantModel
 from .model.recurrent import RecurrentLayer
+from .model.recurrent_floats import FloatRecurrent
 from .pack.banks import bank_of, moves
 from .pack.fits import check_fits
 from .pack.image import pack
@@ -29,7 +31,8 @@ AnyLayer = TypeVar("AnyLayer", Layer, QuantLayer)
 
 
 def compile(
-    model: Model | QuantModel | str | Path,
+    model: Model | QuantModel | str | Path | Any,
+    example_input: Any = None,
     *,
     sparsity: float = 0.0,
     bank_size: int = 64,
@@ -47,7 +50,8 @@ def compile(
     memory, the layer is packed in it, and gives the same integers as if it were dense.
 
     Args:
-        model: what `load_onnx` returns, or the path of an ONNX file.
+        model: what `load_onnx` returns, the path of an ONNX file, or a `torch.nn.Module`.
+        example_input: of a module, as `load_torch` takes it.
         sparsity: share of the weights to remove from every bank; 0 removes none. A model whose
             weights have that pattern already loses nothing. The first and last layers with
             weights, depthwise ones, and convolutions of too few channels for any bank are not
@@ -74,6 +78,19 @@ def compile(
         DeviceMemoryError: not even one sample fits the board's memory.
     """
     target = build if isinstance(build, Build) else load_build(build or load_board(board).build)
+    if _is_module(model):
+        from .model.torch_import import load_torch
+
+        if example_input is None:
+            raise InputError(
+                "a PyTorch module needs an example of its input: compile(module, example_input)"
+            )
+        model = load_torch(model, example_input)
+    elif example_input is not None:
+        raise InputError(
+            f"example_input is for PyTorch modules, the model is a {type(model).__name__}; give "
+            "samples as calibration="
+        )
     if isinstance(model, (str, Path)):
         from .model.onnx_import import load_onnx
 
@@ -98,7 +115,20 @@ def compile(
             progress=progress,
         )
     else:
-        model = _pruned_integers(model, chosen, target, banks)
+        pruned = [
+            la if isinstance(la, RecurrentLayer) else _pruned(la, chosen[la.name], target)
+            for la in model.layers
+        ]
+        integers = [replace(la, weight_bits=chosen[la.name].weight_bits) for la in pruned]
+        model = replace(model, layers=integers)
+    # Gates are pruned as integers: only there have inputs and hidden values of a row one scale.
+    gated = [
+        _pruned_recurrent(la, chosen[la.name], target, banks)
+        if isinstance(la, RecurrentLayer)
+        else la
+        for la in model.layers
+    ]
+    model = replace(model, layers=gated)
     for layer in model.layers:
         if isinstance(layer, QuantLayer) and (bank := _bank(layer, chosen.get(layer.name), target)):
             banks[layer.name] = bank
@@ -109,27 +139,17 @@ def compile(
 
 def pruned_model(model: Model, chosen: Mapping[str, LayerChoice], build: Build) -> Model:
     """A float model without the weights that `chosen` removes."""
-    return replace(
-        model, layers=[_pruned(layer, chosen[layer.name], build) for layer in model.layers]
-    )
-
-
-def _pruned_integers(
-    model: QuantModel,
-    chosen: Mapping[str, LayerChoice],
-    build: Build,
-    banks: dict[str, tuple[int, int]],
-) -> QuantModel:
-    """The same of a quantised one; the banks of recurrent layers are added to `banks`."""
-    layers: list[QuantLayer | RecurrentLayer] = []
-    for layer in model.layers:
-        choice = chosen[layer.name]
-        if isinstance(layer, RecurrentLayer):
-            layers.append(_pruned_recurrent(layer, choice, build, banks))
-        else:
-            layers.append(_pruned(layer, choice, build))
-    layers = [replace(layer, weight_bits=chosen[layer.name].weight_bits) for layer in layers]
+    layers = [
+        la if isinstance(la, FloatRecurrent) else _pruned(la, chosen[la.name], build)
+        for la in model.layers
+    ]
     return replace(model, layers=layers)
+
+
+def _is_module(model: object) -> bool:
+    """Whether it is a `torch.nn.Module`; does not import torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(model, torch.nn.Module)
 
 
 def _pruned_recurrent(

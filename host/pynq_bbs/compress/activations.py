@@ -13,15 +13,18 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..model.floats import layer_sums
 from ..model.graph import (
+    AtStep,
     Concat,
     Float,
     Function,
     GraphInput,
     Layer,
     Model,
-    Slice,
+    QuantInput,
+    View,
     apply_functions,
 )
+from ..model.recurrent_floats import FloatRecurrent
 
 #: Samples of calibration data worked on at a time.
 _CALIBRATION_BATCH = 256
@@ -38,8 +41,8 @@ def run_float(model: Model, inputs: Mapping[str, Any] | NDArray[Any]) -> dict[st
         InputError: an input is missing, unknown, of a wrong shape or dtype, or not finite.
     """
     batch = _model_inputs(model, inputs)
-    shown = {i.tensor for i in model.inputs} | {layer.output for layer in model.layers}
-    shown |= {view.output for view in model.views}
+    shown = {i.tensor for i in model.inputs} | {view.output for view in model.views}
+    shown |= {name for layer in model.layers for name in written(layer)}
     return {name: value for name, value in activations(model, batch) if name in shown}
 
 
@@ -51,7 +54,7 @@ def split_functions(
     return functions[:count], functions[count:]
 
 
-def ready(waiting: list[Slice | Concat], known: Mapping[str, object]) -> Iterator[Slice | Concat]:
+def ready(waiting: list[View], known: Mapping[str, object]) -> Iterator[View]:
     """Each view of `waiting` once all that it reads is `known`; it waits no longer then."""
     for view in list(waiting):
         if all(name in known for name in view.reads):
@@ -59,10 +62,15 @@ def ready(waiting: list[Slice | Concat], known: Mapping[str, object]) -> Iterato
             yield view
 
 
-def _viewed(view: Slice | Concat, tensors: Mapping[str, Float]) -> Float:
-    """A view of tensors (N, features)."""
+def _viewed(view: View, tensors: Mapping[str, Float], steps: Mapping[str, int]) -> Float:
+    """A view of tensors (N, values of a sample), which have so many steps."""
     if isinstance(view, Concat):
-        return np.concatenate([tensors[name] for name in view.inputs], axis=1)
+        parts = [tensors[n].reshape(len(tensors[n]), steps[n], -1) for n in view.inputs]
+        joined: Float = np.concatenate(parts, axis=2)
+        return joined.reshape(len(joined), -1)
+    if isinstance(view, AtStep):
+        whole = tensors[view.input]
+        return np.asarray(whole.reshape(len(whole), steps[view.input], -1)[:, view.step])
     first = view.first * int(np.prod(view.shape[1:]))
     return tensors[view.input][:, first : first + int(np.prod(view.shape))]
 
@@ -82,22 +90,35 @@ def observed_name(layer: Layer) -> str:
 def activations(model: Model, batch: Mapping[str, Float]) -> Iterator[tuple[str, Float]]:
     """Every tensor in turn, those that `observed_name` names before a function included."""
     tensors: dict[str, Float] = {}
+    steps = {spec.tensor: spec.steps for spec in model.inputs}
     waiting = list(model.views)
 
     def views() -> Iterator[tuple[str, Float]]:
         for view in ready(waiting, tensors):
-            tensors[view.output] = _viewed(view, tensors)
+            steps[view.output] = steps[view.reads[0]] if isinstance(view, Concat) else 1
+            tensors[view.output] = _viewed(view, tensors, steps)
             yield view.output, tensors[view.output]
 
     for spec in model.inputs:
-        values = apply_functions(spec.functions, batch[spec.name])
-        tensors[spec.tensor] = spec.arrangement.apply(values)
+        values = spec.arrangement.apply(apply_functions(spec.functions, batch[spec.name]))
+        size = int(np.prod(spec.tensor_shape or spec.shape, dtype=np.int64))
+        tensors[spec.tensor] = values[:, spec.first : spec.first + size]
         yield spec.tensor, tensors[spec.tensor]
     yield from views()
     for layer in model.layers:
+        if isinstance(layer, FloatRecurrent):
+            made = layer(tensors, batch.get(model.lengths))
+            tensors |= made
+            steps |= {name: 1 for name in made} | {layer.output: steps[layer.input]}
+            yield from made.items()
+            yield from views()
+            continue
         clamps, rest = split_functions(layer.functions)
+        steps[layer.output] = steps[layer.input]
+        x = tensors[layer.input]
         with np.errstate(over="ignore", invalid="ignore"):
-            before = layer_sums(layer, tensors[layer.input])
+            columns = x.reshape(len(x) * steps[layer.input], -1)
+            before = layer_sums(layer, columns).reshape(len(x), -1)
             if layer.other:
                 yield observed_name(layer), before
                 before = before + tensors[layer.other]
@@ -107,6 +128,11 @@ def activations(model: Model, batch: Mapping[str, Float]) -> Iterator[tuple[str,
         tensors[layer.output] = apply_functions(rest, before)
         yield layer.output, tensors[layer.output]
         yield from views()
+
+
+def written(layer: Layer | FloatRecurrent) -> tuple[str, ...]:
+    """The tensors that a layer makes."""
+    return layer.outputs if isinstance(layer, FloatRecurrent) else (layer.output,)
 
 
 def batches(model: Model, calibration: Iterable[Any]) -> Iterator[dict[str, Float]]:
@@ -120,31 +146,51 @@ def batches(model: Model, calibration: Iterable[Any]) -> Iterator[dict[str, Floa
 def _model_inputs(model: Model, given: Any) -> dict[str, Float]:
     """The checked inputs of a float model, (N, features) each."""
     specs: dict[str, GraphInput] = {spec.name: spec for spec in model.inputs}
+    names = [*specs, *filter(None, [model.lengths])]
     if not isinstance(given, Mapping):
-        if len(specs) != 1:
+        if len(names) != 1:
             raise InputError(
-                f"the model has {len(specs)} inputs ({', '.join(specs)}); "
+                f"the model has {len(names)} inputs ({', '.join(names)}); "
                 "give a dict with an array for each."
             )
-        given = {next(iter(specs)): given}
-    if set(given) != set(specs):
+        given = {names[0]: given}
+    if set(given) != set(names):
         raise InputError(
             f"inputs given: {', '.join(map(str, given)) or 'none'}; the model has: "
-            f"{', '.join(specs)}. Give exactly these."
+            f"{', '.join(names)}. Give exactly these."
         )
-    batch = {name: float_input(name, spec.shape, given[name]) for name, spec in specs.items()}
+    batch = {name: float_input(spec, given[name]) for name, spec in specs.items()}
+    if model.lengths:
+        batch[model.lengths] = _lengths(model, given[model.lengths])
     counts = {name: len(x) for name, x in batch.items()}
     if len(set(counts.values())) != 1:
         raise InputError(f"inputs differ in their number of samples: {counts}.")
     return batch
 
 
-def float_input(name: str, shape: tuple[int, ...], x: Any) -> Float:
-    array = as_array(name, x)
+def _lengths(model: Model, given: Any) -> Float:
+    """Steps of each sample, whole numbers."""
+    lengths = as_array(model.lengths, given)
+    steps = max(spec.steps for spec in model.inputs)
+    if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or not len(lengths):
+        raise InputError(
+            f"input {model.lengths!r} is {lengths.dtype} {lengths.shape}, must be integers (N,): "
+            "the steps of each sample."
+        )
+    if lengths.min() < 1 or lengths.max() > steps:
+        raise InputError(
+            f"input {model.lengths!r} goes from {lengths.min()} to {lengths.max()}, a sample has 1 "
+            f"to {steps} steps."
+        )
+    return lengths.astype(np.float32)
+
+
+def float_input(spec: GraphInput | QuantInput, x: Any) -> Float:
+    name, array = spec.name, as_array(spec.name, x)
     if array.dtype.kind not in "fiu":
         raise InputError(f"input {name!r} is {array.dtype}, must be real numbers (float32).")
     with np.errstate(over="ignore"):
-        flat = flattened(name, shape, array).astype(np.float32)
+        flat = flattened(spec, array).astype(np.float32)
     if not np.isfinite(flat).all():
         raise InputError(
             f"input {name!r} holds NaN, infinity or numbers beyond float32; "
@@ -160,14 +206,18 @@ def as_array(name: str, x: Any) -> NDArray[Any]:
         raise InputError(f"input {name!r} is not an array: {error}") from None
 
 
-def flattened(name: str, shape: tuple[int, ...], array: NDArray[Any]) -> NDArray[Any]:
-    if array.shape[1:] != shape or array.ndim != len(shape) + 1 or len(array) == 0:
-        wanted = "(N, " + ", ".join(map(str, shape)) + ")"
+def flattened(spec: GraphInput | QuantInput, array: NDArray[Any]) -> NDArray[Any]:
+    shape, axis = spec.shape, spec.batch_axis
+    kept = array.shape[:axis] + array.shape[axis + 1 :]
+    if kept != shape or array.ndim != len(shape) + 1 or array.shape[axis] == 0:
+        sizes = [*map(str, shape)]
+        wanted = ", ".join([*sizes[:axis], "N", *sizes[axis:]])
         hint = ""
         if array.shape == shape:
-            hint = " This is one sample without a batch dimension: give x[None]."
+            one = ", ".join([":"] * axis + ["None"])
+            hint = f" This is one sample without a batch dimension: give x[{one}]."
         raise InputError(
-            f"input {name!r} has shape {array.shape}, must be {wanted} with at least "
+            f"input {spec.name!r} has shape {array.shape}, must be ({wanted}) with at least "
             f"one sample.{hint}"
         )
-    return array.reshape(len(array), -1)
+    return np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)

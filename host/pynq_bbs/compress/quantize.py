@@ -6,7 +6,7 @@ Needs numpy only: `quantize_input` and `dequantize_output` run on boards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from ..model.arithmetic import (
     sum_scale,
 )
 from ..model.graph import (
+    AtStep,
     Concat,
     Float,
     Function,
@@ -35,12 +36,14 @@ from ..model.graph import (
     QuantLayer,
     QuantModel,
     QuantOutput,
-    Slice,
+    View,
     apply_functions,
     image_shape,
     window_shape,
 )
-from ..model.moving import concatenated
+from ..model.moving import concatenated, copied, join, rescaled
+from ..model.recurrent import HIDDEN_SCALE, RecurrentLayer, quantise_weights
+from ..model.recurrent_floats import FloatRecurrent
 from .activations import (
     activations,
     as_array,
@@ -51,6 +54,7 @@ from .activations import (
     observed_name,
     ready,
     split_functions,
+    written,
 )
 from .calibrate import MIN_SCALE, Observer, make_observer
 
@@ -79,7 +83,8 @@ def quantize(
     output without a function is the INT32 sums, dequantised per row; one that is also read by a
     layer is computed in both forms. Zero weights stay zero. A maximum keeps its input's scale; what
     an addition adds up is INT8 on both sides (docs/arithmetic.md). What is joined to one tensor
-    has that one's scale where a layer can give it, else it is requantised.
+    has that one's scale where a layer can give it, else it is requantised. LSTM and GRU have scales
+    of their own (docs/recurrent.md).
 
     Args:
         model: float32 layers; not changed.
@@ -112,9 +117,11 @@ def observe(
     for graph_input in model.inputs:
         observers[graph_input.tensor] = make_observer(method)
     for layer in model.layers:
+        if isinstance(layer, FloatRecurrent):
+            continue
         if is_int8(layer, read):
             observers[observed_name(layer)] = make_observer(method)
-        if layer.other:
+        if layer.other or _observes_result(layer):
             observers[layer.output] = make_observer(method)
     for view in model.views:
         if isinstance(view, Concat):
@@ -131,7 +138,7 @@ def observe(
         raise InputError("calibration holds no samples; give at least one.")
     observed = {t: o.quantisation() for t, o in observers.items()}
     _share(model, observed)
-    return observed
+    return observed | _initial_scales(model)
 
 
 def quantize_input(spec: QuantInput, x: Any) -> NDArray[Any]:
@@ -140,27 +147,29 @@ def quantize_input(spec: QuantInput, x: Any) -> NDArray[Any]:
     Args:
         spec: the input's description; its `dtype` says what `x` must be. Where that is float32,
             any real numbers do and are converted.
-        x: (N, *spec.shape), N at least 1.
+        x: `spec.shape` with the batch as axis `spec.batch_axis`, N at least 1.
 
     Raises:
         InputError: shape, dtype, NaN or infinity; the message names the input.
     """
+    own = slice(spec.first, spec.first + spec.features)
     if spec.dtype == "float32":
-        x = apply_functions(spec.functions, float_input(spec.name, spec.shape, x))
-        return spec.arrangement.apply(quantise(x, spec.scale, spec.zero_point, spec.bits))
+        x = apply_functions(spec.functions, float_input(spec, x))
+        return spec.arrangement.apply(quantise(x, spec.scale, spec.zero_point, spec.bits))[:, own]
     array = as_array(spec.name, x)
     if array.dtype != np.dtype(spec.dtype):
         raise InputError(
             f"input {spec.name!r} is {array.dtype}, must be {spec.dtype}: the model comes "
             "quantised and takes integers."
         )
-    flat = np.ascontiguousarray(flattened(spec.name, spec.shape, array))
-    flat = spec.arrangement.apply(flat)
+    flat = np.ascontiguousarray(flattened(spec, array))
+    flat = spec.arrangement.apply(flat)[:, own]
     return flat.view(np.int8) ^ np.int8(-128) if spec.dtype == "uint8" else flat
 
 
 def dequantize_output(spec: QuantOutput, tensor: NDArray[Any]) -> NDArray[Any]:
-    """A model output (N, *spec.shape) of dtype `spec.dtype` from its tensor (N, features).
+    """A model output, or a part of one, of dtype `spec.dtype` from its tensor (N, features):
+    `spec.shape` with the batch as axis `spec.batch_axis`.
 
     Args:
         spec: the output's description.
@@ -179,7 +188,21 @@ def dequantize_output(spec: QuantOutput, tensor: NDArray[Any]) -> NDArray[Any]:
         result = spec.arrangement.apply(tensor)
     if spec.dtype == "uint8":
         result = np.ascontiguousarray(result ^ np.int8(-128)).view(np.uint8)
-    return result.reshape(len(tensor), *spec.shape)
+    return np.moveaxis(result.reshape(len(tensor), *spec.shape), 0, spec.batch_axis)
+
+
+def shown_outputs(
+    specs: Sequence[QuantOutput], tensors: Mapping[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
+    """All outputs of a model by name, from their tensors (N, features)."""
+    parts: dict[str, list[NDArray[Any]]] = {}
+    axes = {spec.name: 0 if spec.batch_axis else 1 for spec in specs}
+    for spec in specs:
+        parts.setdefault(spec.name, []).append(dequantize_output(spec, tensors[spec.tensor]))
+    return {
+        name: made[0] if len(made) == 1 else np.concatenate(made, axis=axes[name])
+        for name, made in parts.items()
+    }
 
 
 class Quantizer:
@@ -192,14 +215,21 @@ class Quantizer:
         self.model = model
         self.observed = observed
         self.scales = {i.tensor: observed[i.tensor] for i in model.inputs}
-        self.layers: list[QuantLayer] = []
-        self.views: list[Slice | Concat] = []
-        self.shapes = {i.tensor: image_shape(i.tensor_shape or i.shape) for i in model.inputs}
+        self.layers: list[QuantLayer | RecurrentLayer] = []
+        self.views: list[View] = []
+        self.steps = {i.tensor: i.steps for i in model.inputs}
+        #: (C, H, W), of a step where there are several
+        self.shapes = {
+            i.tensor: image_shape((i.tensor_shape or i.shape)[1 if i.steps > 1 else 0 :])
+            for i in model.inputs
+        }
+        #: tensors that lie among the features of recurrent layers, and their copies
+        self.within: dict[str, str] = {}
         #: scale of the sums of every layer that gives them, and their tensor, by float tensor
         self.sums: dict[str, tuple[str, Float]] = {}
         self.names = {i.tensor for i in model.inputs}
         for layer in model.layers:
-            self.names |= {layer.name, layer.output}
+            self.names |= {layer.name, *written(layer)}
 
     def run(self, read: Collection[str] = ()) -> QuantModel:
         """The integer layers; those that give tensors `read` elsewhere give INT8 too."""
@@ -209,39 +239,96 @@ class Quantizer:
         self._views(waiting)
         for layer in self.model.layers:
             try:
-                self._layer(layer, layer.output in read, layer.output in shown)
+                if isinstance(layer, FloatRecurrent):
+                    self._recurrent(layer)
+                else:
+                    self._layer(layer, layer.output in read, layer.output in shown)
             except ModelError as error:
                 raise ModelError(f"layer {layer.name!r}: {error}") from None
-            shape = window_shape(len(layer.weights), layer.window)
-            self.shapes[layer.output] = image_shape(shape)
             self._views(waiting)
         inputs = [
             QuantInput(
-                i.name, i.tensor, i.shape, "float32", *self.scales[i.tensor], i.functions,
-                arrangement=i.arrangement, tensor_shape=i.tensor_shape,
+                i.name, i.tensor, i.shape, "float32", *self.scales[i.tensor], i.functions, i.steps,
+                16 if i.state_bits else 8, i.arrangement, i.tensor_shape, i.batch_axis, i.first,
             )
             for i in self.model.inputs
         ]  # fmt: skip
         outputs = self._outputs()
-        return QuantModel(self.model.name, inputs, self.layers, outputs, views=self.views)
+        return QuantModel(
+            self.model.name, inputs, self.layers, outputs, self.model.lengths, self.views
+        )
 
-    def _views(self, waiting: list[Slice | Concat]) -> None:
+    def _views(self, waiting: list[View]) -> None:
         """Those of `waiting` that can be made by now."""
         for view in ready(waiting, self.scales):
-            if isinstance(view, Slice):
-                self.scales[view.output] = self.scales[view.input]
-                self.shapes[view.output] = image_shape(view.shape)
-                self.views.append(view)
+            self.steps[view.output] = 1
+            if isinstance(view, Concat):
+                self._concatenate(view)
                 continue
-            y = self.scales[view.output] = self.observed[view.output]
-            parts = [(name, self.shapes[name], self.scales[name]) for name in view.inputs]
+            self.scales[view.output] = self.scales[view.input]
+            if isinstance(view, AtStep):
+                self.shapes[view.output] = self.shapes[view.input]
+                if view.input in self.within:
+                    self.within[view.output] = ""
+            else:
+                self.shapes[view.output] = image_shape(view.shape)
+                view = replace(view, input=self._by_itself(view.input))
+            self.views.append(view)
+
+    def _concatenate(self, view: Concat) -> None:
+        parts = [(name, self.shapes[name], self.scales[name]) for name in view.inputs]
+        channels = sum(shape[0] for _, shape, _ in parts)
+        self.shapes[view.output] = (channels, *parts[0][1][1:])
+        self.steps[view.output] = steps = self.steps[view.inputs[0]]
+        y = self.observed[view.output]
+        if steps == 1 and not any(name in self.within for name in view.inputs):
             layers, made = concatenated(view.output, parts, y)
-            channels = sum(shape[0] for _, shape, _ in parts)
-            self.shapes[view.output] = (channels, *parts[0][1][1:])
             self.layers += layers
             self.views.append(made)
+        else:
+            scales = {scale for _, _, scale in parts}
+            y = y if len(scales) > 1 else scales.pop()
+            moved = []
+            for number, (name, shape, x) in enumerate(parts):
+                if x != y:
+                    self.layers.append(rescaled(f"{view.output}:x{number}", name, shape, x, y))
+                    name = self.layers[-1].output
+                moved.append((name, shape[0]))
+            self.layers += join(view.output, moved)
+        self.scales[view.output] = y
+
+    def _by_itself(self, name: str) -> str:
+        """The tensor, or a copy of it that does not lie among the features of a recurrent layer."""
+        if name not in self.within:
+            return name
+        if not self.within[name]:
+            copy = self.within[name] = self._new_name(name, ".copy")
+            self.layers.append(copied(copy, name, self.shapes[name]))
+            self.scales[copy], self.shapes[copy] = self.scales[name], self.shapes[name]
+            self.steps[copy] = self.steps[name]
+        return self.within[name]
+
+    def _recurrent(self, layer: FloatRecurrent) -> None:
+        x = self.scales[layer.input]
+        bits = self.weight_bits.get(layer.name, 8)
+        quantised = quantise_weights(layer.weights, *x, weight_bits=bits)
+        self.layers.append(
+            RecurrentLayer(
+                layer.name, layer.input, layer.output, quantised, layer.reverse, layer.y_h,
+                layer.y_state, layer.initial_h, layer.initial_state, bits,
+            )
+        )  # fmt: skip
+        for name in layer.outputs:
+            self.scales[name] = HIDDEN_SCALE, 0
+            self.shapes[name] = (quantised.hidden_size, 1, 1)
+            self.steps[name] = self.steps[layer.input] if name == layer.output else 1
+            self.within[name] = ""
+        if layer.y_state:
+            self.scales[layer.y_state] = np.float32(2.0**-quantised.state_bits), 0
 
     def _layer(self, layer: Layer, is_read: bool, is_shown: bool) -> None:
+        self.shapes[layer.output] = image_shape(window_shape(len(layer.weights), layer.window))
+        self.steps[layer.output] = self.steps[layer.input]
         if layer.maximum:
             self._maximum(layer)
             return
@@ -271,7 +358,8 @@ class Quantizer:
         )  # fmt: skip
         if layer.other:
             y = self.scales[layer.output] = self.observed[layer.output]
-            made.combination = sum_of(layer.other, q, self.scales[layer.other], y, layer.functions)
+            other = self._by_itself(layer.other)
+            made.combination = sum_of(other, q, self.scales[other], y, layer.functions)
         else:
             self._add_functions(layer, made, q)
         return made
@@ -290,29 +378,33 @@ class Quantizer:
     def _add_functions(self, layer: Layer, made: QuantLayer, q: Scale) -> None:
         """The layer's functions behind what `made` gives in scale and zero point `q`."""
         clamps, rest = split_functions(layer.functions)
-        y = self.scales[layer.output] = _fixed_scale(rest) if rest else q
+        y = q
+        if rest:
+            y = self.observed[layer.output] if _observes_result(layer) else _fixed_scale(rest)
+        self.scales[layer.output] = y
         made.table = function_table(layer.functions, *q, *y) if rest else clamp_table(clamps, *q)
 
     def _outputs(self) -> list[QuantOutput]:
-        outputs = []
+        outputs, inputs = [], {i.tensor for i in self.model.inputs}
         for out in self.model.outputs:
             made = QuantOutput(
                 out.name, out.tensor, out.shape, "float32", functions=out.functions,
-                arrangement=out.arrangement,
+                arrangement=out.arrangement, batch_axis=out.batch_axis,
+                steps=self.steps.get(out.tensor, 1),
             )  # fmt: skip
             if out.tensor in self.sums:
                 tensor, scale = self.sums[out.tensor]
                 outputs.append(replace(made, tensor=tensor, scale=scale))
             else:
-                if out.tensor not in {made.output for made in (*self.layers, *self.views)}:
+                if out.tensor not in self.scales or out.tensor in inputs:
                     raise ModelError(f"output {out.name!r} does not come from a layer.")
                 y_scale, zero_point = self.scales[out.tensor]
                 scale = np.array([y_scale], np.float32)
                 outputs.append(replace(made, scale=scale, zero_point=zero_point))
         return outputs
 
-    def _new_name(self, name: str) -> str:
-        name += ".sums"
+    def _new_name(self, name: str, kind: str = ".sums") -> str:
+        name += kind
         while name in self.names:
             name += "_"
         self.names.add(name)
@@ -357,8 +449,28 @@ def _bits_by_layer(model: Model, weight_bits: int | Mapping[str, int]) -> Mappin
 
 def _read_tensors(model: Model) -> set[str]:
     """What layers and views read."""
-    read = {name for layer in model.layers for name in (layer.input, layer.other)}
+    read = {name for layer in model.layers for name in layer.reads}
     return read | {name for view in model.views for name in view.reads}
+
+
+def _observes_result(layer: Layer) -> bool:
+    """Whether a layer ends in a function whose range is not known, so that its result is
+    calibrated too."""
+    curves = [f for f in layer.functions if not f.clamps]
+    return bool(curves) and curves[-1].name not in _FIXED_SCALES
+
+
+def _initial_scales(model: Model) -> dict[str, Scale]:
+    """Of inputs that recurrent layers start from."""
+    scales: dict[str, Scale] = {
+        layer.initial_h: (HIDDEN_SCALE, 0)
+        for layer in model.layers
+        if isinstance(layer, FloatRecurrent)
+    }
+    for spec in model.inputs:
+        if spec.state_bits:
+            scales[spec.tensor] = np.float32(2.0**-spec.state_bits), 0
+    return scales
 
 
 def _share(model: Model, observed: dict[str, Scale]) -> None:

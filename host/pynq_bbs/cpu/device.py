@@ -57,7 +57,9 @@ class CpuDevice:
         known = {name: self._tensor(name, samples) for name in program.tensors}
         for name, tensor in program.tensors.items():
             if tensor.whole:
-                part = known[tensor.whole].reshape(samples, -1, tensor.pixels)
+                around = known[tensor.whole].reshape(samples, -1, *known[tensor.whole].shape[1:])
+                steps = around[:, tensor.step : tensor.step + tensor.steps]
+                part = steps.reshape(samples, -1, tensor.pixels)
                 known[name] = part[:, tensor.first : tensor.first + tensor.features]
         for name, values in tensors.items():
             known[name][:] = values.reshape(known[name].shape)

@@ -8,7 +8,7 @@ read the same tensor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,62 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrangement import AS_IT_IS, Arrangement
+from .functions import Float as Float
+from .functions import Function as Function
+from .functions import apply_functions as apply_functions
 
 if TYPE_CHECKING:
     from .recurrent import RecurrentLayer
-
-Float = NDArray[np.float32]
-
-_FUNCTIONS: dict[str, Callable[..., Float]] = {
-    "relu": lambda x: np.maximum(x, np.float32(0)),
-    "clip": lambda x, low, high: np.clip(x, np.float32(low), np.float32(high)),
-    "sigmoid": lambda x: (1.0 / (1.0 + np.exp(-x.astype(np.float64)))).astype(np.float32),
-    "tanh": lambda x: np.tanh(x.astype(np.float64)).astype(np.float32),
-    "softmax": lambda x, size: _softmax(x.reshape(-1, int(size))).reshape(x.shape),
-    "quantise": lambda x, scale, zero_point: np.clip(
-        np.rint(x / np.float32(scale)) + np.float32(zero_point), -128, 127
-    ),
-    "dequantise": lambda x, scale, zero_point: (x - np.float32(zero_point)) * np.float32(scale),
-}
-
-
-def _softmax(x: Float) -> Float:
-    shifted = np.exp(x.astype(np.float64) - x.max(axis=1, keepdims=True))
-    result: Float = (shifted / shifted.sum(axis=1, keepdims=True)).astype(np.float32)
-    return result
-
-
-@dataclass(frozen=True)
-class Function:
-    """A pointwise function of one float: `relu`, `clip` (low, high), `sigmoid`, `tanh`.
-
-    On the host, behind an output, also `softmax` (over as many neighbours as it says), and
-    `quantise` and `dequantise` (scale, zero point), between floats and INT8.
-    """
-
-    name: str
-    parameters: tuple[float, ...] = ()
-
-    def __call__(self, x: Float) -> Float:
-        with np.errstate(over="ignore"):
-            return _FUNCTIONS[self.name](x, *self.parameters)
-
-    @property
-    def clamps(self) -> bool:
-        """True where the function only limits its input, so that INT8 loses nothing by it."""
-        return self.name in ("relu", "clip")
-
-    @property
-    def on_host(self) -> bool:
-        """True where a value depends on its neighbours, so that no table can do it."""
-        return self.name == "softmax"
-
-
-def apply_functions(functions: tuple[Function, ...], x: Float) -> Float:
-    """`x` through every function in turn."""
-    for function in functions:
-        x = function(x)
-    return x
+    from .recurrent_floats import FloatRecurrent
 
 
 @dataclass(frozen=True)
@@ -80,8 +31,10 @@ class GraphInput:
 
     The layers read `functions(input)` under the name `tensor` (empty: the input's own name). An
     input that is read in several forms stands in several entries of the same `name`. The layers
-    see it in the order of `arrangement`, as an image of `tensor_shape` (C, H, W) where it is one
-    (empty: `shape`).
+    see it in the order of `arrangement`, from its value `first` on, as an image of `tensor_shape`
+    (C, H, W) where it is one, or with `steps` as (T, features) (empty: `shape`). In what the user
+    hands in the batch is axis `batch_axis`. With `state_bits` it is the states of recurrent layers,
+    which are quantised in steps of 2**-state_bits.
     """
 
     name: str
@@ -90,6 +43,10 @@ class GraphInput:
     tensor: str = ""
     arrangement: Arrangement = AS_IT_IS
     tensor_shape: tuple[int, ...] = ()
+    batch_axis: int = 0
+    steps: int = 1
+    first: int = 0
+    state_bits: int = 0
 
     def __post_init__(self) -> None:
         if not self.tensor:
@@ -103,13 +60,15 @@ class GraphInput:
 @dataclass(frozen=True)
 class GraphOutput:
     """One output of a model: which tensor it shows, in which order and shape (batch left out), and
-    what the host applies to it."""
+    what the host applies to it. The batch is axis `batch_axis` of what the user gets. Several
+    entries of one `name` are parts of it, one after the other along its first other axis."""
 
     name: str
     tensor: str
     shape: tuple[int, ...]
     functions: tuple[Function, ...] = ()
     arrangement: Arrangement = AS_IT_IS
+    batch_axis: int = 0
 
 
 @dataclass
@@ -118,7 +77,7 @@ class Layer:
 
     With a `window` the same for each of its places: a convolution in `groups`, padded with zeros;
     with `maximum` the largest of the window's inputs instead of their product. `other` is a tensor
-    of the output's shape, or none.
+    of the output's shape, or none. An input of several steps gives an output of as many.
     """
 
     name: str
@@ -132,6 +91,11 @@ class Layer:
     maximum: bool = False
     other: str = ""
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The tensors that it reads."""
+        return tuple(name for name in (self.input, self.other) if name)
+
 
 @dataclass(frozen=True)
 class QuantInput:
@@ -141,8 +105,9 @@ class QuantInput:
     `saturate(round_half_even(x / scale) + zero_point)`. uint8: minus 128. int8: as it is.
     `zero_point` is that of the INT8 tensor. Of `shape` the first dimension may be `steps` of a
     sequence. With `bits` 16 it is the states of a recurrent layer, INT16. The tensor has the
-    input's values in the order of `arrangement`; it is an image of `tensor_shape` (C, H, W) where
-    the model has windows (empty: `shape`).
+    input's values in the order of `arrangement`, from the `first` one on, as an image of
+    `tensor_shape` (C, H, W) where the model has windows (empty: `shape`). In what the user hands in
+    the batch is axis `batch_axis`.
     """
 
     name: str
@@ -156,10 +121,13 @@ class QuantInput:
     bits: int = 8
     arrangement: Arrangement = AS_IT_IS
     tensor_shape: tuple[int, ...] = ()
+    batch_axis: int = 0
+    first: int = 0
 
     @property
     def features(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        """Of the tensor."""
+        return int(np.prod(self.tensor_shape or self.shape, dtype=np.int64))
 
 
 #: What a window's kernel, stride, dilation or padding can be at most: fields of 4 bits.
@@ -284,7 +252,8 @@ class QuantOutput:
     scale, or one for each row. uint8: plus 128. int8, int16 and int32: as it is. `zero_point` is
     that of the INT8 tensor. Of `shape` the first dimension may be `steps` of a sequence. The output
     has the tensor's values in the order of `arrangement`. With functions, int8 and uint8 are what
-    the last of them, `quantise`, gives.
+    the last of them, `quantise`, gives. `batch_axis` and several entries of one name are as in
+    `GraphOutput`.
     """
 
     name: str
@@ -296,6 +265,7 @@ class QuantOutput:
     functions: tuple[Function, ...] = ()
     steps: int = 1
     arrangement: Arrangement = AS_IT_IS
+    batch_axis: int = 0
 
 
 @dataclass(frozen=True)
@@ -310,6 +280,20 @@ class Slice:
     output: str
     first: int
     shape: tuple[int, ...]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The tensor that it is a part of."""
+        return (self.input,)
+
+
+@dataclass(frozen=True)
+class AtStep:
+    """Tensor `output` is one `step` of tensor `input`, which has several."""
+
+    input: str
+    output: str
+    step: int
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -333,16 +317,20 @@ class Concat:
         return self.inputs
 
 
+View = Slice | AtStep | Concat
+
+
 @dataclass
 class Model:
-    """Float layers in an order in which they can run, and views of tensors, as in `QuantModel`; a
-    view stands behind those that it reads."""
+    """Float layers in an order in which they can run, and views of tensors and `lengths`, as in
+    `QuantModel`; a view stands behind those that it reads."""
 
     name: str
     inputs: list[GraphInput]
-    layers: list[Layer]
+    layers: Sequence[Layer | FloatRecurrent]
     outputs: list[GraphOutput]
-    views: list[Slice | Concat] = field(default_factory=list)
+    views: list[View] = field(default_factory=list)
+    lengths: str = ""
 
 
 @dataclass(frozen=True)
@@ -372,5 +360,5 @@ class QuantModel:
     layers: Sequence[QuantLayer | RecurrentLayer]
     outputs: list[QuantOutput]
     lengths: str = ""
-    views: list[Slice | Concat] = field(default_factory=list)
+    views: list[View] = field(default_factory=list)
     constants: list[Constant] = field(default_factory=list)

@@ -7,13 +7,14 @@ Quantised weights keep their integers through anything that only moves elements.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .onnx_file import FileNode
-from .onnx_values import Constant, UnsupportedNode
+from .onnx_values import TRIAL_BATCHES, Constant, PerBatch, UnsupportedNode
 
 #: These move elements and change none.
 _MOVING = {"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"}
@@ -21,7 +22,8 @@ _MOVING = {"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"
 #: These compute; their results are no larger than their inputs make plausible.
 _COMPUTING = {
     "Constant", "Cast", "Neg", "Abs", "Sqrt", "Reciprocal", "Add", "Sub", "Mul", "Div", "Pow",
-    "MatMul", "Concat", "Slice", "Gather", "Shape", "Clip", "Relu",
+    "MatMul", "Concat", "Slice", "Gather", "Shape", "Clip", "Relu", "Equal", "Where", "Expand",
+    "ConstantOfShape",
 }  # fmt: skip
 
 #: Values that may be made of constants while a model is read, all nodes together.
@@ -30,6 +32,28 @@ _TOO_MUCH = "makes more of constants than memory should be spent on; simplify th
 
 #: Integers that DequantizeLinear is folded for.
 _INTEGERS = {"int4", "uint4", "int8", "uint8", "int16", "uint16", "int32"}
+
+
+def fold_per_batch(
+    node: FileNode, inputs: Sequence[Constant | PerBatch | None], opset: int, room: int
+) -> list[Constant] | list[Constant | PerBatch]:
+    """The outputs of a node that reads constants only, of which some may depend on the batch;
+    `room` values at most.
+
+    Raises:
+        UnsupportedNode: as `fold`.
+    """
+    if not any(isinstance(each, PerBatch) for each in inputs):
+        return fold(node, [each for each in inputs if not isinstance(each, PerBatch)], opset, room)
+    trials = [
+        fold(node, [c.each[i] if isinstance(c, PerBatch) else c for c in inputs], opset, room)
+        for i in range(len(TRIAL_BATCHES))
+    ]
+    return [
+        outputs[0] if all(np.array_equal(c.value, outputs[0].value) for c in outputs)
+        else PerBatch(outputs)
+        for outputs in zip(*trials, strict=True)
+    ]  # fmt: skip
 
 
 def fold(node: FileNode, inputs: list[Constant | None], opset: int, room: int) -> list[Constant]:

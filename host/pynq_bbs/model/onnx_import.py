@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import UnsupportedModelError
+from . import graph
 from .graph import (
     Concat,
     Function,
@@ -19,13 +20,28 @@ from .graph import (
     Model,
     QuantModel,
     Slice,
+    View,
     image_shape,
 )
 from .onnx_file import read_graph
 from .onnx_integers import integer_model
 from .onnx_plan import Plan, unmoved
 from .onnx_reader import NodeCheck, Problem, Reading, read_values
-from .onnx_values import Join, Linear, Operator, Part, Pool, Step, Sum, Value
+from .onnx_values import (
+    AtStep,
+    Cells,
+    Hidden,
+    Join,
+    Linear,
+    Operator,
+    Part,
+    Pool,
+    Step,
+    Sum,
+    Value,
+    shown_parts,
+)
+from .recurrent_floats import FloatRecurrent
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -91,27 +107,61 @@ def _float_model(reading: Reading) -> Model:
     inputs = [
         GraphInput(
             base.name, base.given, _functions(steps), plan.tensor(base, steps), base.arrangement,
-            base.shape,
+            base.shape, base.batch, base.steps, base.first, base.state_bits,
         )
         for base in plan.inputs
         for steps in plan.forms[base]
     ]  # fmt: skip
-    layers: list[Layer] = []
-    views: list[Slice | Concat] = []
+    layers: list[Layer | FloatRecurrent] = []
+    views: list[View] = []
     for operator in plan.operators:
+        if isinstance(operator, Hidden) and operator.kind == "y":
+            layers.append(_recurrent(plan, operator.cells))
         for steps in plan.forms[operator]:
-            if isinstance(operator, (Join, Part)):
+            if isinstance(operator, Hidden):
+                if steps:
+                    inner = plan.tensor(operator, ())
+                    output = plan.tensor(operator, steps)
+                    layers.append(_unchanged(plan, operator, inner, output, _functions(steps)))
+            elif isinstance(operator, (Join, Part, AtStep)):
                 view, behind = _float_view(plan, operator, steps)
                 views.append(view)
                 layers += behind
             else:
                 layers += _float_layers(plan, operator, steps)
-    outputs = []
-    for name, value in reading.outputs.items():
-        steps, rest = _split(value)
-        tensor = plan.tensor(value.base, steps)
-        outputs.append(GraphOutput(name, tensor, value.shape, _functions(rest), value.arrangement))
-    return Model(reading.name, inputs, layers, outputs, views)
+    outputs = [
+        _float_output(plan, name, part)
+        for name, value in reading.outputs.items()
+        for part in shown_parts(value)
+    ]
+    return Model(reading.name, inputs, layers, outputs, views, reading.lengths)
+
+
+def _float_output(plan: Plan, name: str, value: Value) -> GraphOutput:
+    steps, rest = _split(value)
+    return GraphOutput(
+        name, plan.tensor(value.base, steps), value.shape, _functions(rest), value.arrangement,
+        value.batch,
+    )  # fmt: skip
+
+
+def _recurrent(plan: Plan, cells: Cells) -> FloatRecurrent:
+    """One layer for all that `cells` give."""
+    source = cells.source
+    starts = [
+        plan.tensor(start.base, start.steps) if start else ""
+        for start in (cells.initial_h, cells.initial_state)
+    ]
+    y, *last = (Hidden(cells, kind) for kind in ("y", "y_h", "y_state"))
+    return FloatRecurrent(
+        plan.layer(y),
+        plan.tensor(source.base, source.steps),
+        plan.tensor(y, ()),
+        cells.weights,
+        cells.reverse,
+        *(plan.tensor(each, ()) if each in plan.forms else "" for each in last),
+        *starts,
+    )
 
 
 def _split(value: Value) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
@@ -126,15 +176,17 @@ def _functions(steps: tuple[Step, ...]) -> tuple[Function, ...]:
 
 
 def _float_view(
-    plan: Plan, operator: Join | Part, steps: tuple[Step, ...]
-) -> tuple[Slice | Concat, list[Layer]]:
+    plan: Plan, operator: Join | Part | AtStep, steps: tuple[Step, ...]
+) -> tuple[View, list[Layer]]:
     """The view that gives `operator`, and a layer for functions behind it."""
     output, functions = plan.tensor(operator, steps), _functions(steps)
     inner = plan.unnamed(operator) if functions else output
     parts = tuple(plan.tensor(source.base, source.steps) for source in operator.sources)
-    view: Slice | Concat = Concat(parts, inner)
+    view: View = Concat(parts, inner)
     if isinstance(operator, Part):
         view = Slice(parts[0], inner, operator.first, image_shape(operator.shape))
+    elif isinstance(operator, AtStep):
+        view = graph.AtStep(parts[0], inner, operator.step)
     return view, [_unchanged(plan, operator, inner, output, functions)] if functions else []
 
 
@@ -186,7 +238,7 @@ def _unchanged(
     plan: Plan, operator: Operator, source: str, output: str, functions: tuple[Function, ...]
 ) -> Layer:
     """A layer that gives what it reads."""
-    weights, window = unmoved(operator.shape)
+    weights, window = unmoved(operator)
     bias = np.zeros(len(weights), np.float32)
     name = plan.layer(operator)
     return Layer(name, source, output, weights.astype(np.float32), bias, functions, window)

@@ -43,6 +43,7 @@ from .graph import (
     QuantModel,
     QuantOutput,
     Slice,
+    View,
     image_shape,
 )
 from .graph import Constant as Tensor
@@ -50,8 +51,10 @@ from .moving import concatenated, rescaled
 from .onnx_plan import Plan, unmoved
 from .onnx_reader import Problem, Reading
 from .onnx_values import (
+    AtStep,
     Constant,
     Dequantise,
+    Hidden,
     Join,
     Linear,
     ModelInput,
@@ -106,7 +109,7 @@ class _Integers:
         self.plan = Plan(reading, split)
         self.layers: list[QuantLayer] = []
         self.constants: list[Tensor] = []
-        self.views: list[Slice | Concat] = []
+        self.views: list[View] = []
         self.sums: dict[Operator, Float] = {}  # scale of the sums of every layer
 
     def run(self) -> QuantModel:
@@ -140,7 +143,7 @@ class _Integers:
     def _input(self, base: ModelInput, steps: Steps) -> QuantInput:
         plain = QuantInput(
             base.name, self.plan.tensor(base, steps), base.given, base.dtype, np.float32(1), 0,
-            arrangement=base.arrangement, tensor_shape=base.shape,
+            arrangement=base.arrangement, tensor_shape=base.shape, batch_axis=base.batch,
         )  # fmt: skip
         if base.dtype != "float32":
             if steps:
@@ -177,6 +180,9 @@ class _Integers:
                 return self._join(operator, steps)
             if isinstance(operator, Part):
                 return self._part(operator, steps)
+            if isinstance(operator, (Hidden, AtStep)):
+                raise _Refusal("LSTM and GRU are supported in float models, which bbs quantises")
+            assert isinstance(operator, Pool)
             if operator.maximum:
                 return [self._maximum(operator, steps)]
             return self._average(operator, steps)
@@ -304,7 +310,7 @@ class _Integers:
         own = self.plan.adds.get(base)
         if own is None:
             own, source = 0, base.sources[0]
-            weights, window = unmoved(base.shape)
+            weights, window = unmoved(base)
             layer = self._plain(base, source, steps, weights.astype(np.int8), scales[0][1])
             layer.window, layer.zero_point = window, scales[0][1]
             layer.multiplier = np.ones(len(weights), np.float32)
@@ -336,7 +342,7 @@ class _Integers:
         steps, reader = split(value)
         output = QuantOutput(
             name, self.plan.tensor(value.base, steps), value.shape, value.dtype,
-            arrangement=value.arrangement,
+            arrangement=value.arrangement, batch_axis=value.batch,
         )  # fmt: skip
         if not steps and value.base in self.sums:
             assert isinstance(value.base, (Linear, Pool))
@@ -376,6 +382,11 @@ def _requantised(steps: Steps) -> tuple[Scale, Int8 | None]:
     functions = _functions(steps[:first])
     curved = [f for f in functions if not f.clamps]
     if curved:
+        if curved[0].name not in FUNCTION_RANGES:
+            raise _Refusal(
+                f"{curved[0].name} stands behind sums that have no scale; put QuantizeLinear and "
+                "DequantizeLinear before it"
+            )
         to: Scale = np.float32(FUNCTION_RANGES[curved[0].name] / 127.0), 0
         table: Int8 | None = function_table(functions, *to, y.scale, y.zero_point)
     else:

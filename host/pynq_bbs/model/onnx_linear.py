@@ -10,52 +10,72 @@ from dataclasses import replace
 
 import numpy as np
 
+from .arrangement import AS_IT_IS
 from .graph import MOST_FIELD, Window, image_shape
 from .onnx_file import FileNode
 from .onnx_operands import (
     Context,
     Operand,
+    as_columns,
+    as_image,
     computed,
     constant,
     floats,
     optional,
     per_row,
     result,
+    shown,
     source,
 )
-from .onnx_values import Constant, Linear, ModelInput, Sum, UnsupportedNode, Value
+from .onnx_recurrent import by_step
+from .onnx_values import (
+    Constant,
+    Linear,
+    ModelInput,
+    Sum,
+    UnsupportedNode,
+    Value,
+    steps_of,
+)
 
 
 def linear(
-    node: FileNode, value: Value, weights: Constant, shape: tuple[int, ...] | None = None
+    context: Context,
+    node: FileNode,
+    value: Value,
+    weights: Constant,
+    shape: tuple[int, ...] | None = None,
 ) -> Value:
     """Weights (M, K) on the last axis of `value`, or on all of it where a `shape` is given."""
     if weights.array.ndim != 2 or not weights.array.size:
         raise UnsupportedNode(f"weights have shape {weights.array.shape}, must be a matrix")
     rows, features = weights.array.shape
-    if shape is None:
-        if not value.shape:
-            raise UnsupportedNode("its input has a batch dimension only")
-        if value.features != value.shape[-1]:
-            columns = value.features // value.shape[-1]
-            raise UnsupportedNode(
-                f"its input has shape (batch, {', '.join(map(str, value.shape))}): {columns} "
-                "columns per sample; one column per sample is supported"
-            )
-        shape = (*value.shape[:-1], rows)
-    if features != value.features:
-        raise UnsupportedNode(f"weights take {features} features, its input has {value.features}")
     if weights.array.dtype.kind == "f" and not np.isfinite(weights.array).all():
         raise UnsupportedNode("weights hold NaN or infinity")
     value = source(value)
+    if shape is None:
+        if value.batch == len(value.shape):
+            raise UnsupportedNode(f"its input is {shown(value)}: its features must be last")
+        if features != value.shape[-1]:
+            raise UnsupportedNode(
+                f"weights take {features} features, its input has {value.shape[-1]}"
+            )
+        if value.features != features:
+            every = _every_step if context.sequences else _every_pixel
+            return every(node, value, weights).placed(value.batch)
+        shape = (*value.shape[:-1], rows)
+    if features != value.features:
+        raise UnsupportedNode(f"weights take {features} features, its input has {value.features}")
+    if steps_of(value.base) > 1:
+        raise UnsupportedNode("reads all steps at once; take one of them, or every one by itself")
     if isinstance(value.base, ModelInput):
         if len(value.shape) > 1:
             value = value.reshaped((features,))
-        return result(Linear(node.name, value, weights), shape)
+        return result(Linear(node.name, value, weights), shape).placed(value.batch)
     weights = weights.each(value.arrangement.undo)
     image = image_shape(value.base.shape)
     if image[1:] == (1, 1):
-        return result(Linear(node.name, value, weights), shape)
+        return result(Linear(node.name, value, weights), shape).placed(value.batch)
     # All pixels of an image at once: a window that has just one place.
     if max(image[1:]) > MOST_FIELD:
         raise UnsupportedNode(
@@ -64,6 +84,23 @@ def linear(
         )
     taps = weights.each(lambda a: np.ascontiguousarray(a).reshape(rows, *image))
     return result(Linear(node.name, value, taps, None, Window(*image, image[1:])), shape)
+
+
+def _every_step(node: FileNode, value: Value, weights: Constant) -> Value:
+    """The same layer for each step of a sequence."""
+    features, steps = value.shape[-1], value.features // value.shape[-1]
+    x = by_step(value.reshaped((steps, features)))
+    made = result(Linear(node.name, x, weights, steps=steps))
+    return made.reshaped((*value.shape[:-1], len(weights.array)))
+
+
+def _every_pixel(node: FileNode, value: Value, weights: Constant) -> Value:
+    """The same layer for each column of a sample, which is a pixel."""
+    image = as_image(value)
+    channels, height, width = image.shape
+    window = Window(channels, height, width, (1, 1))
+    taps = weights.each(lambda a: np.ascontiguousarray(a)[:, :, None, None])
+    return as_columns(result(Linear(node.name, image, taps, None, window)), value.shape[:-1])
 
 
 def with_bias(value: Value, bias: Constant) -> Value:
@@ -106,7 +143,7 @@ def gemm(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     if not node.attributes.get("transB", 0):
         weights = weights.each(np.transpose)
     alpha, beta = node.attributes.get("alpha", 1.0), node.attributes.get("beta", 1.0)
-    product = linear(node, value, weights if alpha == 1.0 else weights.times(alpha))
+    product = linear(context, node, value, weights if alpha == 1.0 else weights.times(alpha))
     if optional(inputs, 2) is not None:
         bias = constant(inputs[2], "C")
         product = with_bias(product, bias if beta == 1.0 else bias.times(beta))
@@ -121,7 +158,7 @@ def matmul(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
         weights = constant(right, "right operand")
         if weights.array.ndim != 2:
             raise UnsupportedNode(f"weights have shape {weights.array.shape}, must be a matrix")
-        return linear(node, floats(left, "left operand"), weights.each(np.transpose))
+        return linear(context, node, floats(left, "left operand"), weights.each(np.transpose))
     value, weights = floats(right, "right operand"), constant(left, "left operand")
     if len(value.shape) < 2 or value.shape[-1] != 1 or value.features != value.shape[-2]:
         raise UnsupportedNode(
@@ -129,7 +166,7 @@ def matmul(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
             f"not (batch, {', '.join(map(str, value.shape))})"
         )
     shape = (*value.shape[:-2], weights.array.shape[0], 1)
-    return linear(node, value, weights, shape)
+    return linear(context, node, value, weights, shape)
 
 
 def add(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
@@ -148,18 +185,37 @@ def added(node: FileNode, left: Value, right: Value) -> Value:
     """Two tensors of one shape."""
     for value in (left, right):
         source(floats(value, "operand"))
-    if left.shape != right.shape:
+    if left.axes != right.axes:
         raise UnsupportedNode(
-            f"adds tensors of shapes (batch, {', '.join(map(str, left.shape))}) and (batch, "
-            f"{', '.join(map(str, right.shape))}); two of the same shape are supported"
+            f"adds tensors of shapes {shown(left)} and {shown(right)}; two of the same shape are "
+            "supported"
         )
+    steps = max(steps_of(left.base), steps_of(right.base))
+    if steps > 1:
+        rows = (steps, left.features // steps)
+        sides = by_step(left.reshaped(rows)), by_step(right.reshaped(rows))
+        return result(Sum(node.name, sides, steps)).reshaped(left.shape, left.batch)
+    left, right = _lying_as(left, right), _lying_as(right, left)
     images = [image_shape(value.base.shape) for value in (left, right)]
     if images[0] != images[1] or left.arrangement != right.arrangement:
         raise UnsupportedNode(
             "adds tensors that lie in different orders; transpose neither or both"
         )
     base = Sum(node.name, (left, right))
-    return replace(result(base, left.shape), arrangement=left.arrangement)
+    return replace(result(base, left.shape), arrangement=left.arrangement, batch=left.batch)
+
+
+def _lying_as(value: Value, other: Value) -> Value:
+    """An input of the model in the order in which another tensor lies; anything else as it is."""
+    base, order = value.base, other.arrangement
+    if not isinstance(base, ModelInput) or isinstance(other.base, ModelInput):
+        return value
+    if order == AS_IT_IS:
+        return value.reshaped(other.base.shape)
+    seen = value.reshaped(tuple(order.factors[axis] for axis in order.axes))
+    lying = seen.transposed(tuple(int(axis) for axis in np.argsort(order.axes)))
+    lying = lying.reshaped(other.base.shape)
+    return replace(lying, shape=value.shape, arrangement=order)
 
 
 def mul(context: Context, node: FileNode, inputs: list[Operand]) -> Value:

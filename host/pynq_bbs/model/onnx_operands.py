@@ -7,33 +7,54 @@ A reason completes "node 'x' (Op): ...".
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrangement import AS_IT_IS
 from .graph import Function
 from .onnx_file import FileNode
-from .onnx_values import Base, Constant, Padded, UnsupportedNode, Value
+from .onnx_values import (
+    Base,
+    Constant,
+    Lengths,
+    ModelInput,
+    Opaque,
+    Padded,
+    PerBatch,
+    UnsupportedNode,
+    Value,
+    steps_of,
+)
 
 #: Values of a tensor at most, for one sample: no board has the memory for more.
 MOST_VALUES = 1 << 25
 
-#: What a node reads: a computed value, a constant, or nothing (an optional input left out).
-Operand = Value | Constant | None
+#: What a node reads: a computed value, a constant, steps of samples, or nothing (an optional input
+#: left out).
+Operand = Value | Constant | PerBatch | Lengths | None
 
 
 @dataclass(frozen=True)
 class Context:
     """What operators need to know of the whole model."""
 
-    batch: int | None  # the inputs' first dimension where the file fixes it
+    batch: int | None  # where the file fixes it
     opset: int
+    sequences: bool = False  # whether there are recurrent layers, so that steps are no pixels
 
 
-Reader = Callable[[Context, FileNode, "list[Operand]"], Value | list[Value]]
+Reader = Callable[
+    [Context, FileNode, "list[Operand]"], Value | Lengths | Sequence[Value | Constant | PerBatch]
+]
+
+
+def shown(value: Value) -> str:
+    """Its shape as messages have it."""
+    return f"({', '.join('batch' if n is None else str(n) for n in value.axes)})"
 
 
 def computed(operand: Operand, what: str) -> Value:
@@ -67,6 +88,8 @@ def constant(operand: Operand, what: str) -> Constant:
     """An operand that is known when the model is read."""
     if isinstance(operand, Value):
         raise UnsupportedNode(f"its {what} is computed from the model's input, must be constant")
+    if isinstance(operand, (PerBatch, Lengths)):
+        raise UnsupportedNode(f"its {what} depends on the batch, must be constant")
     if operand is None:
         raise UnsupportedNode(f"its {what} is missing")
     return operand
@@ -124,20 +147,24 @@ def numbers_of(node: FileNode, name: str, count: int, default: int | None) -> tu
 def per_row(value: Value, given: Constant, what: str) -> Constant:
     """A constant that broadcasts to `value`, the result of a layer, as one number a row (M,)."""
     shape, array = value.shape, given.array
-    # The batch dimension, where the constant has one, must be 1 and goes.
-    if array.ndim == len(shape) + 1 and len(array) == 1:
-        given = given.each(lambda a: a[0])
-    rows = value.base.shape[0]
+    steps = steps_of(value.base)
+    rows = value.base.shape[1 if steps > 1 else 0]
+
+    def lying(a: NDArray[Any]) -> NDArray[Any]:
+        """As the value lies, a row for each row."""
+        if a.ndim <= len(shape):
+            a = a.reshape(*[1] * (len(shape) + 1 - a.ndim), *a.shape)
+        if a.ndim == len(shape) + 1 and a.shape[value.batch] == 1:
+            a = a.take(0, axis=value.batch)  # the batch dimension goes
+        flat = value.arrangement.undo(np.broadcast_to(a, shape).reshape(1, -1))
+        return flat.reshape(rows, -1) if steps == 1 else flat.reshape(steps, rows).T
+
     try:
-        full = given.each(
-            lambda a: value.arrangement.undo(np.broadcast_to(a, shape).reshape(1, -1)).reshape(
-                rows, -1
-            )
-        )
+        full = given.each(lying)
     except ValueError:
         raise UnsupportedNode(
-            f"{what} a constant of shape {array.shape}, where its input is (batch, "
-            f"{', '.join(map(str, shape))}); it must be the same for every sample and not enlarge "
+            f"{what} a constant of shape {array.shape}, where its input is "
+            f"{shown(value)}; it must be the same for every sample and not enlarge "
             "the result"
         ) from None
     if not np.array_equal(full.value, np.repeat(full.value[:, :1], full.array.shape[1], 1), True):
@@ -159,3 +186,27 @@ def check_size(shape: tuple[int, ...]) -> None:
         raise UnsupportedNode(
             f"has {math.prod(shape)} values a sample, of shape {shape}; {MOST_VALUES} are the most"
         )
+
+
+def as_image(value: Value) -> Value:
+    """`value` (..., K) as the image (K, H, W) that it lies as: columns are pixels."""
+    *columns, features = value.shape
+    last = len(columns)
+    image = value.transposed((last, *range(last)))
+    lies = image.base.shape
+    if isinstance(image.base, (ModelInput, Opaque)):
+        size = tuple(columns) if last == 2 else (int(np.prod(columns, dtype=np.int64)), 1)
+        return image.reshaped((features, *size))
+    if image.arrangement != AS_IT_IS or len(lies) != 3 or lies[0] != features:
+        raise UnsupportedNode(
+            f"its input {shown(value)} does not lie as {features} channels of every column, "
+            "because of what reshapes or transposes it within the model"
+        )
+    return image.reshaped(lies)
+
+
+def as_columns(image: Value, columns: Sequence[int]) -> Value:
+    """An image (K, H, W) as (columns, K)."""
+    last = len(columns)
+    seen = image.reshaped((image.shape[0], *columns))
+    return seen.transposed((*range(1, last + 1), 0))

@@ -14,20 +14,35 @@ import numpy as np
 
 from .graph import Function
 from .onnx_file import FileNode
-from .onnx_linear import add, batch_normalization, gemm, matmul, mul
+from .onnx_functions import (
+    clip,
+    divide,
+    elu,
+    function,
+    gelu,
+    hard_sigmoid,
+    hard_swish,
+    leaky_relu,
+    mish,
+    multiply,
+    plus,
+    power,
+    subtract,
+    swish,
+)
+from .onnx_linear import batch_normalization, gemm, matmul
 from .onnx_operands import (
     Context,
     Operand,
     Reader,
-    axes_of,
     checked_axis,
     computed,
     constant,
     floats,
-    one_number,
     optional,
 )
 from .onnx_parts import concat, slice_channels, split
+from .onnx_picks import gather
 from .onnx_quantised import (
     conv_integer,
     dequantize_linear,
@@ -41,7 +56,9 @@ from .onnx_quantised import (
     qlinear_matmul,
     quantize_linear,
 )
-from .onnx_values import Dequantise, UnsupportedNode, Value
+from .onnx_recurrent import gru, lstm
+from .onnx_shapes import flatten, reshape, shape_of, squeeze, transpose, unsqueeze
+from .onnx_values import Dequantise, Lengths, UnsupportedNode, Value
 from .onnx_windows import (
     average_pool,
     conv,
@@ -54,37 +71,11 @@ from .onnx_windows import (
 
 #: Where a node runs.
 ENGINE, HOST = "engine", "host"
+AS_TABLE = "fused with the layer before it, as a table"
 
 
-def relu(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    return floats(inputs[0], "input").then(Function("relu"))
-
-
-def sigmoid(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    return floats(inputs[0], "input").then(Function("sigmoid"))
-
-
-def tanh(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    return floats(inputs[0], "input").then(Function("tanh"))
-
-
-def clip(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    value = floats(inputs[0], "input")
-    limits = [node.attributes.get("min", -np.inf), node.attributes.get("max", np.inf)]
-    for index in (1, 2):
-        if optional(inputs, index) is not None:
-            limit = constant(inputs[index], ("min", "max")[index - 1])
-            limits[index - 1] = one_number(limit.value, "limit")
-    low, high = float(limits[0]), float(limits[1])
-    if np.isnan(low) or np.isnan(high):
-        raise UnsupportedNode("its limits are not numbers")
-    if (low, high) == (-np.inf, np.inf):
-        return value
-    return value.then(Function("clip", (low, high)))
-
-
-def identity(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    return computed(inputs[0], "input")
+def identity(context: Context, node: FileNode, inputs: list[Operand]) -> Value | Lengths:
+    return inputs[0] if isinstance(inputs[0], Lengths) else computed(inputs[0], "input")
 
 
 def dropout(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
@@ -94,9 +85,11 @@ def dropout(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     return computed(inputs[0], "input")
 
 
-def cast(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
+def cast(context: Context, node: FileNode, inputs: list[Operand]) -> Value | Lengths:
     from onnx import TensorProto
 
+    if isinstance(inputs[0], Lengths):
+        return inputs[0]
     value = computed(inputs[0], "input")
     if node.attributes.get("to") != TensorProto.FLOAT:
         raise UnsupportedNode("casts to something other than float32")
@@ -105,71 +98,6 @@ def cast(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     if value.dtype == "uint8":
         return value.then(Dequantise(np.float32(1), -128))
     return replace(value, dtype="float32")
-
-
-def flatten(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    value = computed(inputs[0], "input")
-    rank = len(value.shape) + 1
-    axis = node.attributes.get("axis", 1)
-    axis += rank if axis < 0 else 0
-    if not 1 <= axis <= rank or any(d != 1 for d in value.shape[: axis - 1]):
-        raise UnsupportedNode(f"axis {axis} mixes samples with features; 1 is supported")
-    return value.reshaped((value.features,))
-
-
-def reshape(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    value = computed(inputs[0], "input")
-    target = [int(d) for d in constant(optional(inputs, 1), "shape").value.reshape(-1)]
-    old = (context.batch, *value.shape)
-    if not node.attributes.get("allowzero", 0):
-        if any(d == 0 and i >= len(old) for i, d in enumerate(target)):
-            raise UnsupportedNode(f"shape {target} copies a dimension that its input lacks")
-        target = [old[i] or 0 if d == 0 and i else d for i, d in enumerate(target)]
-    if not target or target[0] not in (
-        {0, -1} if context.batch is None else {0, -1, context.batch}
-    ):
-        raise UnsupportedNode(
-            f"shape {target} does not keep the batch dimension; its first number must be 0 or -1"
-        )
-    shape = target[1:]
-    if target[0] != -1 and shape.count(-1) == 1:
-        known = int(np.prod([d for d in shape if d != -1], dtype=np.int64))
-        shape[shape.index(-1)] = value.features // known if known else 0
-    if any(d < 1 for d in shape) or int(np.prod(shape, dtype=np.int64)) != value.features:
-        raise UnsupportedNode(
-            f"shape {target} does not keep the {value.features} features of a sample"
-        )
-    return value.reshaped(tuple(shape))
-
-
-def squeeze(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    value = computed(inputs[0], "input")
-    rank = len(value.shape) + 1
-    given = axes_of(node, inputs, 1, rank)
-    axes = [i for i, n in enumerate(value.shape, 1) if n == 1] if given is None else given
-    if 0 in axes or any(value.shape[axis - 1] != 1 for axis in axes):
-        raise UnsupportedNode(f"removes axes {axes}, of which one is not 1 or is the batch")
-    return value.reshaped(tuple(n for i, n in enumerate(value.shape, 1) if i not in axes))
-
-
-def unsqueeze(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    value = computed(inputs[0], "input")
-    axes = axes_of(node, inputs, 1, len(value.shape) + 1, grows=True) or []
-    rank = len(value.shape) + 1 + len(axes)
-    if 0 in axes:
-        raise UnsupportedNode("adds an axis before the batch")
-    rest = iter(value.shape)
-    return value.reshaped(tuple(1 if i in axes else next(rest) for i in range(1, rank)))
-
-
-def transpose(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    value = computed(inputs[0], "input")
-    axes = node.attributes.get("perm") or list(range(len(value.shape) + 1))[::-1]
-    if sorted(axes) != list(range(len(value.shape) + 1)) or axes[0] != 0:
-        raise UnsupportedNode(f"perm {axes} mixes samples with features; the batch must stay first")
-    if any(isinstance(step, Function) and step.on_host for step in value.steps):
-        raise UnsupportedNode("stands behind Softmax; transpose before it")
-    return value.transposed(tuple(axis - 1 for axis in axes[1:]))
 
 
 def softmax(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
@@ -197,17 +125,32 @@ OPERATORS: dict[str, tuple[Reader, str, str]] = {
     "AveragePool": (average_pool, ENGINE, "pooling"),
     "GlobalAveragePool": (global_average_pool, ENGINE, "pooling"),
     "ReduceMean": (reduce_mean, ENGINE, "pooling"),
+    "LSTM": (lstm, ENGINE, "recurrent layer"),
+    "GRU": (gru, ENGINE, "recurrent layer"),
+    "Gather": (gather, ENGINE, "a step or a part of its input"),
     "Concat": (concat, ENGINE, "a view of its inputs, or requantised"),
     "Split": (split, ENGINE, "views of its input"),
     "Slice": (slice_channels, ENGINE, "a view of its input"),
     "Pad": (pad, ENGINE, "padding of the convolution behind it"),
     "BatchNormalization": (batch_normalization, ENGINE, "part of the layer before it"),
-    "Add": (add, ENGINE, "bias of the layer before it, or addition of two tensors"),
-    "Mul": (mul, ENGINE, "scale of the layer before it"),
-    "Relu": (relu, ENGINE, "fused with the layer before it"),
+    "Add": (plus, ENGINE, "bias of the layer before it, or addition of two tensors"),
+    "Sub": (subtract, ENGINE, "bias of the layer before it"),
+    "Mul": (multiply, ENGINE, "scale of the layer before it"),
+    "Div": (divide, ENGINE, "scale of the layer before it"),
+    "Relu": (function("relu"), ENGINE, "fused with the layer before it"),
     "Clip": (clip, ENGINE, "fused with the layer before it"),
-    "Sigmoid": (sigmoid, ENGINE, "fused with the layer before it, as a table"),
-    "Tanh": (tanh, ENGINE, "fused with the layer before it, as a table"),
+    "Sigmoid": (function("sigmoid"), ENGINE, AS_TABLE),
+    "Tanh": (function("tanh"), ENGINE, AS_TABLE),
+    "Erf": (function("erf"), ENGINE, AS_TABLE),
+    "Pow": (power, ENGINE, AS_TABLE),
+    "LeakyRelu": (leaky_relu, ENGINE, AS_TABLE),
+    "Elu": (elu, ENGINE, AS_TABLE),
+    "HardSigmoid": (hard_sigmoid, ENGINE, AS_TABLE),
+    "HardSwish": (hard_swish, ENGINE, AS_TABLE),
+    "Swish": (swish, ENGINE, AS_TABLE),
+    "Gelu": (gelu, ENGINE, AS_TABLE),
+    "Softplus": (function("softplus"), ENGINE, AS_TABLE),
+    "Mish": (mish, ENGINE, AS_TABLE),
     "QuantizeLinear": (quantize_linear, ENGINE, "requantisation of the layer before it"),
     "DequantizeLinear": (dequantize_linear, ENGINE, "scale of what follows"),
     "Softmax": (softmax, HOST, "applied to the model's output"),
@@ -217,9 +160,21 @@ OPERATORS: dict[str, tuple[Reader, str, str]] = {
     "Squeeze": (squeeze, HOST, "a change of shape only, nothing to run"),
     "Unsqueeze": (unsqueeze, HOST, "a change of shape only, nothing to run"),
     "Transpose": (transpose, HOST, "done where the host hands values in and out, or by weights"),
+    "Shape": (shape_of, HOST, "known when the model is read"),
     "Identity": (identity, HOST, "nothing to run"),
     "Dropout": (dropout, HOST, "nothing to run at inference"),
 }
+
+#: Operators for which the batch may be any axis; for the others it is the first.
+BATCH_ANYWHERE = {
+    "LSTM", "GRU", "Gather", "Concat", "Split", "Slice", "MatMul", "Add", "Mul", "Relu", "Clip",
+    "Sub", "Div", "Pow", "Sigmoid", "Tanh", "Erf", "LeakyRelu", "Elu", "HardSigmoid", "HardSwish",
+    "Swish", "Gelu", "Softplus", "Mish", "Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze",
+    "Transpose", "Shape", "Identity", "Dropout",
+}  # fmt: skip
+
+#: Operators that may give more than one output.
+SEVERAL_OUTPUTS = {"LSTM", "GRU", "Split"}
 
 #: The same of domain com.microsoft.
 MICROSOFT: dict[str, tuple[Reader, str, str]] = {

@@ -11,19 +11,31 @@ from .onnx_file import FileNode
 from .onnx_operands import (
     Context,
     Operand,
+    as_columns,
+    as_image,
     axes_of,
     checked_axis,
     computed,
     constant,
     optional,
     result,
+    shown,
     source,
 )
+from .onnx_picks import joined_features, picked
 from .onnx_values import Dequantise, Join, ModelInput, Opaque, Part, UnsupportedNode, Value
 
 
 def concat(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    return joined(node, [computed(x, "every input") for x in inputs])
+    values = [computed(x, "every input") for x in inputs]
+    if context.sequences:
+        return joined_features(context, node, values)
+    if all(_is_last(node, value) for value in values):
+        columns = {value.shape[:-1] for value in values}
+        if len(columns) > 1:
+            raise UnsupportedNode(f"joins {', '.join(map(shown, values))} along their last axis")
+        return as_columns(_joined(node, [as_image(source(v)) for v in values]), *columns)
+    return joined(node, values)
 
 
 def joined(node: FileNode, values: list[Value]) -> Value:
@@ -52,8 +64,17 @@ def _joined(node: FileNode, values: list[Value]) -> Value:
 
 
 def split(context: Context, node: FileNode, inputs: list[Operand]) -> list[Value]:
-    value = _channels(node, computed(inputs[0], "input"))
-    channels, count = value.shape[0], len(node.outputs)
+    whole = value = computed(inputs[0], "input")
+    axis, in_columns = 1, False
+    if context.sequences:
+        axis = checked_axis(node.attributes.get("axis", 0), len(value.axes))
+    elif in_columns := _is_last(node, value):
+        value = as_image(source(value))
+    else:
+        value = _channels(node, value)
+    channels, count = value.axes[axis], len(node.outputs)
+    if channels is None:
+        raise UnsupportedNode("splits the batch")
     sizes = node.attributes.get("split")
     if optional(inputs, 1) is not None:
         sizes = constant(inputs[1], "split").value.reshape(-1)
@@ -64,7 +85,10 @@ def split(context: Context, node: FileNode, inputs: list[Operand]) -> list[Value
     if len(sizes) != count or min(sizes) < 1 or sum(sizes) != channels:
         raise UnsupportedNode(f"splits {channels} channels into {sizes} for {count} outputs")
     firsts = np.cumsum([0, *sizes])
-    return [_part(node, value, int(firsts[i]), n) for i, n in enumerate(sizes)]
+    if context.sequences:
+        return [picked(node, value, axis, int(firsts[i]), n) for i, n in enumerate(sizes)]
+    parts = [_part(node, value, int(firsts[i]), n) for i, n in enumerate(sizes)]
+    return [as_columns(part, whole.shape[:-1]) for part in parts] if in_columns else parts
 
 
 def slice_channels(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
@@ -84,18 +108,32 @@ def slice_channels(context: Context, node: FileNode, inputs: list[Operand]) -> V
     steps = [1] * len(axes) if given[2] is None else given[2]
     if not len(starts) == len(ends) == len(axes) == len(steps) or max([0, *axes]) >= rank:
         raise UnsupportedNode("its starts, ends, axes and steps do not fit its input")
-    kept = range(value.shape[0])
+    if context.sequences:
+        for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+            size = value.axes[axis]
+            inside = range(size or 0)[int(start) : int(end) : int(step)]
+            if size is None or step != 1 or not inside:
+                raise UnsupportedNode(
+                    f"cuts axis {axis} of {shown(value)} from {start} to {end} in steps of {step}"
+                )
+            value = picked(node, value, axis, inside[0], len(inside))
+        return value
+    last = len(value.shape) > 1 and {*axes} == {len(value.shape)}
+    kept = range(value.shape[-1 if last else 0])
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         if axis == 0 or step != 1:
             raise UnsupportedNode("cuts samples, or takes some of several; channels one after the "
                                   "other are supported")  # fmt: skip
         inside = range(value.shape[axis - 1])[int(start) : int(end)]
-        if axis == 1:
+        if axis == 1 or last:
             kept = inside
         elif len(inside) < value.shape[axis - 1]:
             raise UnsupportedNode(f"cuts along axis {axis}; along channels, axis 1, is supported")
     if not kept:
         raise UnsupportedNode("nothing is left of its channels")
+    if last:
+        part = _part(node, as_image(source(value)), kept[0], len(kept))
+        return as_columns(part, value.shape[:-1])
     return _part(node, _channels(node, value, axis=1), kept[0], len(kept))
 
 
@@ -108,6 +146,12 @@ def _part(node: FileNode, value: Value, first: int, channels: int) -> Value:
         raise UnsupportedNode(f"works on {value.dtype}; float32, int8 and uint8 are supported")
     base = Part(node.name, value, first, channels, value.dtype)
     return result(base, (channels, *value.shape[1:]), value.dtype)
+
+
+def _is_last(node: FileNode, value: Value) -> bool:
+    """Whether a node works along the last axis of a value of several columns."""
+    axis = node.attributes.get("axis", 0)
+    return len(value.shape) > 1 and axis in (-1, len(value.shape))
 
 
 def _channels(node: FileNode, value: Value, axis: int | None = None) -> Value:

@@ -24,6 +24,8 @@ from .onnx_values import (
     Step,
     Sum,
     Value,
+    shown_parts,
+    steps_of,
 )
 
 #: Cuts a value's steps in two: what is part of a tensor, and what its reader does.
@@ -46,7 +48,7 @@ class Plan:
         self._used = set(reading.names.values())
         self._layers: set[str] = set()
         reads: Counter[Key] = Counter()
-        waiting = list(reading.outputs.values())
+        waiting = [part for value in reading.outputs.values() for part in shown_parts(value)]
         while waiting:
             value = waiting.pop()
             steps, _ = split(value)
@@ -57,7 +59,9 @@ class Plan:
                 if len(forms) == 1:
                     waiting.extend(value.base.sources)
         # Nodes are read in an order in which they can run, so names are in that order too.
-        order = list(dict.fromkeys(base for base, _ in reading.names))
+        order: dict[Base, None] = {}
+        for base, _ in reading.names:
+            _add_behind_sources(order, base)
         given = list(reading.inputs)
         inputs = [base for base in self.forms if isinstance(base, ModelInput)]
         self.inputs = sorted(inputs, key=lambda base: given.index(base.name))
@@ -104,13 +108,22 @@ class Plan:
         return _unused(operator.node, self._layers)
 
 
-def unmoved(shape: tuple[int, ...]) -> tuple[NDArray[np.bool_], Window | None]:
-    """Weights and window of a layer that gives what it reads, of that shape.
+def _add_behind_sources(order: dict[Base, None], base: Base) -> None:
+    """A node may have made several bases, which only the last of them has a name for."""
+    if base not in order:
+        for source in base.sources:
+            _add_behind_sources(order, source.base)
+        order[base] = None
+
+
+def unmoved(base: Base) -> tuple[NDArray[np.bool_], Window | None]:
+    """Weights and window of a layer that gives `base` as it is.
 
     Raises:
         ModelError: so many channels that their matrix would not fit memory.
     """
-    channels, height, width = image_shape(shape)
+    steps = steps_of(base)
+    channels, height, width = image_shape(base.shape[1:] if steps > 1 else base.shape)
     check_channels(channels)
     weights = np.eye(channels, dtype=np.bool_)
     if height == width == 1:

@@ -92,7 +92,7 @@ def _scaled(weights: Constant, scale: Operand, zero_point: Operand) -> Constant:
 
 def qlinear_matmul(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     source = dequantize_linear(context, node, inputs[:3])
-    product = linear(node, source, _matrix(*inputs[3:6]))
+    product = linear(context, node, source, _matrix(*inputs[3:6]))
     return quantize_linear(context, node, [product, inputs[6], inputs[7]])
 
 
@@ -112,7 +112,7 @@ def qgemm(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
         weights = weights.each(np.transpose)
     weights = _scaled(weights, optional(inputs, 4), optional(inputs, 5))
     weights = weights.times(node.attributes.get("alpha", 1.0))
-    product = linear(node, source, weights)
+    product = linear(context, node, source, weights)
     product = _with_integer_bias(product, source, weights, optional(inputs, 6))
     if optional(inputs, 7) is None:
         return product
@@ -134,7 +134,7 @@ def _with_integer_bias(value: Value, source: Value, weights: Constant, bias: Ope
 def matmul_integer(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     source = _unscaled(inputs)
     return replace(
-        linear(node, source, _matrix(inputs[1], None, optional(inputs, 3))), dtype="int32"
+        linear(context, node, source, _matrix(inputs[1], None, optional(inputs, 3))), dtype="int32"
     )
 
 

@@ -9,17 +9,27 @@ from dataclasses import dataclass, field
 
 from ..errors import UnsupportedModelError
 from .graph import Function
-from .onnx_constants import MOST_FOLDED, fold
+from .onnx_constants import MOST_FOLDED, fold_per_batch
 from .onnx_file import FileGraph, FileNode, FileValue
-from .onnx_operands import MOST_VALUES, Context, check_size
-from .onnx_operators import ENGINE, HOST, MICROSOFT, OPERATORS
+from .onnx_operands import MOST_VALUES, Context, check_size, shown
+from .onnx_operators import (
+    BATCH_ANYWHERE,
+    ENGINE,
+    HOST,
+    MICROSOFT,
+    OPERATORS,
+    SEVERAL_OUTPUTS,
+)
+from .onnx_sequences import batch_axes, is_recurrent, length_inputs
 from .onnx_values import (
     Base,
     Constant,
     Dequantise,
+    Lengths,
     ModelInput,
     Opaque,
     Padded,
+    PerBatch,
     Quantise,
     Step,
     UnsupportedNode,
@@ -66,6 +76,9 @@ class Unknown:
     node: str
 
 
+Result = Value | Constant | PerBatch | Lengths | Unknown
+
+
 @dataclass
 class Reading:
     """A graph as values, with the verdict on every node."""
@@ -78,6 +91,8 @@ class Reading:
     #: the file's name of every tensor, by what it is
     names: dict[Key, str] = field(default_factory=dict)
     folded: int = 0  # values that were made of constants
+    #: the input that says how many steps each sample has
+    lengths: str = ""
 
     @property
     def quantised(self) -> bool:
@@ -103,12 +118,16 @@ class Reading:
 def read_values(graph: FileGraph) -> Reading:
     """Interpret every node of a valid graph; problems are collected, not raised."""
     reading = Reading(graph.name)
-    values: dict[str, Value | Constant | Unknown] = {
-        name: Constant(array) for name, array in graph.constants.items()
-    }
-    context = Context(_common_batch(graph.inputs, reading), graph.opset)
+    values: dict[str, Result] = {name: Constant(array) for name, array in graph.constants.items()}
+    places, lengths = batch_axes(graph), length_inputs(graph)
+    context = Context(
+        _common_batch(graph.inputs, places, reading), graph.opset, is_recurrent(graph)
+    )
     for spec in graph.inputs:
-        values[spec.name] = _read_input(spec, reading)
+        if spec.name in lengths:
+            values[spec.name] = _read_lengths(spec, reading)
+        else:
+            values[spec.name] = _read_input(spec, places[spec.name], reading)
     live = _live_nodes(graph)
     for index, node in enumerate(graph.nodes):
         if index not in live:
@@ -125,9 +144,10 @@ def read_values(graph: FileGraph) -> Reading:
     return reading
 
 
-def _common_batch(inputs: list[FileValue], reading: Reading) -> int | None:
-    """The first dimension of all inputs where it is fixed; None where it is open."""
-    fixed = {spec.shape[0] for spec in inputs if spec.shape} - {None}
+def _common_batch(inputs: list[FileValue], places: dict[str, int], reading: Reading) -> int | None:
+    """The batch of all inputs where it is fixed; None where it is open."""
+    shapes = [(spec.shape, places[spec.name]) for spec in inputs]
+    fixed = {shape[place] for shape, place in shapes if shape and place < len(shape)} - {None}
     if len(fixed) > 1:
         names = ", ".join(spec.name for spec in inputs)
         reading.problems.append(
@@ -138,9 +158,22 @@ def _common_batch(inputs: list[FileValue], reading: Reading) -> int | None:
     return next(iter(fixed)) if len(fixed) == 1 else None
 
 
-def _read_input(spec: FileValue, reading: Reading) -> Value | Unknown:
+def _read_lengths(spec: FileValue, reading: Reading) -> Lengths | Unknown:
     reason = ""
-    shape = [] if spec.shape is None else list(spec.shape[1:])
+    if spec.dtype not in ("int32", "int64") or spec.shape is None or len(spec.shape) != 1:
+        reason = f"is {spec.dtype} {spec.shape}, must be integers (batch,): steps of each sample"
+    elif reading.lengths:
+        reason = f"says how many steps samples have, and so does {reading.lengths!r}"
+    if reason:
+        reading.problems.append(Problem("input", spec.name, "", reason))
+        return Unknown(f"input {spec.name!r}")
+    reading.lengths = spec.name
+    return Lengths(spec.name)
+
+
+def _read_input(spec: FileValue, batch: int, reading: Reading) -> Value | Unknown:
+    reason = ""
+    shape = [] if spec.shape is None else [d for i, d in enumerate(spec.shape) if i != batch]
     if spec.dtype not in _INPUT_TYPES:
         reason = f"is {spec.dtype}, must be one of {', '.join(_INPUT_TYPES)}"
     elif spec.shape is None or any(d is None for d in shape):
@@ -161,7 +194,8 @@ def _read_input(spec: FileValue, reading: Reading) -> Value | Unknown:
         reading.problems.append(Problem("input", spec.name, "", reason))
         return Unknown(f"input {spec.name!r}")
     sizes = tuple(d for d in shape if d is not None)
-    value = Value(ModelInput(spec.name, spec.dtype, sizes, sizes), (), sizes, spec.dtype)
+    base = ModelInput(spec.name, spec.dtype, sizes, sizes, batch=batch)
+    value = Value(base, (), sizes, spec.dtype, batch=batch)
     reading.inputs[spec.name] = value
     reading.names[(value.base, ())] = spec.name
     return value
@@ -182,37 +216,45 @@ def _read_node(
     graph: FileGraph,
     context: Context,
     node: FileNode,
-    values: dict[str, Value | Constant | Unknown],
+    values: dict[str, Result],
     reading: Reading,
-) -> Sequence[Value | Constant | Unknown]:
+) -> Sequence[Result]:
     """The node's outputs, and its verdict into `reading`."""
     runs, reason = UNSUPPORTED, ""
-    results: Sequence[Value | Constant | Unknown] = ()
+    results: Sequence[Result] = ()
     operands = [values[name] if name else None for name in node.inputs]
     unknown = [o for o in operands if isinstance(o, Unknown)]
     known = [o for o in operands if not isinstance(o, Unknown)]
-    constants = [o for o in known if not isinstance(o, Value)]
+    constants = [o for o in known if not isinstance(o, (Value, Lengths))]
     try:
         table = _TABLES.get(node.domain)
         if table is None:
             raise UnsupportedNode(f"operators of domain {node.domain!r} are not supported")
         if not unknown and len(constants) == len(operands):
-            folded = fold(node, constants, graph.opset, MOST_FOLDED - reading.folded)
+            folded = fold_per_batch(node, constants, graph.opset, MOST_FOLDED - reading.folded)
             results = folded
-            reading.folded += sum(constant.array.size for constant in folded)
+            reading.folded += sum(
+                r.each[0].array.size if isinstance(r, PerBatch) else r.array.size for r in folded
+            )
             runs, reason = HOST, "constant, computed when the model is read"
         elif node.op not in table:
             named = f"{node.domain}.{node.op}" if table is MICROSOFT else node.op
             raise UnsupportedNode(f"operator {named} is not supported")
-        elif any(node.outputs[1:]) and node.op != "Split":
+        elif any(node.outputs[1:]) and node.op not in SEVERAL_OUTPUTS:
             raise UnsupportedNode("only its first output is supported")
         elif unknown:
             reason = f"not judged: it reads the output of {unknown[0].node}"
         else:
+            moved = [o for o in known if isinstance(o, Value) and o.batch]
+            if moved and node.op not in BATCH_ANYWHERE:
+                raise UnsupportedNode(
+                    f"its input is {shown(moved[0])}; with the batch in front it is supported"
+                )
             operator, runs, reason = table[node.op]
             made = operator(context, node, known)
-            results = read = made if isinstance(made, list) else [made]
-            if isinstance(read[0].base, ModelInput) and runs == ENGINE:
+            results = [made] if isinstance(made, (Value, Lengths)) else made
+            first = results[0]
+            if isinstance(first, Value) and isinstance(first.base, ModelInput) and runs == ENGINE:
                 runs, reason = HOST, "applied to the model's input"
     except UnsupportedNode as error:
         runs, reason = UNSUPPORTED, str(error)
@@ -232,7 +274,7 @@ def _stand_in(graph: FileGraph, node: str, tensor: str) -> Value | Unknown:
     return Value(Opaque(shape), (), shape, inferred.dtype)
 
 
-def _read_output(name: str, value: Value | Constant | Unknown, reading: Reading) -> None:
+def _read_output(name: str, value: Result, reading: Reading) -> None:
     if isinstance(value, Value) and not isinstance(value.base, (ModelInput, Padded)):
         reading.outputs[name] = value
     elif not isinstance(value, Unknown):
@@ -241,9 +283,7 @@ def _read_output(name: str, value: Value | Constant | Unknown, reading: Reading)
         )
 
 
-def _mark_host(
-    graph: FileGraph, values: dict[str, Value | Constant | Unknown], reading: Reading
-) -> None:
+def _mark_host(graph: FileGraph, values: dict[str, Result], reading: Reading) -> None:
     """In an integer model, steps between the last integers and an output are the host's, and all
     from Softmax on."""
     if not reading.quantised:

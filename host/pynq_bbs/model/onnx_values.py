@@ -10,7 +10,7 @@ it become a tensor of its own. Anything else is a `Constant`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +21,7 @@ from .arrangement import AS_IT_IS, Arrangement
 from .graph import Float, Function, Window, window_shape
 from .moving import Pads
 from .pooling import tap_counts
+from .recurrent_floats import RecurrentWeights
 
 
 class UnsupportedNode(Exception):  # noqa: N818 - not an error of its own: it becomes a reason
@@ -51,6 +52,8 @@ Step = Function | Quantise | Dequantise
 
 #: Of a value; each one has a tuple of all before it.
 _MOST_STEPS = 256
+#: Batches that a constant is computed for where it depends on the batch.
+TRIAL_BATCHES = (2, 3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,16 +85,49 @@ class Constant:
         return Constant(self.array, self.scale * gain)
 
 
+@dataclass(frozen=True, eq=False)
+class PerBatch:
+    """A tensor that is known once the batch is: what it is for each of `TRIAL_BATCHES`."""
+
+    each: tuple[Constant, ...]
+
+    def dimensions(self) -> tuple[int | None, ...] | None:
+        """Its numbers as a shape, in which None stands for the batch; None if something else in it
+        depends on the batch."""
+        made: list[int | None] = []
+        for numbers in zip(*(c.array.reshape(-1).tolist() for c in self.each), strict=False):
+            if numbers == TRIAL_BATCHES:
+                made.append(None)
+            elif len(set(numbers)) > 1:
+                return None
+            else:
+                made.append(int(numbers[0]))
+        return tuple(made)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The input of the model that says how many steps each sample has."""
+
+    name: str
+
+
 @dataclass(frozen=True)
 class ModelInput:
     """The base of what comes from an input of the model: its values in the order of `arrangement`,
-    as a tensor of `shape`; `given` is the input's own shape."""
+    from the `first` one on as a tensor of `shape`. `given` is the input's own shape, `batch` where
+    in it the batch is. With `steps` the first dimension of `shape` are steps of a sequence. With
+    `state_bits` it is the states of recurrent layers, in steps of 2**-state_bits."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     given: tuple[int, ...]
     arrangement: Arrangement = AS_IT_IS
+    batch: int = 0
+    steps: int = 1
+    first: int = 0
+    state_bits: int = 0
 
     @property
     def sources(self) -> tuple[Value, ...]:
@@ -103,7 +139,8 @@ class ModelInput:
 class Linear:
     """`weights @ source + bias`; weights (M, K), bias (M,) or none.
 
-    With a `window` a convolution in `groups`; weights (M, C / groups, kernel height, width).
+    With a `window` a convolution in `groups`; weights (M, C / groups, kernel height, width). The
+    same for each of so many `steps`.
     """
 
     node: str
@@ -112,11 +149,13 @@ class Linear:
     bias: Constant | None = None
     window: Window | None = None
     groups: int = 1
+    steps: int = 1
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the result."""
-        return window_shape(len(self.weights.array), self.window)
+        shape = window_shape(len(self.weights.array), self.window)
+        return (self.steps, *shape) if self.steps > 1 else shape
 
     @property
     def sources(self) -> tuple[Value, ...]:
@@ -160,6 +199,7 @@ class Sum:
 
     node: str
     sources: tuple[Value, Value]
+    steps: int = 1
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -169,16 +209,19 @@ class Sum:
 
 @dataclass(frozen=True, eq=False)
 class Join:
-    """Tensors of the same pixels, the channels of one behind those of the other."""
+    """Tensors of the same pixels or `steps`, the channels of one behind those of the other."""
 
     node: str
     sources: tuple[Value, ...]
     dtype: str
+    steps: int = 1
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """Of the result."""
         shapes = [source.base.shape for source in self.sources]
+        if self.steps > 1:
+            return (self.steps, sum(shape[-1] for shape in shapes))
         pixels = max((shape[1:] for shape in shapes), key=len)
         return (sum(shape[0] for shape in shapes), *pixels)
 
@@ -225,14 +268,89 @@ class Opaque:
     sources: tuple[Value, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """One direction of an LSTM or GRU over all steps of `source` (T, X)."""
+
+    node: str
+    source: Value
+    weights: RecurrentWeights
+    reverse: bool
+    initial_h: Value | None = None
+    initial_state: Value | None = None
+    has_lengths: bool = False
+
+    @property
+    def steps(self) -> int:
+        return self.source.base.steps if isinstance(self.source.base, Stepped) else 1
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """What `cells` give: hidden values of every step (`y`), the last ones (`y_h`) or the last
+    states (`y_state`)."""
+
+    cells: Cells
+    kind: str
+
+    @property
+    def node(self) -> str:
+        return self.cells.node
+
+    @property
+    def steps(self) -> int:
+        return self.cells.steps if self.kind == "y" else 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the result."""
+        units = self.cells.weights.units
+        return (self.steps, units) if self.steps > 1 else (units,)
+
+    @property
+    def sources(self) -> tuple[Value, ...]:
+        """What it is computed from, and the hidden values of every step that it is one of."""
+        cells = self.cells
+        if self.kind != "y":
+            return (Value(Hidden(cells, "y"), (), (), "float32"),)
+        return tuple(v for v in (cells.source, cells.initial_h, cells.initial_state) if v)
+
+
+@dataclass(frozen=True)
+class AtStep:
+    """Step `step` of a tensor of several."""
+
+    source: Base
+    step: int
+    node: str = field(compare=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the result."""
+        return self.source.shape[1:]
+
+    @property
+    def sources(self) -> tuple[Value, ...]:
+        """What it is part of."""
+        return (Value(self.source, (), self.source.shape, "float32"),)
+
+
 #: What becomes layers, or views of what they give.
-Operator = Linear | Pool | Sum | Join | Part
+Operator = Linear | Pool | Sum | Join | Part | Hidden | AtStep
 Base = ModelInput | Operator | Padded | Opaque
+#: Bases that may have several steps: (T, features) as they lie.
+Stepped = ModelInput | Linear | Sum | Join | Hidden
+
+
+def steps_of(base: Base) -> int:
+    """Steps of a sequence that a tensor has."""
+    return base.steps if isinstance(base, Stepped) else 1
 
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """A tensor that depends on an input; `shape` leaves the batch dimension out.
+    """A tensor that depends on an input; `shape` leaves the batch dimension out, which is the one
+    number `batch`.
 
     It holds the values of the base in the order of `arrangement`.
     """
@@ -242,23 +360,38 @@ class Value:
     shape: tuple[int, ...]
     dtype: str
     arrangement: Arrangement = AS_IT_IS
+    batch: int = 0
 
     @property
     def features(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64))
 
-    def reshaped(self, shape: tuple[int, ...]) -> Value:
-        """Seen in another shape, in the same order."""
+    @property
+    def axes(self) -> tuple[int | None, ...]:
+        """All dimensions, None where the batch is."""
+        return (*self.shape[: self.batch], None, *self.shape[self.batch :])
+
+    def reshaped(self, shape: tuple[int, ...], batch: int | None = None) -> Value:
+        """Seen in another shape, in the same order; `batch` says where the batch is then."""
         base = self.base
         if isinstance(base, ModelInput):
             base = replace(base, shape=shape)
-        return replace(self, base=base, shape=shape)
+        batch = self.batch if batch is None else batch
+        return replace(self, base=base, shape=shape, batch=batch)
+
+    def placed(self, batch: int) -> Value:
+        """The same with the batch at axis `batch`."""
+        return replace(self, batch=batch)
 
     def transposed(self, axes: tuple[int, ...]) -> Value:
         """Its axes, the batch left out, in another order."""
+        if list(axes) == sorted(axes):
+            return self
         before = self.arrangement
         if isinstance(self.base, ModelInput):
             before = self.base.arrangement
+            if self.features != np.prod(self.base.given, dtype=np.int64):
+                raise UnsupportedNode("transposes a part of an input")
         after = before.transposed(self.shape, axes)
         if after is None:
             raise UnsupportedNode("transposes what was transposed and reshaped before")
@@ -290,3 +423,20 @@ class Value:
     def _undone_by(self, last: Dequantise, step: Quantise) -> bool:
         same = (last.scale, last.zero_point) == (step.scale, step.zero_point)
         return same and self.before_last().dtype == step.dtype
+
+
+def shown_parts(value: Value) -> list[Value]:
+    """A value as it is shown: in parts along its first axis, where it is last values or states of
+    several recurrent layers one after the other."""
+    base = value.base
+    if not isinstance(base, Join) or value.arrangement != AS_IT_IS or value.batch > 1:
+        return [value]
+    whole = all(isinstance(part.base, Hidden) and part.base.kind != "y" for part in base.sources)
+    if not whole or value.shape[0] != len(base.sources):
+        return [value]
+    return [
+        replace(
+            value, base=part.base, steps=(*part.steps, *value.steps), shape=(1, *value.shape[1:])
+        )
+        for part in base.sources
+    ]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..errors import ModelError
 from .arithmetic import Int8, integer_bias, round_shifted
 from .graph import Float
+from .recurrent_floats import RecurrentWeights
 
 Int16 = NDArray[np.int16]
 Int32 = NDArray[np.int32]
@@ -250,19 +251,22 @@ class _Part:
     zero_point: int = 0
 
 
-def _quantise_rows(parts: list[_Part], bias: Float, y_scale: NDArray[np.float32]) -> QuantMatrix:
+def _quantise_rows(
+    parts: list[_Part], bias: Float, y_scale: NDArray[np.float32], weight_bits: int
+) -> QuantMatrix:
     """Weights such that every part of a row has the same scale of its products.
 
-    That scale is the least that lets all weights of the row fit into INT8.
+    That scale is the least that lets all weights of the row fit into `weight_bits`.
     """
-    largest = [float(p.scale) * np.abs(p.weights).max(axis=1, initial=0) / 127 for p in parts]
+    limit = 2 ** (weight_bits - 1) - 1
+    largest = [float(p.scale) * np.abs(p.weights).max(axis=1, initial=0) / limit for p in parts]
     # Rows of zeros are for their bias alone.
     product = np.maximum.reduce(largest)
     product = np.where(product > 0, product, 2.0**-16).astype(np.float32)
     columns = []
     for part in parts:
         steps = np.rint(part.weights.astype(np.float64) * float(part.scale) / product[:, None])
-        columns.append(np.clip(steps, -127, 127).astype(np.int8))
+        columns.append(np.clip(steps, -limit, limit).astype(np.int8))
     weights = np.concatenate(columns, axis=1)
     zero_points = [np.full(p.weights.shape[1], p.zero_point, np.int32) for p in parts]
     with np.errstate(all="ignore"):
@@ -311,6 +315,7 @@ def quantise_lstm(
     x_scale: np.float32,
     x_zero_point: int = 0,
     gate_scale: np.float32 = GATE_SCALE,
+    weight_bits: int = 8,
 ) -> QuantRecurrent:
     """One direction of an ONNX LSTM: W (4H, X), R (4H, H), B (8H,), gates i, o, f, c.
 
@@ -324,7 +329,7 @@ def quantise_lstm(
     # tanh(v) = 2 sigmoid(2 v) - 1: the same table at twice the value.
     scales = np.tile(np.float32(gate_scale) / np.array([1, 1, 1, 2], np.float32), hidden)
     parts = [_Part(weights[0], np.float32(x_scale), x_zero_point), _Part(weights[1], HIDDEN_SCALE)]
-    matrix = _quantise_rows(parts, bias, scales)
+    matrix = _quantise_rows(parts, bias, scales, weight_bits)
     return QuantRecurrent("lstm", matrix, gate_table(gate_scale), inputs, hidden)
 
 
@@ -337,6 +342,7 @@ def quantise_gru(
     linear_before_reset: bool = False,
     gate_scale: np.float32 = GATE_SCALE,
     candidate_bits: int = CANDIDATE_BITS,
+    weight_bits: int = 8,
 ) -> QuantRecurrent:
     """One direction of an ONNX GRU: W (3H, X), R (3H, H), B (6H,), gates z, r, h.
 
@@ -367,7 +373,22 @@ def quantise_gru(
         ]
         bias = _interleaved([both[0], none, both[2], none])
         of_reset = [_Part(of_x[1], *x_part), _Part(of_h[1], HIDDEN_SCALE)]
-        reset = _quantise_rows(of_reset, both[1], np.full(hidden, gate_scale, np.float32))
-    matrix = _quantise_rows(parts, bias, scales)
+        gates = np.full(hidden, gate_scale, np.float32)
+        reset = _quantise_rows(of_reset, both[1], gates, weight_bits)
+    matrix = _quantise_rows(parts, bias, scales, weight_bits)
     return QuantRecurrent("gru", matrix, gate_table(gate_scale), inputs, hidden,
                           candidate_bits - 3, reset)  # fmt: skip
+
+
+def quantise_weights(
+    weights: RecurrentWeights, x_scale: np.float32, x_zero_point: int, *, weight_bits: int = 8
+) -> QuantRecurrent:
+    """One direction of an LSTM or GRU over inputs of that scale and zero point.
+
+    Raises:
+        ModelError: sums beyond INT32.
+    """
+    given = (weights.w, weights.r, weights.b, x_scale, x_zero_point)
+    if weights.kind == "lstm":
+        return quantise_lstm(*given, weight_bits=weight_bits)
+    return quantise_gru(*given, weights.linear_before_reset, weight_bits=weight_bits)

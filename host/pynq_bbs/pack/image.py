@@ -69,7 +69,7 @@ def pack(model: QuantModel, banks: dict[str, tuple[int, int]], build: Build) -> 
         if content == image.words:
             image.add(tiles)
         tensors[constant.name] = replace(tensors[constant.name], content=content)
-    within = within_features(model.layers)
+    within = within_features(model)
     layers: list[PackedLayer] = []
 
     def plain(layer: QuantLayer, bank: tuple[int, int] | None) -> PackedLayer:

@@ -131,8 +131,10 @@ def lay_out(
         whole = tensor.whole or name
         content = tensors[whole].content
         offset = content if content >= 0 else offsets.get(whole, 0)
-        offset += tensor.first * build.cols // PORT_BYTES
-        laid[name] = replace(places[name], offset=offset)
+        place = places[name]
+        tiles = tensor.step * (place.tiles // tensor.steps)  # of the steps before
+        offset += (tiles * place.stride + tensor.first) * build.cols // PORT_BYTES
+        laid[name] = replace(place, offset=offset)
     return Layout(laid, spaces, blocks, activation_words, first_sample, at - first_sample)
 
 

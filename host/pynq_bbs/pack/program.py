@@ -24,11 +24,12 @@ from ..builds import Build
 from ..errors import ProgramError
 from ..interface import VERSION
 from ..model.arrangement import Arrangement
-from ..model.graph import Combination, Function, QuantInput, QuantOutput, Window
+from ..model.functions import restored_functions
+from ..model.graph import Combination, QuantInput, QuantOutput, Window
 from .csb import CsbShape
 
 #: Version of the file; raised whenever an older reader would misread it.
-FORMAT = 4
+FORMAT = 5
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Tensor:
     the states of a recurrent layer 16, of sums 32.
 
     With a `whole` it lies in that tensor, from its feature `first` on; no `whole` lies in another.
+    Where that has more steps, it is those from `step` on.
     With a `content` it is the same for every sample, and lies in the image from that word on.
     """
 
@@ -49,6 +51,7 @@ class Tensor:
     bits: int = 8
     whole: str = field(default="", repr=False)
     first: int = field(default=0, repr=False)
+    step: int = field(default=0, repr=False)
     content: int = field(default=-1, repr=False)
 
     @property
@@ -71,7 +74,7 @@ class Tensor:
     @property
     def alone(self) -> Tensor:
         """The same, lying by itself."""
-        return replace(self, whole="", first=0, content=-1)
+        return replace(self, whole="", first=0, step=0, content=-1)
 
 
 @dataclass(frozen=True)
@@ -193,10 +196,11 @@ class Program:
         return any(t.pixels > 1 or t.content >= 0 for t in self.tensors.values())
 
     def region(self, name: str) -> tuple[str, int, int]:
-        """Where a tensor lies: in which one, from which feature on, and how many. Two tensors of
-        one region have the same values."""
+        """Where a tensor lies: in which one, from which feature of which step on, and how many. Two
+        tensors of one region have the same values."""
         tensor = self.tensors[name]
-        return tensor.whole or name, tensor.first, tensor.features
+        before = tensor.step * self.tensors[tensor.whole].features if tensor.whole else 0
+        return tensor.whole or name, before + tensor.first, tensor.features * tensor.steps
 
     @property
     def weight_bytes(self) -> int:
@@ -335,7 +339,7 @@ def _restored_layer(stored: dict[str, Any]) -> PackedLayer:
 def _restored(fields: dict[str, Any]) -> dict[str, Any]:
     """JSON has no tuples and no functions."""
     tuples = {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}
-    functions = tuple(Function(f["name"], tuple(f["parameters"])) for f in fields["functions"])
+    functions = restored_functions(fields["functions"])
     arrangement = Arrangement(**{k: tuple(v) for k, v in fields["arrangement"].items()})
     return {**fields, **tuples, "functions": functions, "arrangement": arrangement}
 

@@ -3,8 +3,9 @@
 
 A tensor lies as [column tile][feature][COLS], so features one after the other of a tensor are a
 tensor themselves, with more between its tiles. A slice is read where it lies in its tensor, and
-the parts of a concatenation are written where they lie in it: neither takes a command. What a
-layer cannot reach so is copied by a layer of its own:
+the parts of a concatenation are written where they lie in it: neither takes a command. The tiles
+of a step lie by themselves, so a step is read where it lies too. What a layer cannot reach so is
+copied by a layer of its own:
 
 * a part of two concatenations that do not lie in each other, and a constant;
 * where words or rows at a time hold several features, what does not begin or end with whole ones;
@@ -15,7 +16,7 @@ layer cannot reach so is copied by a layer of its own:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count, islice
 
@@ -23,7 +24,7 @@ import numpy as np
 
 from ..builds import Build
 from ..errors import InputError
-from ..model.graph import Concat, QuantInput, QuantLayer, QuantModel, Slice
+from ..model.graph import AtStep, Concat, QuantInput, QuantLayer, QuantModel, Slice, View
 from ..model.moving import copied, joined, moved, without_pads
 from ..model.recurrent import RecurrentLayer
 from .program import Tensor
@@ -31,7 +32,7 @@ from .recurrent import check_recurrent, recurrent_tensors
 from .windows import sums_all
 
 AnyLayer = QuantLayer | RecurrentLayer
-Step = AnyLayer | Slice | Concat
+Step = AnyLayer | View
 #: Tensor -> the tensor that it lies in, and from which feature on.
 Inside = dict[str, tuple[str, int]]
 
@@ -69,23 +70,26 @@ def output_tensor(layer: QuantLayer, source: Tensor) -> Tensor:
     return Tensor(len(layer.weights), *size, bits=bits)
 
 
-def within_features(layers: Sequence[AnyLayer]) -> set[str]:
+def within_features(model: QuantModel) -> set[str]:
     """Tensors that lie among the features of recurrent layers, or may."""
-    return {name for la in layers if isinstance(la, RecurrentLayer) for name in la.outputs}
+    recurrent = [layer for layer in model.layers if isinstance(layer, RecurrentLayer)]
+    within = {name for layer in recurrent for name in layer.outputs}
+    steps = [view for view in model.views if isinstance(view, AtStep)]
+    return within | {view.output for view in steps if view.input in within}
 
 
 def _in_order(model: QuantModel, build: Build) -> tuple[list[Step], dict[str, Tensor]]:
     """Layers and views, each behind what it reads, and the tensors of all."""
     tensors = {i.tensor: input_tensor(i, model) for i in model.inputs}
     tensors |= {c.name: _tensor(c.values.shape) for c in model.constants}
-    within = within_features(model.layers)
+    within = within_features(model)
     steps: list[Step] = []
-    waiting: list[Slice | Concat] = list(model.views)
+    waiting: list[View] = list(model.views)
 
     def add_views() -> None:
         while ready := [v for v in waiting if tensors.keys() >= set(v.reads)]:
             for view in ready:
-                for name in view.reads:
+                for name in view.reads if not isinstance(view, AtStep) else ():
                     _check_whole(name, tensors[name], within)
                 add(view, {view.output: _view_tensor(view, tensors)})
                 waiting.remove(view)
@@ -134,7 +138,12 @@ def _tensor(shape: tuple[int, ...]) -> Tensor:
     return Tensor(features, height, width)
 
 
-def _view_tensor(view: Slice | Concat, tensors: dict[str, Tensor]) -> Tensor:
+def _view_tensor(view: View, tensors: dict[str, Tensor]) -> Tensor:
+    if isinstance(view, AtStep):
+        steps = tensors[view.input].steps
+        if not 0 <= view.step < steps:
+            raise InputError(f"{view} does not fit its input, which has {steps} step(s)")
+        return replace(tensors[view.input], steps=1)
     if isinstance(view, Slice):
         own, whole = _tensor(view.shape), tensors[view.input]
         if own.pixels != whole.pixels or not 0 <= view.first <= whole.features - own.features:
@@ -154,6 +163,7 @@ class _Placing:
         self._tensors = tensors
         self._build = build
         self._inside: Inside = {}
+        self._steps: dict[str, int] = {}  # tensor that is one of the steps of another -> which
         self._owned: dict[str, str] = {}  # tensor -> its copy that lies by itself
         self.layers: list[AnyLayer] = []
 
@@ -166,7 +176,7 @@ class _Placing:
                 self.layers.append(self._supplied(step))
             elif isinstance(step, Slice):
                 self._slice(step)
-            else:
+            elif isinstance(step, Concat):
                 self._concatenate(step)
 
     def placed(self) -> dict[str, Tensor]:
@@ -174,7 +184,9 @@ class _Placing:
         placed = {}
         for name, tensor in self._tensors.items():
             whole, first = self._root(name)
-            placed[name] = tensor if whole == name else replace(tensor, whole=whole, first=first)
+            if whole != name:
+                tensor = replace(tensor, whole=whole, first=first, step=self._step(name))
+            placed[name] = tensor
         return placed
 
     def place(self, steps: list[Step]) -> None:
@@ -182,6 +194,9 @@ class _Placing:
         for step in steps:
             if isinstance(step, Slice) and step.first % self._build.pack == 0:
                 self._inside[step.output] = (step.input, step.first)
+            elif isinstance(step, AtStep):
+                self._inside[step.output] = (step.input, 0)
+                self._steps[step.output] = step.step
         # The longest first: shorter ones may lie in them.
         concats = sorted((s for s in steps if isinstance(s, Concat)), key=lambda s: -len(s.inputs))
         alone = {c.name for c in self._model.constants}
@@ -200,14 +215,15 @@ class _Placing:
     def _place_part(self, name: str, place: tuple[str, int], alone: set[str]) -> None:
         """Into a concatenation, unless it lies in another tensor already, with more beside it."""
         whole, _ = self._root(name)
-        fills = self._tensors[whole].features == self._tensors[name].features
+        own, around = self._tensors[name], self._tensors[whole]
+        fills = (around.features, around.steps) == (own.features, own.steps)
         if fills and whole not in alone and whole != self._root(place[0])[0]:
             self._inside[whole] = place
 
     def _place_run(self, concat: Concat) -> None:
         """A concatenation where all its parts lie one after the other anyway."""
         whole, start = self._root(concat.inputs[0])
-        runs = all(
+        runs = self._tensors[whole].steps == 1 and all(
             self._root(name) == (whole, start + first) for name, first in self._parts(concat)
         )
         if runs and concat.output not in self._inside and whole != concat.output:
@@ -230,6 +246,14 @@ class _Placing:
             name, start = self._inside[name]
             first += start
         return name, first
+
+    def _step(self, name: str) -> int:
+        """The step of its root that a tensor begins with."""
+        step = 0
+        while name in self._inside:
+            step += self._steps.get(name, 0)
+            name, _ = self._inside[name]
+        return step
 
     def _stride(self, name: str) -> int:
         """Features between the tiles of a tensor."""
