@@ -209,7 +209,8 @@ def _compile(args: argparse.Namespace) -> None:
         "weight_bits": args.weight_bits,
         "layers": {} if args.layers is None else read_layers(args.layers),
     }
-    chosen = choose(model, load_build(args.build), **asked)
+    build = load_build(args.build or load_board(args.board).build)
+    chosen = choose(model, build, **asked)
     samples = None if args.calibration is None else load_arrays(args.calibration)
     total = None if samples is None else len(next(iter(arrays_of(samples))))
     with progress("calibrate", total) as advance:
