@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .compress.prune import bank_prune as bank_prune
     from .errors import BbsError as BbsError
     from .model.onnx_import import load_onnx as load_onnx
+    from .noise import sensitivity as sensitivity
     from .pack.program import Program as Program
 
 #: Name -> module. Imported at first use: the command line starts at once, and a board, which has
@@ -32,6 +33,7 @@ _PLACES = {
     "compile": "compiler",
     "load_build": "builds",
     "load_onnx": "model.onnx_import",
+    "sensitivity": "noise",
 }
 
 __all__ = list(_PLACES)

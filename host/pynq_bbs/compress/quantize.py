@@ -107,7 +107,7 @@ def observe(
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Scale]:
     """The scales that a `Quantizer` needs, from one pass over the samples; see `quantize`."""
-    read = _read_tensors(model)
+    read = read_tensors(model)
     observers: dict[str, Observer] = {}
     for graph_input in model.inputs:
         observers[graph_input.tensor] = make_observer(method)
@@ -203,7 +203,7 @@ class Quantizer:
 
     def run(self, read: Collection[str] = ()) -> QuantModel:
         """The integer layers; those that give tensors `read` elsewhere give INT8 too."""
-        read = _read_tensors(self.model) | set(read)
+        read = read_tensors(self.model) | set(read)
         shown = {output.tensor for output in self.model.outputs}
         waiting = list(self.model.views)
         self._views(waiting)
@@ -355,7 +355,7 @@ def _bits_by_layer(model: Model, weight_bits: int | Mapping[str, int]) -> Mappin
     return weight_bits
 
 
-def _read_tensors(model: Model) -> set[str]:
+def read_tensors(model: Model) -> set[str]:
     """What layers and views read."""
     read = {name for layer in model.layers for name in (layer.input, layer.other)}
     return read | {name for view in model.views for name in view.reads}
