@@ -21,6 +21,7 @@ from ..model.arithmetic import (
     function_table,
     integer_bias,
     multiplier,
+    product_of,
     quantise,
     sum_of,
     sum_scale,
@@ -75,11 +76,12 @@ def quantize(
     """Weights per row (symmetric: INT8 -127 to 127, INT4 -7 to 7), INT8 activations per tensor.
 
     Relu and Clip happen in the output's scale. Sigmoid and tanh are tables from a calibrated
-    scale in front of them to a fixed one behind them (1/256 from 0, and 1/128 around 0). A model
-    output without a function is the INT32 sums, dequantised per row; one that is also read by a
-    layer is computed in both forms. Zero weights stay zero. A maximum keeps its input's scale; what
-    an addition adds up is INT8 on both sides (docs/arithmetic.md). What is joined to one tensor
-    has that one's scale where a layer can give it, else it is requantised.
+    scale in front of them to a fixed one behind them (1/256 from 0, and 1/128 around 0), LeakyRelu
+    is one between calibrated scales. A model output without a function is the INT32 sums,
+    dequantised per row; one that is also read by a layer is computed in both forms. Zero weights
+    stay zero. A maximum keeps its input's scale; what an addition adds up, or a product multiplies,
+    is INT8 on both sides (docs/arithmetic.md). What is joined to one tensor has that one's scale
+    where a layer can give it, else it is requantised.
 
     Args:
         model: float32 layers; not changed.
@@ -114,7 +116,7 @@ def observe(
     for layer in model.layers:
         if is_int8(layer, read):
             observers[observed_name(layer)] = make_observer(method)
-        if layer.other:
+        if layer.other or not _has_fixed_scale(layer.functions):
             observers[layer.output] = make_observer(method)
     for view in model.views:
         if isinstance(view, Concat):
@@ -271,7 +273,9 @@ class Quantizer:
         )  # fmt: skip
         if layer.other:
             y = self.scales[layer.output] = self.observed[layer.output]
-            made.combination = sum_of(layer.other, q, self.scales[layer.other], y, layer.functions)
+            combined = product_of if layer.product else sum_of
+            other = self.scales[layer.other]
+            made.combination = combined(layer.other, q, other, y, layer.functions)
         else:
             self._add_functions(layer, made, q)
         return made
@@ -290,7 +294,11 @@ class Quantizer:
     def _add_functions(self, layer: Layer, made: QuantLayer, q: Scale) -> None:
         """The layer's functions behind what `made` gives in scale and zero point `q`."""
         clamps, rest = split_functions(layer.functions)
-        y = self.scales[layer.output] = _fixed_scale(rest) if rest else q
+        y = q
+        if rest:
+            fixed = _has_fixed_scale(rest)
+            y = _fixed_scale(rest) if fixed else self.observed[layer.output]
+        self.scales[layer.output] = y
         made.table = function_table(layer.functions, *q, *y) if rest else clamp_table(clamps, *q)
 
     def _outputs(self) -> list[QuantOutput]:
@@ -339,6 +347,12 @@ def _quantise_weights(
     scale[(largest == 0) & (layer.bias == 0)] = 1.0
     integers = np.clip(np.rint(flat / scale[:, None]), -limit, limit).astype(np.int8)
     return integers.reshape(layer.weights.shape), scale
+
+
+def _has_fixed_scale(functions: tuple[Function, ...]) -> bool:
+    """Whether a function's range, or that of none, need not be calibrated."""
+    curved = [f.name for f in functions if not f.clamps]
+    return not curved or curved[-1] in _FIXED_SCALES
 
 
 def _fixed_scale(functions: tuple[Function, ...]) -> Scale:

@@ -27,6 +27,7 @@ _FUNCTIONS: dict[str, Callable[..., Float]] = {
     "clip": lambda x, low, high: np.clip(x, np.float32(low), np.float32(high)),
     "sigmoid": lambda x: (1.0 / (1.0 + np.exp(-x.astype(np.float64)))).astype(np.float32),
     "tanh": lambda x: np.tanh(x.astype(np.float64)).astype(np.float32),
+    "leaky_relu": lambda x, slope: np.where(x < 0, x * np.float32(slope), x),
     "softmax": lambda x, size: _softmax(x.reshape(-1, int(size))).reshape(x.shape),
     "quantise": lambda x, scale, zero_point: np.clip(
         np.rint(x / np.float32(scale)) + np.float32(zero_point), -128, 127
@@ -43,7 +44,8 @@ def _softmax(x: Float) -> Float:
 
 @dataclass(frozen=True)
 class Function:
-    """A pointwise function of one float: `relu`, `clip` (low, high), `sigmoid`, `tanh`.
+    """A pointwise function of one float: `relu`, `clip` (low, high), `sigmoid`, `tanh`,
+    `leaky_relu` (slope below zero).
 
     On the host, behind an output, also `softmax` (over as many neighbours as it says), and
     `quantise` and `dequantise` (scale, zero point), between floats and INT8.
@@ -114,7 +116,8 @@ class GraphOutput:
 
 @dataclass
 class Layer:
-    """`output = functions(weights @ input + bias + other)` in float32.
+    """`output = functions(weights @ input + bias + other)` in float32; with `product`
+    `functions((weights @ input + bias) * other)`.
 
     With a `window` the same for each of its places: a convolution in `groups`, padded with zeros;
     with `maximum` the largest of the window's inputs instead of their product. `other` is a tensor
@@ -131,6 +134,7 @@ class Layer:
     groups: int = 1
     maximum: bool = False
     other: str = ""
+    product: bool = False
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from .onnx_file import read_graph
 from .onnx_integers import integer_model
 from .onnx_plan import Plan, unmoved
 from .onnx_reader import NodeCheck, Problem, Reading, read_values
-from .onnx_values import Join, Linear, Operator, Part, Pool, Step, Sum, Value
+from .onnx_values import Join, Linear, Operator, Part, Pool, Product, Step, Sum, Value
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -156,6 +156,7 @@ def _float_layers(
         layer = _unchanged(plan, operator, tensor, output, functions)
     other = operator.sources[1 - own]
     layer.other = plan.tensor(other.base, other.steps)
+    layer.product = isinstance(operator, Product)
     if all(f.clamps for f in functions):
         return [layer]
     layer.output, layer.functions = plan.unnamed(operator), ()

@@ -2,8 +2,9 @@
 """A quantised ONNX graph as the integer operators that it describes (DESIGN.md section 3).
 
 `DequantizeLinear -> MatMul or Conv (-> Add) (-> functions) -> QuantizeLinear` is one layer. So is
-an average; a maximum is of the integers as they are. The sum of two tensors is part of the layer
-that makes one of them, where nothing else reads that one, or else a layer of its own.
+an average; a maximum is of the integers as they are. The sum or product of two tensors is part of
+the layer that makes one of them, where nothing else reads that one, or else a layer of its own; a
+table behind it is a layer more.
 
 - Relu and Clip between the operator and its QuantizeLinear clamp in the output's scale, exactly.
 - Sigmoid and tanh there have no scale for what they read. The definition: the sums are requantised
@@ -26,6 +27,7 @@ from ..errors import ModelError
 from .arithmetic import (
     Scale,
     multiplier,
+    product_of,
     sum_of,
     sum_scale,
 )
@@ -66,6 +68,7 @@ from .onnx_values import (
     Operator,
     Part,
     Pool,
+    Product,
     Quantise,
     Sum,
     Value,
@@ -277,13 +280,14 @@ class _Integers:
         first = next((i for i, s in enumerate(steps) if isinstance(s, Quantise)), None)
         if first is None:
             raise Refusal("its result is not quantised; put QuantizeLinear behind it")
-        y, functions = steps[first], functions_of(steps[:first])
-        assert isinstance(y, Quantise)
-        if steps[first + 1 :] or not all(f.clamps for f in functions):
-            raise Refusal(
-                "a function other than Relu and Clip stands behind an addition; it is supported "
-                "behind linear layers only"
-            )
+        output, functions = self.plan.tensor(base, steps), functions_of(steps[:first])
+        step = steps[first]
+        assert isinstance(step, Quantise)
+        y: Scale = step.scale, step.zero_point
+        table = later_table(steps[first + 1 :])
+        if not all(f.clamps for f in functions):
+            (y, table), functions = requantised(steps), ()
+        inner = output if table is None else f"{output}:0"
         own = self.plan.adds.get(base)
         if own is None:
             own, source = 0, base.sources[0]
@@ -300,10 +304,13 @@ class _Integers:
                 return None
             layers = made
         other = self._tensor(base.sources[1 - own])
-        y_scale = y.scale, y.zero_point
-        both = sum_of(other, scales[own], scales[1 - own], y_scale, functions)
-        last = replace(layers[-1], output=self.plan.tensor(base, steps), combination=both)
-        return [*layers[:-1], last]
+        combined = product_of if isinstance(base, Product) else sum_of
+        both = combined(other, scales[own], scales[1 - own], y, functions)
+        layers = [*layers[:-1], replace(layers[-1], output=inner, combination=both)]
+        if table is None:
+            return layers
+        # A combination has the last word in its layer.
+        return [*layers, replace(rescaled(output, inner, image_shape(base.shape)), table=table)]
 
     def _check_sums(self, operator: Operator) -> None:
         """No layer reads INT32 sums."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fully connected operators, and what can be part of them: biases, scales, normalisation.
 
-The addition of two computed tensors is here too, because Add is both.
+The sum and the product of two computed tensors are here too, because Add and Mul are both.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .onnx_operands import (
     result,
     source,
 )
-from .onnx_values import Constant, Linear, ModelInput, Sum, UnsupportedNode, Value
+from .onnx_values import Constant, Linear, ModelInput, Product, Sum, UnsupportedNode, Value
 
 
 def linear(
@@ -145,25 +145,35 @@ def add(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
 
 
 def added(node: FileNode, left: Value, right: Value) -> Value:
-    """Two tensors of one shape."""
+    """The sum of two tensors of one shape."""
+    return _paired(left, right, Sum(node.name, (left, right)), "adds")
+
+
+def multiplied(node: FileNode, left: Value, right: Value) -> Value:
+    """Their product."""
+    return _paired(left, right, Product(node.name, (left, right)), "multiplies")
+
+
+def _paired(left: Value, right: Value, base: Sum, does: str) -> Value:
     for value in (left, right):
         source(floats(value, "operand"))
     if left.shape != right.shape:
         raise UnsupportedNode(
-            f"adds tensors of shapes (batch, {', '.join(map(str, left.shape))}) and (batch, "
+            f"{does} tensors of shapes (batch, {', '.join(map(str, left.shape))}) and (batch, "
             f"{', '.join(map(str, right.shape))}); two of the same shape are supported"
         )
     images = [image_shape(value.base.shape) for value in (left, right)]
     if images[0] != images[1] or left.arrangement != right.arrangement:
         raise UnsupportedNode(
-            "adds tensors that lie in different orders; transpose neither or both"
+            f"{does} tensors that lie in different orders; transpose neither or both"
         )
-    base = Sum(node.name, (left, right))
     return replace(result(base, left.shape), arrangement=left.arrangement)
 
 
 def mul(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     left, right = inputs
+    if isinstance(left, Value) and isinstance(right, Value):
+        return multiplied(node, left, right)
     if isinstance(right, Value):
         left, right = right, left
     return times(floats(left, "operand"), constant(right, "other operand"))

@@ -57,6 +57,11 @@ def requantised(steps: Steps) -> tuple[Scale, Int8 | None]:
     assert isinstance(y, Quantise)
     functions = functions_of(steps[:first])
     curved = [f for f in functions if not f.clamps]
+    if curved and curved[0].name not in FUNCTION_RANGES:
+        raise Refusal(
+            f"what {curved[0].name} reads has no scale; put QuantizeLinear and DequantizeLinear "
+            "before it"
+        )
     if curved:
         to: Scale = np.float32(FUNCTION_RANGES[curved[0].name] / 127.0), 0
         table: Int8 | None = function_table(functions, *to, y.scale, y.zero_point)

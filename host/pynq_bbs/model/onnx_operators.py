@@ -30,6 +30,7 @@ from .onnx_operands import (
 from .onnx_parts import concat, slice_channels, split
 from .onnx_quantised import (
     conv_integer,
+    dequantised,
     dequantize_linear,
     matmul_integer,
     qgemm,
@@ -39,7 +40,9 @@ from .onnx_quantised import (
     qlinear_conv,
     qlinear_global_average_pool,
     qlinear_matmul,
+    qlinear_mul,
     quantize_linear,
+    requantised,
 )
 from .onnx_values import Dequantise, UnsupportedNode, Value
 from .onnx_windows import (
@@ -66,6 +69,13 @@ def sigmoid(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
 
 def tanh(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     return floats(inputs[0], "input").then(Function("tanh"))
+
+
+def leaky_relu(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
+    slope = float(node.attributes.get("alpha", 0.01))
+    if not np.isfinite(slope):
+        raise UnsupportedNode(f"its alpha is {slope}")
+    return floats(inputs[0], "input").then(Function("leaky_relu", (slope,)))
 
 
 def clip(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
@@ -183,6 +193,22 @@ def softmax(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     return value.then(Function("softmax", (float(size),)))
 
 
+def _between_integers(operator: Reader) -> Reader:
+    """An operator of floats between its DequantizeLinear and its QuantizeLinear."""
+
+    def read(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
+        made = operator(context, node, [dequantised(context, node, inputs, 0)])
+        assert isinstance(made, Value)
+        return requantised(context, node, made, inputs, 3)
+
+    return read
+
+
+def _meant_softmax(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
+    """Softmax of the operator set that an attribute names."""
+    return softmax(replace(context, opset=node.attributes.get("opset", 13)), node, inputs)
+
+
 #: operator -> function, where it runs, what `check_onnx` says of it
 OPERATORS: dict[str, tuple[Reader, str, str]] = {
     "Gemm": (gemm, ENGINE, "linear layer"),
@@ -203,9 +229,10 @@ OPERATORS: dict[str, tuple[Reader, str, str]] = {
     "Pad": (pad, ENGINE, "padding of the convolution behind it"),
     "BatchNormalization": (batch_normalization, ENGINE, "part of the layer before it"),
     "Add": (add, ENGINE, "bias of the layer before it, or addition of two tensors"),
-    "Mul": (mul, ENGINE, "scale of the layer before it"),
+    "Mul": (mul, ENGINE, "scale of the layer before it, or product of two tensors"),
     "Relu": (relu, ENGINE, "fused with the layer before it"),
     "Clip": (clip, ENGINE, "fused with the layer before it"),
+    "LeakyRelu": (leaky_relu, ENGINE, "fused with the layer before it, as a table"),
     "Sigmoid": (sigmoid, ENGINE, "fused with the layer before it, as a table"),
     "Tanh": (tanh, ENGINE, "fused with the layer before it, as a table"),
     "QuantizeLinear": (quantize_linear, ENGINE, "requantisation of the layer before it"),
@@ -225,11 +252,15 @@ OPERATORS: dict[str, tuple[Reader, str, str]] = {
 MICROSOFT: dict[str, tuple[Reader, str, str]] = {
     "QGemm": (qgemm, ENGINE, "linear layer"),
     "QLinearAdd": (qlinear_add, ENGINE, "addition of two tensors"),
+    "QLinearMul": (qlinear_mul, ENGINE, "product of two tensors"),
     "QLinearConcat": (
         qlinear_concat,
         ENGINE,
         "a view of its inputs, or requantised",
     ),
+    "QLinearSigmoid": (_between_integers(sigmoid), ENGINE, "table of the layer before it"),
+    "QLinearLeakyRelu": (_between_integers(leaky_relu), ENGINE, "table of the layer before it"),
+    "QLinearSoftmax": (_between_integers(_meant_softmax), HOST, "applied to the model's output"),
     "QLinearAveragePool": (qlinear_average_pool, ENGINE, "pooling"),
     "QLinearGlobalAveragePool": (qlinear_global_average_pool, ENGINE, "pooling"),
     "QuantizeLinear": (quantize_linear, ENGINE, "requantisation of the layer before it"),
