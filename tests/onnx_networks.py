@@ -96,17 +96,29 @@ class Network:
         self.nodes.append(node(f"QLinear{op}", inputs, name, domain="com.microsoft", **attributes))
         return y
 
-    def add(self, a: Tensor, b: Tensor, function: str = "") -> Tensor:
+    def add(self, a: Tensor, b: Tensor, function: str = "", op: str = "Add") -> Tensor:
+        """The sum of two tensors, or with `op` "Mul" their product."""
         name = self._name()
-        y = self._scaled(name, a.shape, 0.08)
+        y = self._scaled(name, a.shape, 0.01 if function == "Sigmoid" else 0.08)
         if not self.qdq:
             inputs = " ".join(f"{t.name} {t.scale} {t.zero}" for t in (a, b))
             inputs += f" {y.scale} {y.zero}"
-            self.nodes.append(node("QLinearAdd", inputs, name, domain="com.microsoft"))
+            self.nodes.append(node(f"QLinear{op}", inputs, name, domain="com.microsoft"))
             return y
         inputs = f"{self._dequantised(a)} {self._dequantised(b)}"
-        self.nodes.append(node("Add", inputs, f"{name}_f"))
+        self.nodes.append(node(op, inputs, f"{name}_f"))
         return self._quantised(self._function(function, f"{name}_f"), y)
+
+    def curve(self, x: Tensor, op: str, **attributes: Any) -> Tensor:
+        """Sigmoid or LeakyRelu, in a scale of its own."""
+        name = self._name()
+        y = self._scaled(name, x.shape, 0.005 if op == "Sigmoid" else 0.04)
+        if self.qdq:
+            self.nodes.append(node(op, self._dequantised(x), f"{name}_f", **attributes))
+            return self._quantised(f"{name}_f", y)
+        inputs = f"{x.name} {x.scale} {x.zero} {y.scale} {y.zero}"
+        self.nodes.append(node(f"QLinear{op}", inputs, name, domain="com.microsoft", **attributes))
+        return y
 
     def concat(self, *parts: Tensor, function: str = "", same: bool = False) -> Tensor:
         """With a scale of its own, or the `same` that all parts have."""
@@ -285,7 +297,7 @@ def random_network(seed: int, *, exact: bool = False, **form: bool) -> tuple[Net
     x = net.input(channels, int(rng.integers(6, 13)), int(rng.integers(6, 13)))
     kinds = ["conv", "strided", "depthwise", "grouped", "maximum", "padded"]
     kinds += ["dense block", "branches", "halves"]
-    kinds += [] if exact else ["average", "residual", "inputs"]
+    kinds += [] if exact else ["average", "residual", "inputs", "product", "curves"]
     for kind in rng.choice(kinds, int(rng.integers(2, 5))):
         x = _block(net, x, str(kind))
     if rng.random() < 0.5 and not exact:
@@ -320,6 +332,14 @@ def _block(net: Network, x: Tensor, kind: str) -> Tensor:
         return net.average(x, "AveragePool", pooled(x.shape, more), **more)
     if kind == "residual":
         return net.add(x, net.conv(x, channels, (3, 3), pads=[1, 1, 1, 1]), function)
+    if kind == "product":
+        both = net.add(x, net.conv(x, channels, (3, 3), pads=[1, 1, 1, 1]), function, "Mul")
+        other = net.conv(both, channels, (1, 1))
+        # The first of both is read again, so no layer can make it just to multiply it.
+        return net.add(net.conv(both, channels, (1, 1)), other, function and "Sigmoid", "Mul")
+    if kind == "curves":
+        bent = net.curve(net.conv(x, rows, (1, 1)), "LeakyRelu", alpha=0.25)
+        return net.curve(net.add(bent, net.conv(x, rows, (1, 1))), "Sigmoid")
     if kind == "dense block":
         grown = net.concat(x, net.conv(x, rows, (3, 3), pads=[1, 1, 1, 1]), function=function)
         more = net.conv(grown, rows, (3, 3), function, pads=[1, 1, 1, 1])

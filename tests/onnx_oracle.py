@@ -41,10 +41,11 @@ class Sums:
 
 @dataclass
 class Added:
-    """Two tensors to be added in fixed point."""
+    """Two tensors to be added in fixed point, or multiplied."""
 
     left: Scaled
     right: Scaled
+    product: bool = False
     clamps: tuple[tuple[float, float], ...] = ()
 
 
@@ -109,7 +110,11 @@ def quantise(given: list[Any], attributes: dict[str, Any]) -> Array:
         return clamped(saturated(rounded), x.clamps)
     if isinstance(x, Added):
         sides = (x.left, x.right)
-        ratios = [float(np.float32(side.scale) / y_scale) for side in sides]
+        if x.product:
+            ratios = [float(x.left.scale) * float(x.right.scale) / float(y_scale)]
+            sides = (replace(x.left, integers=x.left.integers * x.right.integers),)
+        else:
+            ratios = [float(np.float32(side.scale) / y_scale) for side in sides]
         shift = max(s for s in range(48) if max(ratios) * 2.0**s < 2**22)
         acc = sum(
             int(np.rint(ratio * 2.0**shift)) * side.integers
@@ -239,9 +244,9 @@ def add(given: list[Any], attributes: dict[str, Any]) -> Any:
     return Added(*given)
 
 
-def qlinear_add(given: list[Any], attributes: dict[str, Any]) -> Array:
+def qlinear_add(given: list[Any], attributes: dict[str, Any], product: bool = False) -> Array:
     sides = [dequantise(given[i : i + 3], {}) for i in (0, 3)]
-    return quantise([Added(*sides), *given[6:]], {})
+    return quantise([Added(*sides, product), *given[6:]], {})
 
 
 def max_pool(given: list[Any], attributes: dict[str, Any]) -> Any:
@@ -343,6 +348,18 @@ def pad(x: Array, given: list[Any], attributes: dict[str, Any]) -> Array:
     return np.pad(x, sides, constant_values=number)
 
 
+def sigmoid(x: Any) -> Any:
+    """Of floats; of what has no scale yet, that of docs/arithmetic.md first."""
+    if isinstance(x, Sums | Added):
+        scale = np.float32(8 / 127)
+        return sigmoid(quantise([x, scale, np.int8(0)], {}).astype(np.float32) * scale)
+    return (1 / (1 + np.exp(-_floats(x).astype(np.float64)))).astype(np.float32)
+
+
+def leaky_relu(x: Array, slope: float) -> Array:
+    return np.where(x < 0, x * np.float32(slope), x)
+
+
 def softmax(given: list[Any], attributes: dict[str, Any]) -> Array:
     x = _floats(given[0]).astype(np.float64)
     power = np.exp(x - x.max(axis=-1, keepdims=True))
@@ -365,7 +382,15 @@ _OPERATORS: dict[str, Any] = {
     "QLinearMatMul": qlinear_matmul,
     "QGemm": qgemm,
     "Add": add,
+    "Mul": lambda given, attributes: Added(*given, True),
     "QLinearAdd": qlinear_add,
+    "QLinearMul": lambda given, attributes: qlinear_add(given, attributes, True),
+    "QLinearSigmoid": qlinear(lambda given, attributes: sigmoid(_floats(given[0]))),
+    "QLinearLeakyRelu": qlinear(
+        lambda given, attributes: leaky_relu(_floats(given[0]), attributes["alpha"])
+    ),
+    "Sigmoid": lambda given, attributes: sigmoid(given[0]),
+    "LeakyRelu": lambda given, attributes: leaky_relu(_floats(given[0]), attributes["alpha"]),
     "MaxPool": max_pool,
     "AveragePool": average_pool,
     "GlobalAveragePool": average_pool,

@@ -158,6 +158,39 @@ def test_a_curve_behind_an_addition():
     check_quantised(loaded, sample(8, 4, 6, 6), 0.05)
 
 
+def test_products_of_two_tensors():
+    """Part of a layer where nothing else reads it, a layer of its own else; and gates."""
+    chain = Chain(12, 6, 8, 8)
+    first = chain.conv(6)
+    gate = chain.op("Sigmoid")
+    chain.nodes.append(node("Mul", f"{gate} {first}", "gated"))
+    chain.name = "gated"
+    second = chain.conv(6)
+    chain.nodes.append(node("Mul", f"{second} gated", "both"))
+    chain.nodes.append(node("Relu", "both", "clamped"))
+    chain.nodes.append(node("Mul", "clamped clamped", "squared"))
+    chain.name = "squared"
+    chain.conv(5)
+    x = sample(40, 6, 8, 8, seed=3)
+    loaded = check_float(chain.model(), x)
+    assert [la.product for la in loaded.layers].count(True) == 3
+    check_quantised(loaded, x, 0.1)
+
+
+def test_leaky_relu_has_calibrated_scales():
+    chain = Chain(13, 4, 8, 8)
+    chain.conv(8)
+    chain.op("LeakyRelu", alpha=0.1)
+    chain.op("MaxPool", kernel_shape=[2, 2], strides=[2, 2])
+    chain.shape = (8, 4, 4)
+    chain.op("LeakyRelu", alpha=0.3)
+    chain.conv(5)
+    chain.op("LeakyRelu")
+    x = sample(40, 4, 8, 8, seed=4)
+    loaded = check_float(chain.model(), x)
+    check_quantised(loaded, x, 0.05)
+
+
 def test_scales_and_biases_a_channel():
     chain = Chain(2, 3, 6, 5)
     chain.conv(4)

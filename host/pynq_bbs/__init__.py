@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .errors import BbsError as BbsError
     from .model.onnx_import import load_onnx as load_onnx
     from .model.torch_import import load_torch as load_torch
+    from .noise import sensitivity as sensitivity
     from .pack.program import Program as Program
 
 #: Name -> module. Imported at first use: the command line starts at once, and a board, which has
@@ -34,6 +35,7 @@ _PLACES = {
     "load_build": "builds",
     "load_onnx": "model.onnx_import",
     "load_torch": "model.torch_import",
+    "sensitivity": "noise",
 }
 
 __all__ = list(_PLACES)

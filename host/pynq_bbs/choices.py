@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -112,6 +113,18 @@ def read_layers(path: Path) -> dict[str, dict[str, Any]]:
                 f"{path}: {name!r} is no table; write a [layer name] in quotes above its options"
             )
     return tables
+
+
+def layers_text(layers: Mapping[str, Mapping[str, float]]) -> str:
+    """`layers` of `compile` as `read_layers` reads them."""
+    lines = []
+    for name, options in layers.items():
+        # JSON's strings are TOML's, but that TOML wants DEL escaped.
+        quoted = json.dumps(name, ensure_ascii=False).replace("\x7f", "\\u007f")
+        lines.append(f"[{quoted}]")
+        lines += [f"{key} = {value!r}" for key, value in options.items()]
+        lines.append("")
+    return "\n".join(lines)
 
 
 def _check_options(name: str, options: object) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import cli_sensitivity
 from .cli_files import arrays_of, load_arrays, progress, save_arrays, writing
 from .errors import BbsError
 
@@ -63,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_info(commands)
     _add_plan(commands)
+    text = "say what quantisation and pruning cost each layer"
+    cli_sensitivity.add_arguments(_command(commands, "sensitivity", cli_sensitivity.run, text))
     _command(commands, "boards", _boards, "list the boards and what is known of them")
     _command(commands, "doctor", _doctor, "say what works on this machine, and why not the rest")
     return parser
@@ -197,6 +200,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _compile(args: argparse.Namespace) -> None:
+    from .boards import load_board
     from .builds import load_build
     from .choices import choose, read_layers
     from .compiler import compile as compile_model

@@ -55,7 +55,7 @@ def save_arrays(path: Path, arrays: dict[str, NDArray[np.generic]]) -> None:
             )
 
 
-def writing(path: Path, write: Callable[[], None]) -> None:
+def writing(path: Path, write: Callable[[], object]) -> None:
     try:
         write()
     except OSError as error:

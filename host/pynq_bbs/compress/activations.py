@@ -82,7 +82,7 @@ def is_int8(layer: Layer, read: set[str]) -> bool:
 
 def observed_name(layer: Layer) -> str:
     """What is calibrated for a layer: its output, or what stands before its first sigmoid or tanh,
-    or before an addition."""
+    or before an addition or multiplication."""
     before = layer.other or split_functions(layer.functions)[1]
     return f"\0before {layer.output}" if before else layer.output
 
@@ -121,7 +121,8 @@ def activations(model: Model, batch: Mapping[str, Float]) -> Iterator[tuple[str,
             before = layer_sums(layer, columns).reshape(len(x), -1)
             if layer.other:
                 yield observed_name(layer), before
-                before = before + tensors[layer.other]
+                other = tensors[layer.other]
+                before = before * other if layer.product else before + other
             before = apply_functions(clamps, before)
         if rest:
             yield observed_name(layer), before

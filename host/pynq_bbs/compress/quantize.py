@@ -21,6 +21,7 @@ from ..model.arithmetic import (
     function_table,
     integer_bias,
     multiplier,
+    product_of,
     quantise,
     sum_of,
     sum_scale,
@@ -78,13 +79,14 @@ def quantize(
 ) -> QuantModel:
     """Weights per row (symmetric: INT8 -127 to 127, INT4 -7 to 7), INT8 activations per tensor.
 
-    Relu and Clip happen in the output's scale. Sigmoid and tanh are tables from a calibrated
-    scale in front of them to a fixed one behind them (1/256 from 0, and 1/128 around 0). A model
-    output without a function is the INT32 sums, dequantised per row; one that is also read by a
-    layer is computed in both forms. Zero weights stay zero. A maximum keeps its input's scale; what
-    an addition adds up is INT8 on both sides (docs/arithmetic.md). What is joined to one tensor
-    has that one's scale where a layer can give it, else it is requantised. LSTM and GRU have scales
-    of their own (docs/recurrent.md).
+    Relu and Clip happen in the output's scale. Sigmoid and tanh are tables from a calibrated scale
+    in front of them to a fixed one behind them (1/256 from 0, and 1/128 around 0), other curves are
+    tables between calibrated scales. A model output without a function is the INT32 sums,
+    dequantised per row; one that is also read by a layer is computed in both forms. Zero weights
+    stay zero. A maximum keeps its input's scale; what an addition adds up, or a product multiplies,
+    is INT8 on both sides (docs/arithmetic.md). What is joined to one tensor has that one's scale
+    where a layer can give it, else it is requantised. LSTM and GRU have scales of their own
+    (docs/recurrent.md).
 
     Args:
         model: float32 layers; not changed.
@@ -112,7 +114,7 @@ def observe(
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Scale]:
     """The scales that a `Quantizer` needs, from one pass over the samples; see `quantize`."""
-    read = _read_tensors(model)
+    read = read_tensors(model)
     observers: dict[str, Observer] = {}
     for graph_input in model.inputs:
         observers[graph_input.tensor] = make_observer(method)
@@ -121,7 +123,7 @@ def observe(
             continue
         if is_int8(layer, read):
             observers[observed_name(layer)] = make_observer(method)
-        if layer.other or _observes_result(layer):
+        if layer.other or not _has_fixed_scale(layer.functions):
             observers[layer.output] = make_observer(method)
     for view in model.views:
         if isinstance(view, Concat):
@@ -233,7 +235,7 @@ class Quantizer:
 
     def run(self, read: Collection[str] = ()) -> QuantModel:
         """The integer layers; those that give tensors `read` elsewhere give INT8 too."""
-        read = _read_tensors(self.model) | set(read)
+        read = read_tensors(self.model) | set(read)
         shown = {output.tensor for output in self.model.outputs}
         waiting = list(self.model.views)
         self._views(waiting)
@@ -358,8 +360,9 @@ class Quantizer:
         )  # fmt: skip
         if layer.other:
             y = self.scales[layer.output] = self.observed[layer.output]
+            combined = product_of if layer.product else sum_of
             other = self._by_itself(layer.other)
-            made.combination = sum_of(other, q, self.scales[other], y, layer.functions)
+            made.combination = combined(other, q, self.scales[other], y, layer.functions)
         else:
             self._add_functions(layer, made, q)
         return made
@@ -380,7 +383,8 @@ class Quantizer:
         clamps, rest = split_functions(layer.functions)
         y = q
         if rest:
-            y = self.observed[layer.output] if _observes_result(layer) else _fixed_scale(rest)
+            fixed = _has_fixed_scale(rest)
+            y = _fixed_scale(rest) if fixed else self.observed[layer.output]
         self.scales[layer.output] = y
         made.table = function_table(layer.functions, *q, *y) if rest else clamp_table(clamps, *q)
 
@@ -433,6 +437,12 @@ def _quantise_weights(
     return integers.reshape(layer.weights.shape), scale
 
 
+def _has_fixed_scale(functions: tuple[Function, ...]) -> bool:
+    """Whether a function's range, or that of none, need not be calibrated."""
+    curved = [f.name for f in functions if not f.clamps]
+    return not curved or curved[-1] in _FIXED_SCALES
+
+
 def _fixed_scale(functions: tuple[Function, ...]) -> Scale:
     """Clamps behind a function only narrow its range, so the last other function decides."""
     return _FIXED_SCALES[[f for f in functions if not f.clamps][-1].name]
@@ -447,17 +457,10 @@ def _bits_by_layer(model: Model, weight_bits: int | Mapping[str, int]) -> Mappin
     return weight_bits
 
 
-def _read_tensors(model: Model) -> set[str]:
+def read_tensors(model: Model) -> set[str]:
     """What layers and views read."""
     read = {name for layer in model.layers for name in layer.reads}
     return read | {name for view in model.views for name in view.reads}
-
-
-def _observes_result(layer: Layer) -> bool:
-    """Whether a layer ends in a function whose range is not known, so that its result is
-    calibrated too."""
-    curves = [f for f in layer.functions if not f.clamps]
-    return bool(curves) and curves[-1].name not in _FIXED_SCALES
 
 
 def _initial_scales(model: Model) -> dict[str, Scale]:

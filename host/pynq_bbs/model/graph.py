@@ -73,7 +73,8 @@ class GraphOutput:
 
 @dataclass
 class Layer:
-    """`output = functions(weights @ input + bias + other)` in float32.
+    """`output = functions(weights @ input + bias + other)` in float32; with `product`
+    `functions((weights @ input + bias) * other)`.
 
     With a `window` the same for each of its places: a convolution in `groups`, padded with zeros;
     with `maximum` the largest of the window's inputs instead of their product. `other` is a tensor
@@ -90,6 +91,7 @@ class Layer:
     groups: int = 1
     maximum: bool = False
     other: str = ""
+    product: bool = False
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -45,8 +45,10 @@ def clip(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
 
 
 def leaky_relu(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    slope = Function("leaky_relu", (float(node.attributes.get("alpha", 0.01)),))
-    return floats(inputs[0], "input").then(slope)
+    slope = float(node.attributes.get("alpha", 0.01))
+    if not math.isfinite(slope):
+        raise UnsupportedNode(f"its alpha is {slope}")
+    return floats(inputs[0], "input").then(Function("leaky_relu", (slope,)))
 
 
 def elu(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
@@ -94,13 +96,8 @@ def gelu(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
 def multiply(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     left, right = inputs
     if isinstance(left, Value) and isinstance(right, Value):
-        joined = _one_function("product", floats(left, "operand"), floats(right, "operand"))
-        if joined is None:
-            raise UnsupportedNode(
-                "multiplies two tensors; a function of a value times another of the same is "
-                "supported"
-            )
-        return joined
+        left, right = floats(left, "operand"), floats(right, "operand")
+        return _one_function("product", left, right) or mul(context, node, inputs)
     value, number = _with_number(left, right)
     if value is not None and number is not None and not _takes_factors(value):
         return value.then(Function("affine", (number, 0.0)))

@@ -36,6 +36,7 @@ from .onnx_values import (
     Operator,
     Part,
     Pool,
+    Product,
     Step,
     Sum,
     Value,
@@ -208,6 +209,7 @@ def _float_layers(
         layer = _unchanged(plan, operator, tensor, output, functions)
     other = operator.sources[1 - own]
     layer.other = plan.tensor(other.base, other.steps)
+    layer.product = isinstance(operator, Product)
     if all(f.clamps for f in functions):
         return [layer]
     layer.output, layer.functions = plan.unnamed(operator), ()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fully connected operators, and what can be part of them: biases, scales, normalisation.
 
-The addition of two computed tensors is here too, because Add is both.
+The sum and the product of two computed tensors are here too, because Add and Mul are both.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from .onnx_values import (
     Constant,
     Linear,
     ModelInput,
+    Product,
     Sum,
     UnsupportedNode,
     Value,
@@ -182,26 +183,36 @@ def add(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
 
 
 def added(node: FileNode, left: Value, right: Value) -> Value:
-    """Two tensors of one shape."""
+    """The sum of two tensors of one shape."""
+    return _paired(node, left, right, Sum)
+
+
+def multiplied(node: FileNode, left: Value, right: Value) -> Value:
+    """Their product."""
+    return _paired(node, left, right, Product)
+
+
+def _paired(node: FileNode, left: Value, right: Value, kind: type[Sum]) -> Value:
+    does = "multiplies" if kind is Product else "adds"
     for value in (left, right):
         source(floats(value, "operand"))
     if left.axes != right.axes:
         raise UnsupportedNode(
-            f"adds tensors of shapes {shown(left)} and {shown(right)}; two of the same shape are "
+            f"{does} tensors of shapes {shown(left)} and {shown(right)}; two of the same shape are "
             "supported"
         )
     steps = max(steps_of(left.base), steps_of(right.base))
     if steps > 1:
         rows = (steps, left.features // steps)
         sides = by_step(left.reshaped(rows)), by_step(right.reshaped(rows))
-        return result(Sum(node.name, sides, steps)).reshaped(left.shape, left.batch)
+        return result(kind(node.name, sides, steps)).reshaped(left.shape, left.batch)
     left, right = _lying_as(left, right), _lying_as(right, left)
     images = [image_shape(value.base.shape) for value in (left, right)]
     if images[0] != images[1] or left.arrangement != right.arrangement:
         raise UnsupportedNode(
-            "adds tensors that lie in different orders; transpose neither or both"
+            f"{does} tensors that lie in different orders; transpose neither or both"
         )
-    base = Sum(node.name, (left, right))
+    base = kind(node.name, (left, right))
     return replace(result(base, left.shape), arrangement=left.arrangement, batch=left.batch)
 
 
@@ -220,6 +231,8 @@ def _lying_as(value: Value, other: Value) -> Value:
 
 def mul(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     left, right = inputs
+    if isinstance(left, Value) and isinstance(right, Value):
+        return multiplied(node, left, right)
     if isinstance(right, Value):
         left, right = right, left
     return times(floats(left, "operand"), constant(right, "other operand"))

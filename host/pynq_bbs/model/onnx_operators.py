@@ -45,6 +45,7 @@ from .onnx_parts import concat, slice_channels, split
 from .onnx_picks import gather
 from .onnx_quantised import (
     conv_integer,
+    dequantised,
     dequantize_linear,
     matmul_integer,
     qgemm,
@@ -54,7 +55,9 @@ from .onnx_quantised import (
     qlinear_conv,
     qlinear_global_average_pool,
     qlinear_matmul,
+    qlinear_mul,
     quantize_linear,
+    requantised,
 )
 from .onnx_recurrent import gru, lstm
 from .onnx_shapes import flatten, reshape, shape_of, squeeze, transpose, unsqueeze
@@ -111,6 +114,22 @@ def softmax(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     return value.then(Function("softmax", (float(size),)))
 
 
+def _between_integers(operator: Reader) -> Reader:
+    """An operator of floats between its DequantizeLinear and its QuantizeLinear."""
+
+    def read(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
+        made = operator(context, node, [dequantised(context, node, inputs, 0)])
+        assert isinstance(made, Value)
+        return requantised(context, node, made, inputs, 3)
+
+    return read
+
+
+def _meant_softmax(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
+    """Softmax of the operator set that an attribute names."""
+    return softmax(replace(context, opset=node.attributes.get("opset", 13)), node, inputs)
+
+
 #: operator -> function, where it runs, what `check_onnx` says of it
 OPERATORS: dict[str, tuple[Reader, str, str]] = {
     "Gemm": (gemm, ENGINE, "linear layer"),
@@ -135,7 +154,7 @@ OPERATORS: dict[str, tuple[Reader, str, str]] = {
     "BatchNormalization": (batch_normalization, ENGINE, "part of the layer before it"),
     "Add": (plus, ENGINE, "bias of the layer before it, or addition of two tensors"),
     "Sub": (subtract, ENGINE, "bias of the layer before it"),
-    "Mul": (multiply, ENGINE, "scale of the layer before it"),
+    "Mul": (multiply, ENGINE, "scale of the layer before it, or product of two tensors"),
     "Div": (divide, ENGINE, "scale of the layer before it"),
     "Relu": (function("relu"), ENGINE, "fused with the layer before it"),
     "Clip": (clip, ENGINE, "fused with the layer before it"),
@@ -180,11 +199,19 @@ SEVERAL_OUTPUTS = {"LSTM", "GRU", "Split"}
 MICROSOFT: dict[str, tuple[Reader, str, str]] = {
     "QGemm": (qgemm, ENGINE, "linear layer"),
     "QLinearAdd": (qlinear_add, ENGINE, "addition of two tensors"),
+    "QLinearMul": (qlinear_mul, ENGINE, "product of two tensors"),
     "QLinearConcat": (
         qlinear_concat,
         ENGINE,
         "a view of its inputs, or requantised",
     ),
+    "QLinearSigmoid": (
+        _between_integers(function("sigmoid")),
+        ENGINE,
+        "table of the layer before it",
+    ),
+    "QLinearLeakyRelu": (_between_integers(leaky_relu), ENGINE, "table of the layer before it"),
+    "QLinearSoftmax": (_between_integers(_meant_softmax), HOST, "applied to the model's output"),
     "QLinearAveragePool": (qlinear_average_pool, ENGINE, "pooling"),
     "QLinearGlobalAveragePool": (qlinear_global_average_pool, ENGINE, "pooling"),
     "QuantizeLinear": (quantize_linear, ENGINE, "requantisation of the layer before it"),

@@ -9,7 +9,7 @@ import numpy as np
 
 from .onnx_constants import check_output_dtype, scale_and_zero_point
 from .onnx_file import FileNode
-from .onnx_linear import added, linear, times, with_bias
+from .onnx_linear import added, linear, multiplied, times, with_bias
 from .onnx_operands import Context, Operand, computed, constant, one_number, optional
 from .onnx_parts import joined
 from .onnx_values import Constant, Dequantise, Quantise, UnsupportedNode, Value
@@ -105,7 +105,7 @@ def qlinear_conv(context: Context, node: FileNode, inputs: list[Operand]) -> Val
 
 
 def qgemm(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    source, weights = _dequantised(context, node, inputs, 0), _weights(optional(inputs, 3), "B")
+    source, weights = dequantised(context, node, inputs, 0), _weights(optional(inputs, 3), "B")
     if node.attributes.get("transA", 0) or len(source.shape) != 1 or weights.array.ndim != 2:
         raise UnsupportedNode("transA is 1, or an operand is no matrix; two matrices are supported")
     if not node.attributes.get("transB", 0):
@@ -116,7 +116,7 @@ def qgemm(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     product = _with_integer_bias(product, source, weights, optional(inputs, 6))
     if optional(inputs, 7) is None:
         return product
-    return _requantised(context, node, product, inputs, 7)
+    return requantised(context, node, product, inputs, 7)
 
 
 def _with_integer_bias(value: Value, source: Value, weights: Constant, bias: Operand) -> Value:
@@ -157,26 +157,31 @@ def _unscaled(inputs: list[Operand]) -> Value:
 
 
 def qlinear_add(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    left, right = (_dequantised(context, node, inputs, first) for first in (0, 3))
-    return _requantised(context, node, added(node, left, right), inputs, 6)
+    left, right = (dequantised(context, node, inputs, first) for first in (0, 3))
+    return requantised(context, node, added(node, left, right), inputs, 6)
+
+
+def qlinear_mul(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
+    left, right = (dequantised(context, node, inputs, first) for first in (0, 3))
+    return requantised(context, node, multiplied(node, left, right), inputs, 6)
 
 
 def qlinear_concat(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    parts = [_dequantised(context, node, inputs, first) for first in range(2, len(inputs), 3)]
+    parts = [dequantised(context, node, inputs, first) for first in range(2, len(inputs), 3)]
     return quantize_linear(context, node, [joined(node, parts), *inputs[:2]])
 
 
 def qlinear_average_pool(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     _check_layout(node)
     # Unlike ONNX's own operator, onnxruntime's counts what ceil_mode adds as padding.
-    pooled = averages(node, _dequantised(context, node, inputs, 0), beyond=True)
-    return _requantised(context, node, pooled, inputs, 3)
+    pooled = averages(node, dequantised(context, node, inputs, 0), beyond=True)
+    return requantised(context, node, pooled, inputs, 3)
 
 
 def qlinear_global_average_pool(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     _check_layout(node)
-    pooled = global_average(node, _dequantised(context, node, inputs, 0))
-    return _requantised(context, node, pooled, inputs, 3)
+    pooled = global_average(node, dequantised(context, node, inputs, 0))
+    return requantised(context, node, pooled, inputs, 3)
 
 
 def _check_layout(node: FileNode) -> None:
@@ -184,12 +189,12 @@ def _check_layout(node: FileNode) -> None:
         raise UnsupportedNode("channels_last is 1; 0 is supported")
 
 
-def _dequantised(context: Context, node: FileNode, inputs: list[Operand], first: int) -> Value:
+def dequantised(context: Context, node: FileNode, inputs: list[Operand], first: int) -> Value:
     """An operand, its scale and its zero point, which may be left out."""
     return dequantize_linear(context, node, [optional(inputs, first + i) for i in range(3)])
 
 
-def _requantised(
+def requantised(
     context: Context, node: FileNode, value: Value, inputs: list[Operand], first: int
 ) -> Value:
     """To scale and zero point; without one it is 0 in the type of the first operand."""

@@ -208,6 +208,11 @@ class Sum:
 
 
 @dataclass(frozen=True, eq=False)
+class Product(Sum):
+    """Two tensors of one shape and order, multiplied."""
+
+
+@dataclass(frozen=True, eq=False)
 class Join:
     """Tensors of the same pixels or `steps`, the channels of one behind those of the other."""
 
