@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .builds import load_build as load_build
     from .compiler import compile as compile
     from .compress.prune import bank_prune as bank_prune
+    from .device.session import open_device as open_device
     from .errors import BbsError as BbsError
     from .model.onnx_import import load_onnx as load_onnx
     from .pack.program import Program as Program
@@ -32,6 +33,7 @@ _PLACES = {
     "compile": "compiler",
     "load_build": "builds",
     "load_onnx": "model.onnx_import",
+    "open_device": "device.session",
 }
 
 __all__ = list(_PLACES)
