@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,10 @@ from ..model.graph import (
 from ..model.moving import concatenated
 from .calibrate import MIN_SCALE, Observer, make_observer
 
-#: Samples of calibration data worked on at a time.
+#: Samples of calibration data worked on at a time at most, and values of all their tensors, which
+#: are kept until the last of them was seen: 64 MB.
 _CALIBRATION_BATCH = 256
+_CALIBRATION_VALUES = 1 << 24
 
 #: The largest bias that leaves as much of INT32 to the products.
 _MOST_BIAS = 2**30
@@ -432,10 +435,13 @@ def _activations(model: Model, batch: Mapping[str, Float]) -> Iterator[tuple[str
 
 def _batches(model: Model, calibration: Iterable[Any]) -> Iterator[dict[str, Float]]:
     whole = isinstance(calibration, (np.ndarray, Mapping))
+    values = sum(spec.features for spec in model.inputs)
+    values += sum(prod(window_shape(len(la.weights), la.window)) for la in model.layers)
+    step = max(1, min(_CALIBRATION_BATCH, _CALIBRATION_VALUES // values))
     for item in [calibration] if whole else calibration:
         batch = _model_inputs(model, item)
-        for start in range(0, len(next(iter(batch.values()))), _CALIBRATION_BATCH):
-            yield {name: x[start : start + _CALIBRATION_BATCH] for name, x in batch.items()}
+        for start in range(0, len(next(iter(batch.values()))), step):
+            yield {name: x[start : start + step] for name, x in batch.items()}
 
 
 def _model_inputs(model: Model, given: Any) -> dict[str, Float]:
