@@ -1,62 +1,96 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one `Accelerator.run` of a tiny layer costs on the host, by part.
+"""What one `Accelerator.run` of one sample costs on the host, by part.
 
-    python benchmarks/overhead.py [--device standin|emulated-pynq]
+    python benchmarks/overhead.py [FILE] [--device standin|emulated-pynq] [--runs N]
 
-A layer of 16 x 64 and one column: the engine has next to nothing to do, the rest is ours.
+Of a program file or an ONNX file that needs no calibration; else of a layer of 16 x 64, with which
+the engine has next to nothing to do. All but `device` is ours. Two programs take turns on one
+device for `changing program`: what a run takes then besides the device.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
 
 import numpy as np
 
 from pynq_bbs.accelerator import Accelerator
 from pynq_bbs.compiler import compile as compile_model
+from pynq_bbs.device.session import open_device
 from pynq_bbs.model.graph import QuantInput, QuantLayer, QuantModel, QuantOutput
-from pynq_bbs.report import table
+from pynq_bbs.pack.program import Program
+from pynq_bbs.report import PARTS, table
 
-RUNS = 2000
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--device", default="standin", choices=("standin", "emulated-pynq"))
-    args = parser.parse_args()
-    rng = np.random.default_rng(0)
+def tiny() -> Program:
     layer = QuantLayer(
         "tiny",
         "x",
         "y",
-        rng.integers(-127, 128, (16, 64)).astype(np.int8),
+        np.random.default_rng(0).integers(-127, 128, (16, 64)).astype(np.int8),
         np.zeros(16, np.int32),
         0,
         np.full(16, 0.01, np.float32),
     )
-    model = QuantModel(
-        "tiny",
-        [QuantInput("in", "x", (64,), "float32", np.float32(0.1), 0)],
-        [layer],
-        [QuantOutput("out", "y", (16,), "float32")],
-    )
-    x = rng.normal(size=(1, 64)).astype(np.float32)
-    with Accelerator(compile_model(model), args.device, strict=False) as accelerator:
-        for _ in range(50):
-            accelerator.run(x)
+    x = QuantInput("in", "x", (64,), "float32", np.float32(0.1), 0)
+    y = QuantOutput("out", "y", (16,), "float32")
+    return compile_model(QuantModel("16 x 64", [x], [layer], [y]))
+
+
+def sample(program: Program) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    return {
+        i.name: rng.normal(size=(1, *i.shape)).astype(np.float32)
+        if i.dtype == "float32"
+        else rng.integers(0, 128, (1, *i.shape)).astype(i.dtype)
+        for i in program.inputs
+    }
+
+
+def measured(accelerators: Sequence[Accelerator], inputs: Any, runs: int) -> dict[str, float]:
+    """Median microseconds of each part of a run, of all of it, and of all but the device."""
+    every: list[dict[str, float]] = []
+    for index in range(runs):
+        accelerator = accelerators[index % len(accelerators)]
         before = dict(accelerator.report().seconds)
-        start = time.perf_counter()
-        for _ in range(RUNS):
-            accelerator.run(x)
-        whole = (time.perf_counter() - start) / RUNS
-        after = accelerator.report().seconds
-    parts = {part: (after[part] - before[part]) / RUNS for part in after}
+        start = perf_counter()
+        accelerator.run(inputs)
+        whole = perf_counter() - start
+        parts = {p: s - before[p] for p, s in accelerator.report().seconds.items()}
+        parts["the rest"] = whole - sum(parts.values())
+        every.append(parts | {"one run": whole, "all but device": whole - parts["device"]})
+    warm = every[runs // 10 :]
+    return {part: 1e6 * statistics.median(run[part] for run in warm) for part in every[0]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("file", nargs="?", type=Path)
+    parser.add_argument("--device", default="standin", choices=("standin", "emulated-pynq"))
+    parser.add_argument("--runs", type=int, default=500)
+    args = parser.parse_args()
+    program = tiny()
+    if args.file:
+        load = compile_model if args.file.suffix == ".onnx" else Program.load
+        program = load(args.file)
+    x = sample(program)
+    with (
+        open_device(args.device, program.build, strict=False) as session,
+        Accelerator(program, session=session) as one,
+        Accelerator(program, session=session) as other,
+    ):
+        parts = measured([one], x, args.runs)
+        changing = measured([one, other], x, args.runs)["all but device"]
     rows = [("part", "microseconds")]
-    rows += [(part, f"{1e6 * seconds:.1f}") for part, seconds in parts.items() if seconds]
-    rows += [("the rest", f"{1e6 * (whole - sum(parts.values())):.1f}")]
-    rows += [("one run", f"{1e6 * whole:.1f}")]
-    print(f"16 x 64, one column, {args.device}, mean of {RUNS} runs:")
+    shown = [*PARTS, "the rest", "one run", "all but device"]
+    rows += [(part, f"{parts[part]:.1f}") for part in shown if round(parts[part], 1)]
+    rows += [("the same, changing program", f"{changing:.1f}")]
+    print(f"{program.name}, one sample, {args.device}, medians of {args.runs} runs:")
     print(table(rows))
 
 

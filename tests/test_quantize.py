@@ -165,6 +165,22 @@ def test_calibration_in_every_form_is_the_same():
         np.testing.assert_array_equal(got.layers[0].multiplier, wanted.layers[0].multiplier)
 
 
+def test_as_many_samples_at_a_time_as_tensors_fit(monkeypatch):
+    """So networks of large images are calibrated in little memory, and to the same scales."""
+    rng = np.random.default_rng(7)
+    model = network(rng, [32, 48, 24, 10], [(RELU,), (RELU,), ()])
+    x = rng.standard_normal((10, 32)).astype(np.float32)
+    seen, values = [], 32 + 48 + 24 + 10
+    wanted = quantize(model, x)
+    monkeypatch.setattr("pynq_bbs.compress.quantize._CALIBRATION_VALUES", 3 * values + 1)
+    got = quantize(model, x, progress=seen.append)
+    assert seen == [3, 6, 9, 10]
+    for layer, other in zip(got.layers, wanted.layers, strict=True):
+        assert layer.zero_point == other.zero_point
+        if layer.multiplier is not None:
+            np.testing.assert_allclose(layer.multiplier, other.multiplier, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("calibration", "word"),
     [

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .builds import load_build as load_build
     from .compiler import compile as compile
     from .compress.prune import bank_prune as bank_prune
+    from .device.session import open_device as open_device
     from .errors import BbsError as BbsError
     from .model.onnx_import import load_onnx as load_onnx
     from .model.torch_import import load_torch as load_torch
@@ -35,6 +36,7 @@ _PLACES = {
     "load_build": "builds",
     "load_onnx": "model.onnx_import",
     "load_torch": "model.torch_import",
+    "open_device": "device.session",
     "sensitivity": "noise",
 }
 

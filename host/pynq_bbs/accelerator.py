@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from types import TracebackType
 from typing import Any
 
@@ -15,17 +16,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .boards import DEFAULT_BOARD, load_board
-from .compress.quantize import quantize_input, shown_outputs
 from .cpu.device import CpuDevice
+from .cpu.program import CpuProgram
 from .device.engine import EngineProgram
-from .device.session import open_device
-from .errors import InputError
-from .model.recurrent import GATES
+from .device.session import Session, open_device
+from .device.submissions import BANKS, Submissions
+from .endpoints import Described, Endpoints, Tensors
+from .errors import DeviceError, InputError
 from .pack.cycles import LayerCycles, Memory
 from .pack.fits import MemoryUse
 from .pack.program import Program
 from .report import LayerReport, Report
-from .verify import compare_layer
+from .verify import Verifier
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What is run at once of a batch: its tensors, and which sample of the batch is the first."""
+
+    tensors: Tensors
+    lengths: NDArray[np.int64] | None
+    first: int
+
+    @property
+    def samples(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+
+@dataclass
+class _Cost:
+    """Cycles of every layer, and how often they were spent."""
+
+    cycles: list[LayerCycles]
+    runs: int = 0
 
 
 class Accelerator:
@@ -39,9 +62,11 @@ class Accelerator:
         verify: bool = False,
         board: str = DEFAULT_BOARD,
         bitfile: str | Path | None = None,
+        attach: bool = False,
         threads: int = 0,
         memory_bytes: int | None = None,
         strict: bool | None = None,
+        session: Session | None = None,
     ) -> None:
         """
         Args:
@@ -51,8 +76,11 @@ class Accelerator:
             verify: compare every layer's output with the cpu device's, bit for bit.
             board: whose clock and memory rate the modelled figures are for.
             bitfile: the overlay's `.bit`, for a board.
+            attach: the board's overlay is loaded already and stays as it is.
             threads: most threads of the cpu device, 0 for all processors.
             memory_bytes, strict: of an emulated board, see `open_device`.
+            session: an open device to share with other programs, which stays open; `device` and
+                what else is about opening one then says nothing.
 
         Raises:
             ProgramError: the program file is missing or damaged.
@@ -61,52 +89,48 @@ class Accelerator:
             DeviceError, ToolchainError: the device cannot be opened.
         """
         self._program = program if isinstance(program, Program) else Program.load(program)
-        if verify and device == "cpu":
+        on_cpu = device == "cpu" and session is None
+        if verify and on_cpu:
             raise InputError(
                 "verify compares a device with the cpu device; with device='cpu' there is "
                 "nothing to compare. Leave verify out, or use device='emulated'"
             )
         chosen = load_board(board)
-        self._memory = Memory.of(chosen)
-        self._cpu: CpuDevice | None = None
-        if verify or device == "cpu":
-            self._cpu = CpuDevice(self._program, threads)
-        self._engine: EngineProgram | None = None
-        self._cleanup = ExitStack()
-        name = "cpu"
-        if device != "cpu":
-            session = self._cleanup.enter_context(
-                open_device(
-                    device,
-                    self._program.build,
-                    board=board,
-                    memory_bytes=memory_bytes,
-                    strict=strict,
-                    bitfile=bitfile,
+        memory = Memory.of(chosen)
+        self._endpoints = Endpoints(self._program)
+        self._cpu = CpuDevice(self._program, threads) if verify or on_cpu else None
+        self._verifier: Verifier | None = None
+        self._submissions: Submissions[_Piece] | None = None
+        self._cost = _Cost([])
+        self._closed = False
+        with ExitStack() as cleanup:
+            if session is None and not on_cpu:
+                session = cleanup.enter_context(
+                    open_device(
+                        device,
+                        self._program.build,
+                        board=board,
+                        memory_bytes=memory_bytes,
+                        strict=strict,
+                        bitfile=bitfile,
+                        attach=attach,
+                    )
                 )
-            )
-            name = session.name
-        self._report = _new_report(self._program, name, chosen.name, self._memory)
-        if device != "cpu":
-            self._engine = EngineProgram(
-                self._program, session, self._memory, self._report.seconds, every=verify
-            )
-            self._cleanup.callback(self._engine.close)
+            name = session.name if session else "cpu"
+            self._report = _new_report(self._program, name, chosen.name, memory)
+            self._engine = self._opened(session, memory, every=verify)
+            cleanup.callback(self._engine.close)
+            self._cleanup = cleanup.pop_all()
 
     @property
-    def inputs(self) -> dict[str, tuple[tuple[int, ...], str]]:
+    def inputs(self) -> Described:
         """Name -> (shape without the batch, dtype) of every input."""
-        inputs = {i.name: (i.shape, i.dtype) for i in self._program.inputs}
-        return inputs | ({self._program.lengths: ((), "int64")} if self._program.lengths else {})
+        return dict(self._endpoints.inputs)
 
     @property
-    def outputs(self) -> dict[str, tuple[tuple[int, ...], str]]:
+    def outputs(self) -> Described:
         """Name -> (shape without the batch, dtype) of every output."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        for o in self._program.outputs:  # of one name: parts of it, along the first axis
-            before = shapes[o.name][0] if o.name in shapes else 0
-            shapes[o.name] = (before + o.shape[0], *o.shape[1:]) if o.shape else ()
-        return {o.name: (shapes[o.name], o.dtype) for o in self._program.outputs}
+        return dict(self._endpoints.outputs)
 
     def run(self, x: Any) -> Any:
         """Run a batch of any size.
@@ -123,44 +147,48 @@ class Accelerator:
         Raises:
             InputError: missing or unknown input, wrong shape or dtype, NaN.
             VerificationError: the device's integers are not the cpu device's.
-            DeviceError and its kinds: the device refused, ran out of memory or out of time.
+            DeviceError and its kinds: the device refused, ran out of memory or out of time, or
+                the accelerator was closed.
         """
-        tensors, lengths = self._quantised(x)
-        columns = len(next(iter(tensors.values())))
-        wanted = {output.tensor for output in self._program.outputs}
-        parts: dict[str, list[NDArray[np.generic]]] = {name: [] for name in wanted}
-        if self._engine is None:
-            assert self._cpu is not None
-            start = time.perf_counter()
-            results = self._cpu.run(tensors, lengths)
-            self._report.seconds["device"] += time.perf_counter() - start
-            for name in wanted:
-                parts[name].append(results[name])
-        else:
-            for start_column, end in self._engine.pieces(columns, lengths):
-                piece = {name: values[start_column:end] for name, values in tensors.items()}
-                own = None if lengths is None else lengths[start_column:end]
-                for name, values in self._run_engine(piece, wanted, start_column, own).items():
-                    parts[name].append(values)
-        self._report.columns += columns
-        self._report.runs += 1
-        start = time.perf_counter()
-        whole = {name: np.concatenate(values) for name, values in parts.items()}
-        outputs = shown_outputs(self._program.outputs, whole)
-        self._report.seconds["output"] += time.perf_counter() - start
-        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+        self._check_open()
+        if self._submissions:  # which have the device until they are through
+            return self.submit(x).result()
+        return self._shown([self._run(put(0), 0) for put in self._pieces(x)])
+
+    def submit(self, x: Any) -> Future[Any]:
+        """`run` in the background: the future has what it returns or raises.
+
+        Batches run in the order in which they were submitted. The input of the next one is
+        quantised, laid out and put into the device's memory while the device runs the one before.
+        `x` must not change until its future is done.
+
+        Raises:
+            DeviceError: the accelerator was closed.
+        """
+        self._check_open()
+        if self._submissions is None:
+            self._engine.banks = BANKS
+            self._submissions = Submissions(self._pieces, self._run, self._shown)
+        return self._submissions.submit(x)
 
     def report(self) -> Report:
         """What all runs so far cost; prints itself."""
-        plan = self._engine.plan if self._engine else None
-        if plan:
-            self._report.memory = str(MemoryUse.of_plan(self._program, plan))
+        self._charge(_Cost([]))
+        if self._engine.plan:
+            self._report.memory = str(MemoryUse.of_plan(self._program, self._engine.plan))
         return self._report
 
-    def close(self) -> None:
-        """Free the device's memory and let go of it. May be called again."""
+    def close(self, *, cancel: bool = False) -> None:
+        """Wait for what was submitted, free the device's memory and let go of it. May be called
+        again.
+
+        Args:
+            cancel: batches that were submitted and have not begun are cancelled instead.
+        """
+        self._closed = True
+        if self._submissions:
+            self._submissions.close(cancel=cancel)
         self._cleanup.close()
-        self._engine = None
 
     def __enter__(self) -> Accelerator:
         return self
@@ -171,143 +199,77 @@ class Accelerator:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        self.close(cancel=error is not None)
 
-    def _quantised(self, x: Any) -> tuple[dict[str, NDArray[np.generic]], NDArray[np.int64] | None]:
-        """The input tensors, and the steps of each sample where the program takes them."""
-        start = time.perf_counter()
-        names = list(dict.fromkeys(i.name for i in self._program.inputs))
-        names += [self._program.lengths] if self._program.lengths else []
-        if not isinstance(x, Mapping):
-            if len(names) != 1:
-                raise InputError(
-                    f"the model has {len(names)} inputs ({', '.join(names)}): give a dict of "
-                    "arrays by name"
-                )
-            x = {names[0]: x}
-        if set(x) != set(names):
-            raise InputError(
-                f"given inputs: {', '.join(sorted(map(str, x))) or 'none'}; "
-                f"the model takes exactly: {', '.join(names)}"
-            )
-        tensors = {i.tensor: quantize_input(i, x[i.name]) for i in self._program.inputs}
-        sizes = {len(values) for values in tensors.values()}
-        if len(sizes) != 1:
-            raise InputError(f"the inputs have different batch sizes: {sorted(sizes)}")
-        lengths = None
-        if self._program.lengths:
-            lengths = self._checked_lengths(x[self._program.lengths], *sizes)
-        self._report.seconds["quantise"] += time.perf_counter() - start
-        return tensors, lengths
-
-    def _checked_lengths(self, given: Any, samples: int) -> NDArray[np.int64]:
-        name, lengths = self._program.lengths, np.asarray(given)
-        steps = next(
-            self._program.tensors[la.input].steps for la in self._program.layers if la.cell
-        )
-        if lengths.shape != (samples,) or lengths.dtype.kind not in "iu":
-            raise InputError(
-                f"input {name!r} is {lengths.dtype} {lengths.shape}, must be integers "
-                f"({samples},): the steps of each sample"
-            )
-        if lengths.min() < 1 or lengths.max() > steps:
-            raise InputError(
-                f"input {name!r} goes from {lengths.min()} to {lengths.max()}, a sample has 1 to "
-                f"{steps} steps"
-            )
-        return lengths.astype(np.int64)
-
-    def _run_engine(
-        self,
-        tensors: dict[str, NDArray[np.generic]],
-        wanted: set[str],
-        first_column: int,
-        lengths: NDArray[np.int64] | None,
-    ) -> dict[str, NDArray[np.generic]]:
-        assert self._engine is not None
-        written = {name for layer in self._program.layers for name in layer.outputs}
-        every = wanted | written if self._cpu else wanted
-        results, cycles = self._engine.run(tensors, every - set(tensors), lengths)
-        runs = len(next(iter(tensors.values()))) if self._program.has_pixels else 1
-        for layer_report, layer_cycles in zip(self._report.layers, cycles, strict=True):
-            _add(layer_report, layer_cycles, runs)
+    def _opened(
+        self, session: Session | None, memory: Memory, *, every: bool
+    ) -> EngineProgram | CpuProgram:
+        """The program on the device of `session`, or else on the cpu device."""
+        if session is None:
+            assert self._cpu is not None
+            return CpuProgram(self._cpu, self._report.seconds)
+        session.check_program(self._program.build)
+        engine = EngineProgram(self._program, session, memory, self._report.seconds, every=every)
         if self._cpu:
-            start = time.perf_counter()
-            self._verify(tensors, results, first_column, lengths)
-            self._report.verified_columns += len(next(iter(tensors.values())))
-            self._report.seconds["verify"] += time.perf_counter() - start
-        return {name: results[name] if name in results else tensors[name] for name in wanted}
+            self._verifier = Verifier(self._program, engine, self._cpu)
+        return engine
 
-    def _verify(
-        self,
-        tensors: dict[str, NDArray[np.generic]],
-        results: dict[str, NDArray[np.generic]],
-        first_column: int,
-        lengths: NDArray[np.int64] | None,
-    ) -> None:
-        assert self._cpu is not None
-        reference = self._cpu.run(tensors, lengths)
-        for index, layer in enumerate(self._program.layers):
-            backwards = layer.cell is not None and layer.cell.reverse
-            for name in layer.outputs:
-                target = self._program.tensors[name]
-                # What is worked on one after the other stands last.
-                shape = (-1, target.steps, target.features, target.pixels)
-                device, cpu = (
-                    values[name].reshape(shape).transpose(0, 2, 1, 3)[:, :, :: 1 - 2 * backwards]
-                    for values in (results, reference)
-                )
-                rows = slice(layer.first_row, layer.first_row + layer.rows)
-                every = range(target.steps)
-                compare_layer(
-                    layer.name,
-                    device[:, rows].reshape(len(device), -1, target.steps * target.pixels),
-                    cpu[:, rows].reshape(len(cpu), -1, target.steps * target.pixels),
-                    first_column,
-                    # Layers before this one agree, so both devices read the same input.
-                    partial(self._sums, index, name, reference, lengths),
-                    (every[::-1] if backwards else every) if target.steps > 1 else (),
-                )
+    def _check_open(self) -> None:
+        if self._closed:
+            raise DeviceError("this accelerator was closed; open another one")
 
-    def _sums(
-        self,
-        index: int,
-        name: str,
-        reference: dict[str, NDArray[np.generic]],
-        lengths: NDArray[np.int64] | None,
-        sample: int,
-        row: int,
-        place: int,
-    ) -> tuple[str, str]:
-        """The device's and the cpu device's INT32 sum behind a value of tensor `name`, which layer
-        `index` wrote; of a recurrent layer the sums of the unit's gates in that step."""
-        assert self._cpu is not None and self._engine is not None
-        layer = self._program.layers[index]
-        target = self._program.tensors[name]
-        if layer.cell:
-            step = target.steps - 1 - place if layer.cell.reverse else place
-            length = self._program.tensors[layer.input].steps
-            length = length if lengths is None else int(lengths[sample])
-            if name != layer.output:
-                step = 0 if layer.cell.reverse else length - 1
-            own = {tensor: values[sample : sample + 1] for tensor, values in reference.items()}
-            features = self._cpu.step_features(index, own, step, length)
-            gates = slice(GATES * row, GATES * (row + 1))
-            device, cpu = (
-                of.sums(index, features)[0, gates].tolist() for of in (self._engine, self._cpu)
-            )
-            return str(device), str(cpu)
-        x, weights = reference[layer.input].astype(np.int8, copy=False), None
-        if layer.weight_tensor:
-            # A product takes all samples at once: one tensor's are the other's weights.
-            weights = reference[layer.weight_tensor].astype(np.int8, copy=False)
-        else:
-            x, sample = x[sample : sample + 1], 0
-        step, pixel = divmod(place, target.pixels)
-        at = (sample, step, row, pixel)
-        device, cpu = self._engine.sums(index, x, weights), self._cpu.sums(index, x)
-        shape = (len(x), target.steps, -1, target.pixels)
-        return str(device.reshape(shape)[at]), str(cpu.reshape(shape)[at])
+    def _pieces(
+        self, x: Any, drain: Callable[[], None] = lambda: None
+    ) -> Iterator[Callable[[int], _Piece]]:
+        """What puts each piece of a batch into a bank."""
+        start = perf_counter()
+        tensors, lengths = self._endpoints.quantised(x)
+        self._report.seconds["quantise"] += perf_counter() - start
+        samples = len(next(iter(tensors.values())))
+        for first, end in self._engine.pieces(samples, lengths, drain):
+            piece = _Piece(tensors, lengths, first)
+            if end - first < samples:
+                own = {name: values[first:end] for name, values in tensors.items()}
+                piece = _Piece(own, None if lengths is None else lengths[first:end], first)
+
+            def put(bank: int, piece: _Piece = piece) -> _Piece:
+                self._engine.put(piece.tensors, piece.lengths, bank)
+                return piece
+
+            yield put
+
+    def _run(self, piece: _Piece, bank: int) -> Tensors:
+        """Runs a piece that is in a bank: the tensors that the outputs are made of, its inputs
+        among them."""
+        cycles = self._engine.execute(bank)
+        given, wanted = piece.tensors, self._endpoints.tensors
+        if self._verifier:
+            wanted = self._verifier.tensors
+        results = self._engine.get([name for name in wanted if name not in given], bank)
+        runs = piece.samples if self._program.has_pixels else 1
+        if cycles is not self._cost.cycles:
+            self._charge(_Cost(cycles))
+        self._cost.runs += runs
+        if self._verifier:
+            start = perf_counter()
+            self._verifier.check(given, results, piece.first, piece.lengths)
+            self._report.verified_columns += piece.samples
+            self._report.seconds["verify"] += perf_counter() - start
+        self._report.columns += piece.samples
+        return {n: results[n] if n in results else given[n] for n in self._endpoints.tensors}
+
+    def _charge(self, cost: _Cost) -> None:
+        """Adds up what was spent before, and begins with another cost."""
+        spent, self._cost = self._cost, cost
+        for layer, cycles in zip(self._report.layers, spent.cycles, strict=False):
+            _add(layer, cycles, spent.runs)
+
+    def _shown(self, results: list[Tensors]) -> Any:
+        start = perf_counter()
+        outputs = self._endpoints.shown(results)
+        self._report.runs += 1
+        self._report.seconds["output"] += perf_counter() - start
+        return outputs
 
 
 def _new_report(program: Program, device: str, board: str, memory: Memory) -> Report:

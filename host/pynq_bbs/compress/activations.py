@@ -5,6 +5,7 @@ quantisation needs to know."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,14 @@ from ..model.graph import (
     QuantInput,
     View,
     apply_functions,
+    window_shape,
 )
 from ..model.recurrent_floats import FloatRecurrent
 
-#: Samples of calibration data worked on at a time.
+#: Samples of calibration data worked on at a time at most, and values of all their tensors, which
+#: are kept until the last of them was seen: 64 MB.
 _CALIBRATION_BATCH = 256
+_CALIBRATION_VALUES = 1 << 24
 
 
 def run_float(model: Model, inputs: Mapping[str, Any] | NDArray[Any]) -> dict[str, Float]:
@@ -138,10 +142,18 @@ def written(layer: Layer | FloatRecurrent) -> tuple[str, ...]:
 
 def batches(model: Model, calibration: Iterable[Any]) -> Iterator[dict[str, Float]]:
     whole = isinstance(calibration, (np.ndarray, Mapping))
+    values = sum(spec.features for spec in model.inputs)
+    values += sum(
+        prod(window_shape(len(la.weights), la.window))
+        if isinstance(la, Layer)
+        else la.weights.units
+        for la in model.layers
+    )
+    step = max(1, min(_CALIBRATION_BATCH, _CALIBRATION_VALUES // values))
     for item in [calibration] if whole else calibration:
         batch = _model_inputs(model, item)
-        for start in range(0, len(next(iter(batch.values()))), _CALIBRATION_BATCH):
-            yield {name: x[start : start + _CALIBRATION_BATCH] for name, x in batch.items()}
+        for start in range(0, len(next(iter(batch.values()))), step):
+            yield {name: x[start : start + step] for name, x in batch.items()}
 
 
 def _model_inputs(model: Model, given: Any) -> dict[str, Float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -179,11 +180,7 @@ def dequantize_output(spec: QuantOutput, tensor: NDArray[Any]) -> NDArray[Any]:
     """
     result: NDArray[Any] = tensor
     if spec.dtype == "float32" or spec.functions:
-        scale = spec.scale
-        if scale.size > 1:  # one for each row, of every pixel or step
-            pixels = tensor.shape[1] // (spec.steps * scale.size)
-            scale = np.tile(np.repeat(scale, pixels), spec.steps)
-        floats = spec.arrangement.apply(dequantise(tensor, scale, spec.zero_point))
+        floats = spec.arrangement.apply(_dequantised(spec, tensor))
         values: NDArray[Any] = apply_functions(spec.functions, floats)
         result = values if spec.dtype == "float32" else values.astype(np.int8)
     else:
@@ -191,6 +188,23 @@ def dequantize_output(spec: QuantOutput, tensor: NDArray[Any]) -> NDArray[Any]:
     if spec.dtype == "uint8":
         result = np.ascontiguousarray(result ^ np.int8(-128)).view(np.uint8)
     return np.moveaxis(result.reshape(len(tensor), *spec.shape), 0, spec.batch_axis)
+
+
+def _dequantised(spec: QuantOutput, tensor: NDArray[Any]) -> Float:
+    scale = spec.scale
+    if scale.size == 1 and tensor.dtype == np.int8:
+        return _int8_values(float(scale.flat[0]), spec.zero_point)[tensor.view(np.uint8)]
+    if scale.size > 1:  # one for each row, of every pixel or step
+        pixels = tensor.shape[1] // (spec.steps * scale.size)
+        scale = np.tile(np.repeat(scale, pixels), spec.steps)
+    return dequantise(tensor, scale, spec.zero_point)
+
+
+@lru_cache(maxsize=64)
+def _int8_values(scale: float, zero_point: int) -> Float:
+    """What each INT8 stands for, by its bits as UINT8."""
+    every = np.arange(256, dtype=np.uint8).view(np.int8)
+    return dequantise(every, np.float32(scale), zero_point)
 
 
 def shown_outputs(

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from threading import Lock
@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..builds import PORT_BYTES
 from ..errors import DeviceMemoryError
 from ..interface import Command
 from ..model.graph import QuantInput
 from ..pack.cycles import LayerCycles, Memory, layer_cycles
-from ..pack.layout import by_length, column_pairs, image_pairs
+from ..pack.layout import by_length
 from ..pack.plan import Plan, make_plan, program_bases
 from ..pack.program import Program, Tensor, as_sums
 from .session import Session
+from .tensors import DeviceTensors
 
 #: Samples worked on at once. As columns more gain nothing: by then each weight block meets as many
 #: column tiles as it ever does. As images they would only take memory.
@@ -69,24 +69,24 @@ class EngineProgram:
         Args:
             seconds: where the time of each part of a run is added up (`report.PARTS`).
             every: store every tensor, so that `run` can be asked for it; else only outputs.
-            banks: batches that are in memory together.
+            banks: batches that are in memory together; may be changed before `prepare`.
         """
         self._program = program
         self._session = session
         self._memory = memory
         self._seconds = seconds
         self._every = every
-        self._banks = banks
+        self.banks = banks
         self._images = program.has_pixels
         self._most = MOST_IMAGES if self._images else MOST_COLUMNS
         self._stays = program_bases(program) is not None
         self._plan: Plan | None = None
         self._block: Any = None
         self._areas: list[Any] = []  # of each bank, its inputs and outputs
+        self._tensors: DeviceTensors | None = None
         #: The commands that load the weights, and those that find them in the block buffer.
         self._commands: dict[bool, _Commands] = {}
         self._columns: list[NDArray[np.int64] | None] = []  # of each bank, as `by_length`
-        self._views: dict[tuple[int, str], NDArray[np.generic]] = {}
         # On a board, invalidating any of a buffer may drop what was written to another part.
         self._transfer = Lock()
 
@@ -96,13 +96,17 @@ class EngineProgram:
         return self._plan
 
     def pieces(
-        self, samples: int, lengths: NDArray[np.int64] | None = None
+        self,
+        samples: int,
+        lengths: NDArray[np.int64] | None = None,
+        drain: Callable[[], None] = lambda: None,
     ) -> Iterator[tuple[int, int]]:
         """(first sample, end) of pieces that fit the device's memory; `prepare` was called for each
         when it comes.
 
         Args:
             lengths: steps of each sample (N,), where the program takes them.
+            drain: called before `prepare` has anything to do: waits until no bank is in use.
 
         Raises:
             DeviceMemoryError: not even one column tile, or image, fits.
@@ -111,8 +115,11 @@ class EngineProgram:
         start = 0
         while start < samples:
             end = min(samples, start + self._most)
+            own = None if lengths is None else lengths[start:end]
             try:
-                self.prepare(end - start, None if lengths is None else lengths[start:end])
+                if not self._is_prepared(end - start, own):
+                    drain()
+                self.prepare(end - start, own)
             except DeviceMemoryError:
                 if end - start <= least:
                     raise
@@ -121,24 +128,20 @@ class EngineProgram:
                 yield start, end
                 start = end
 
-    def is_prepared(self, samples: int, lengths: NDArray[np.int64] | None = None) -> bool:
-        """Whether `prepare` has nothing to do."""
-        return self._plan is not None and self._key(self._plan) == self._wanted(samples, lengths)
-
     def prepare(self, samples: int, lengths: NDArray[np.int64] | None = None) -> None:
         """Puts image and commands for so many samples into device memory.
 
         Raises:
             DeviceMemoryError: they do not fit.
         """
-        if self.is_prepared(samples, lengths):
+        if self._is_prepared(samples, lengths):
             return
         count, tiles = self._wanted(samples, lengths)
         plan = self._made(count, tiles, resident=False)
         with self._session.lock:
             self._plan = None  # until all of the new one lies in memory
             self._load(plan)
-        self._columns = [None] * self._banks
+        self._columns = [None] * self.banks
         self._plan = plan
 
     def put(self, inputs: Tensors, lengths: NDArray[np.int64] | None = None, bank: int = 0) -> None:
@@ -148,9 +151,12 @@ class EngineProgram:
         if lengths is not None:
             columns, _ = by_length(lengths, self._program.build.cols)
         self._columns[bank] = columns
+        assert self._tensors is not None
         with self._transfer:
             for tensor, values in inputs.items():
-                for device, host in self._pairs(bank, tensor, self._spread(values, columns)):
+                for device, host in self._tensors.pairs(
+                    bank, tensor, self._spread(values, columns)
+                ):
                     device[...] = host
             laid_out = perf_counter()
             self._areas[bank].flush()
@@ -249,7 +255,7 @@ class EngineProgram:
     def close(self) -> None:
         """Give the memory back. May be called again."""
         block, self._block, self._plan = self._block, None, None
-        self._areas, self._views = [], {}
+        self._areas, self._tensors = [], None
         if block is not None:
             with self._session.lock:
                 self._session.free(block)
@@ -264,14 +270,16 @@ class EngineProgram:
         _, tiles = by_length(lengths, cols)
         return len(tiles) * cols, tiles
 
-    @staticmethod
-    def _key(plan: Plan) -> tuple[int, tuple[int, ...]]:
-        return plan.samples, plan.lengths
+    def _is_prepared(self, samples: int, lengths: NDArray[np.int64] | None) -> bool:
+        plan = self._plan
+        if plan is None or plan.banks != self.banks:
+            return False
+        return (plan.samples, plan.lengths) == self._wanted(samples, lengths)
 
     def _made(self, samples: int, lengths: tuple[int, ...], *, resident: bool) -> Plan:
         return make_plan(
             self._program, samples, self._memory,
-            every=self._every, resident=resident, lengths=lengths, banks=self._banks,
+            every=self._every, resident=resident, lengths=lengths, banks=self.banks,
         )  # fmt: skip
 
     def _block_words(self, plan: Plan) -> int:
@@ -291,7 +299,7 @@ class EngineProgram:
         self._block.flush()
         ends = [first + bank * plan.bank_words for bank in range(plan.banks + 1)]
         self._areas = [self._block[a:b] for a, b in pairwise(ends)]
-        self._views = {}
+        self._tensors = DeviceTensors(self._program, plan, block)
         self._commands = {False: self._costed(plan, plan.first_command)}
 
     def _load_commands(self, resident: bool) -> _Commands:
@@ -324,40 +332,6 @@ class EngineProgram:
             layers[command.layer] += known[alike]
         return layers
 
-    def _pairs(
-        self, bank: int, tensor: str, batch: NDArray[np.generic]
-    ) -> list[tuple[NDArray[np.generic], NDArray[np.generic]]]:
-        """What of a tensor in device memory is what of a batch (N, values of a sample)."""
-        shape, view = self._program.tensors[tensor], self._views.get((bank, tensor))
-        if view is None:
-            view = self._views[bank, tensor] = self._view(bank, tensor)
-        if self._images:
-            return image_pairs(view, batch.reshape(len(batch), shape.features, shape.pixels))
-        return column_pairs(view, batch.reshape(len(batch), shape.steps, shape.features))
-
-    def _view(self, bank: int, tensor: str) -> NDArray[np.generic]:
-        """A tensor in device memory, (runs or steps, tiles, features, cols). Of a constant all runs
-        are the same memory."""
-        plan = self._plan
-        assert plan is not None
-        place, cols = plan.places[tensor], self._program.build.cols
-        shape = self._program.tensors[tensor]
-        count = plan.runs if self._images else shape.steps
-        tiles = place.tiles // shape.steps
-        tile = place.stride * cols * shape.dtype.itemsize
-        offset, apart = place.offset, tiles * tile
-        if offset >= plan.layout.first_sample:
-            offset += bank * plan.bank_words
-            apart = plan.layout.sample_words * PORT_BYTES if self._images else apart
-        elif self._images:
-            apart = 0
-        stored: NDArray[np.generic] = np.lib.stride_tricks.as_strided(
-            np.asarray(self._block)[offset:].view(shape.dtype),
-            (count, tiles, shape.features, cols),
-            (apart, tile, cols * shape.dtype.itemsize, shape.dtype.itemsize),
-        )
-        return stored
-
     def _spread(
         self, values: NDArray[np.generic], columns: NDArray[np.int64] | None
     ) -> NDArray[np.generic]:
@@ -372,8 +346,8 @@ class EngineProgram:
     def _tensor(self, bank: int, tensor: str) -> NDArray[np.generic]:
         """What is stored, as (N, values of a sample)."""
         plan, shape, columns = self._plan, self._program.tensors[tensor], self._columns[bank]
-        assert plan is not None
+        assert plan is not None and self._tensors is not None
         values: NDArray[np.generic] = np.empty((plan.samples, shape.size), shape.dtype)
-        for device, host in self._pairs(bank, tensor, values):
+        for device, host in self._tensors.pairs(bank, tensor, values):
             host[...] = device
         return values if columns is None else values[columns]

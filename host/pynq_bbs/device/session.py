@@ -18,6 +18,7 @@ from typing import Any
 from ..boards import DEFAULT_BOARD, Board, load_board
 from ..builds import Build
 from ..errors import BuildError, DeviceError, InputError
+from .attach import check_loaded
 from .driver import VLNV, EngineDriver
 from .emulated_ip import Engine
 from .hwh import write_overlay
@@ -60,6 +61,14 @@ class Session:
         """As `EngineDriver.free`."""
         self.driver.free(buffer)
 
+    def check_program(self, build: Build) -> None:
+        """Raises a BuildError unless programs for `build` run on this device."""
+        if build.parameters != self.build.parameters:
+            raise BuildError(
+                f"the program is for build {build.name!r}, the open device is build "
+                f"{self.build.name!r}: compile it for that build, or open another device"
+            )
+
     def reload(self) -> None:
         """Load the overlay again: the only cure for an engine stuck on the bus.
 
@@ -98,6 +107,7 @@ def open_device(
     memory_bytes: int | None = None,
     strict: bool | None = None,
     bitfile: str | Path | None = None,
+    attach: bool = False,
     engine: Engine | None = None,
 ) -> Session:
     """Open a device and make sure that its engine is `build`.
@@ -110,11 +120,14 @@ def open_device(
         strict: whether an emulated board has caches that go stale, see `arena`; None asks the
             environment variable BBS_STRICT (1 or 0), which is off where not set.
         bitfile: the overlay's `.bit` for a board, its `.hwh` beside it.
+        attach: the board has that overlay loaded already, and it is not loaded again: programs of
+            other processes keep their buffers.
         engine: run by an emulated board instead of the one compiled from `hls/`.
 
     Raises:
         InputError: unknown kind or option value.
-        BuildError: the engine is not `build`, a board has no bitstream, or unknown board.
+        BuildError: the engine is not `build`, a board has no bitstream, or another one than it is
+            to attach to, or unknown board.
         ToolchainError: the emulated engine cannot be compiled.
         DeviceError: there is no such device here; DeviceMemoryError, DeviceTimeoutError.
     """
@@ -123,11 +136,16 @@ def open_device(
     memory_bytes = row.cma_bytes if memory_bytes is None else memory_bytes
     if memory_bytes < 1:
         raise InputError(f"memory_bytes is {memory_bytes}, wanted at least 1.")
+    if attach and kind != "board":
+        raise InputError(
+            f"attach is for a board whose overlay is loaded; this is an emulated one ({reason}), "
+            "which begins without any. Leave attach out"
+        )
     strict = _strict() if strict is None else strict
     load = _loader(engine)
     with ExitStack() as cleanup:
         if kind == "board":
-            session = _open_board(build, bitfile, reason, cleanup)
+            session = _open_board(build, bitfile, attach, reason, cleanup)
         elif kind == "emulated-pynq":
             session = _open_emulated(build, row, memory_bytes, strict, load, reason, cleanup)
         else:
@@ -233,7 +251,7 @@ def _board_device() -> Any:
 
 
 def _open_board(
-    build: Build, bitfile: str | Path | None, reason: str, cleanup: ExitStack
+    build: Build, bitfile: str | Path | None, attach: bool, reason: str, cleanup: ExitStack
 ) -> Session:
     if bitfile is None:
         raise BuildError(
@@ -245,7 +263,9 @@ def _open_board(
         if not needed.is_file():
             raise BuildError(f"there is no {needed}; a bitstream is a .bit and its .hwh.")
     device = _board_device()
-    driver, reload = _open_overlay(path, device, cleanup)
+    if attach:
+        check_loaded(device, path)
+    driver, reload = _open_overlay(path, device, cleanup, download=not attach)
     from pynq import Clocks
 
     clock = float(Clocks.fclk0_mhz)
@@ -289,15 +309,15 @@ def _open_standin(
 
 
 def _open_overlay(
-    bitfile: Path, device: Any, cleanup: ExitStack
+    bitfile: Path, device: Any, cleanup: ExitStack, *, download: bool = True
 ) -> tuple[EngineDriver, Callable[[], None]]:
-    """The driver of a newly loaded overlay, and what loads it again."""
+    """The driver of an overlay, newly loaded where it is to `download`, and what loads it again."""
     from pynq import Overlay
 
     # Also registered as an entry point, but only where the package is installed.
     from . import pynq_driver  # noqa: F401
 
-    overlay = Overlay(str(bitfile), device=device)
+    overlay = Overlay(str(bitfile), device=device, download=download)
     driver = _find_driver(overlay, bitfile)
     cleanup.callback(driver.free_all)
     return driver, overlay.download

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class StandInBuffer(_Array):
         """Where the engine finds the first element; meaningless for a copy, as in pynq."""
         return self.arena.base + self._position
 
-    @property
+    @cached_property
     def _position(self) -> int:
         return int(self.ctypes.data) - self.arena.host_address
 

@@ -27,8 +27,10 @@ def layer_sums(layer: Layer, x: Float) -> Float:
     of_taps = np.ascontiguousarray(layer.weights.transpose(2, 3, 0, 1))  # as numpy multiplies fast
     of_taps = of_taps.reshape(*window.kernel, layer.groups, rows // layer.groups, -1)
     out = np.zeros((len(x), layer.groups, rows // layer.groups, pixels), np.float32)
+    # numpy multiplies matrices of one column slowly: a depthwise layer's.
+    product = np.multiply if layer.weights.shape[1] == 1 else np.matmul
     for place in taps:
-        out += of_taps[place] @ tap(*place).reshape(len(x), layer.groups, -1, pixels)
+        out += product(of_taps[place], tap(*place).reshape(len(x), layer.groups, -1, pixels))
     out += layer.bias.reshape(layer.groups, -1, 1)
     return out.reshape(len(x), -1)
 

@@ -43,8 +43,10 @@ def column_pairs(
     samples, steps, features = batch.shape
     cols = tiles.shape[3]
     full, rest = divmod(samples, cols)
-    whole = batch[: full * cols].reshape(full, cols, steps, features).transpose(2, 0, 3, 1)
-    pairs = [(tiles[:, :full], whole)] if full else []
+    pairs = []
+    if full:
+        whole = batch[: full * cols].reshape(full, cols, steps, features)
+        pairs.append((tiles[:, :full], whole.transpose(2, 0, 3, 1)))
     if rest:
         pairs.append((tiles[:, full, :, :rest], batch[full * cols :].transpose(1, 2, 0)))
     return pairs
@@ -57,8 +59,10 @@ def image_pairs(
     samples, features, pixels = batch.shape
     cols = tiles.shape[3]
     full, rest = divmod(pixels, cols)
-    whole = batch[:, :, : full * cols].reshape(samples, features, full, cols)
-    pairs = [(tiles[:, :full], whole.transpose(0, 2, 1, 3))] if full else []
+    pairs = []
+    if full:
+        whole = batch[:, :, : full * cols].reshape(samples, features, full, cols)
+        pairs.append((tiles[:, :full], whole.transpose(0, 2, 1, 3)))
     if rest:
         pairs.append((tiles[:, full, :, :rest], batch[:, :, full * cols :]))
     return pairs
