@@ -127,6 +127,8 @@ class Accelerator:
             start = time.perf_counter()
             results = self._cpu.run(tensors, lengths)
             self._report.seconds["device"] += time.perf_counter() - start
+            for layer, seconds in zip(self._report.layers, self._cpu.seconds, strict=True):
+                layer.seconds = float(seconds)
             for name in wanted:
                 parts[name].append(results[name])
         else:

@@ -12,7 +12,8 @@ PARTS = ("quantise", "layout", "to device", "device", "from device", "output", "
 
 @dataclass
 class LayerReport:
-    """One layer over all batches since the accelerator was opened; cycles are modelled."""
+    """One layer over all batches since the accelerator was opened; cycles are modelled, seconds
+    measured, by the cpu device only."""
 
     name: str
     rows: int
@@ -24,6 +25,7 @@ class LayerReport:
     cycles: float = 0.0
     multiply_cycles: int = 0
     bytes: int = 0
+    seconds: float = 0.0
 
     @property
     def utilisation(self) -> float:
