@@ -6,17 +6,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import BbsError, InputError
+from .bench.command import add_bench
+from .cli_io import arrays, load_arrays, progress, save_arrays, writing
+from .errors import BbsError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from .pack.program import PackedLayer, Tensor
 
 #: Columns of one step of the progress bar.
@@ -28,9 +26,11 @@ examples:
   bbs compile model.onnx --sparsity 0.875 --bank-size 64 --calibration x.npy -o model.bbs.npz
   bbs run model.bbs.npz --input x.npy --verify
   bbs info model.bbs.npz
+  bbs bench model.bbs.npz --device cpu,emulated --against numpy,scipy --report report.html
 
 exit codes: 0 done, 2 wrong usage, 3 bad input, 4 bad model, 5 model has nodes that cannot run,
-6 bad program file, 7 wrong build, 8 no compiler, 9 to 11 device trouble, 12 results differ.
+6 bad program file, 7 wrong build, 8 no compiler, 9 to 11 device trouble, 12 results differ,
+13 slower than --fail-slower allows.
 """
 
 
@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_info(commands)
     _add_plan(commands)
+    add_bench(commands, _command)
     _command(commands, "boards", _boards, "list the boards and what is known of them")
     _command(commands, "doctor", _doctor, "say what works on this machine, and why not the rest")
     return parser
@@ -191,9 +192,9 @@ def _check(args: argparse.Namespace) -> None:
 def _compile(args: argparse.Namespace) -> None:
     from .compiler import compile as compile_model
 
-    samples = None if args.calibration is None else _load_arrays(args.calibration)
-    total = None if samples is None else len(next(iter(_arrays(samples))))
-    with _progress("calibrate", total) as advance:
+    samples = None if args.calibration is None else load_arrays(args.calibration)
+    total = None if samples is None else len(next(iter(arrays(samples))))
+    with progress("calibrate", total) as advance:
         program = compile_model(
             args.model,
             sparsity=args.sparsity,
@@ -205,7 +206,7 @@ def _compile(args: argparse.Namespace) -> None:
             progress=advance,
         )
     output = args.output or args.model.with_suffix(".bbs.npz")
-    _writing(output, lambda: program.save(output))
+    writing(output, lambda: program.save(output))
     print(
         f"{output}: {len(program.layers)} layers, {100 * program.sparsity:.1f} % sparse, "
         f"{program.weight_bytes} bytes of weights and indices, build {program.build.name}"
@@ -217,8 +218,8 @@ def _run(args: argparse.Namespace) -> None:
 
     from .accelerator import Accelerator
 
-    x = _load_arrays(args.input)
-    total = len(next(iter(_arrays(x))))
+    x = load_arrays(args.input)
+    total = len(next(iter(arrays(x))))
     parts: list[Any] = []
     with (
         Accelerator(
@@ -229,7 +230,7 @@ def _run(args: argparse.Namespace) -> None:
             bitfile=args.bitfile,
             threads=args.threads,
         ) as accelerator,
-        _progress("run", total) as advance,
+        progress("run", total) as advance,
     ):
         for start in range(0, max(total, 1), _STEP):
             piece = slice(start, start + _STEP)
@@ -244,7 +245,7 @@ def _run(args: argparse.Namespace) -> None:
         joined = {names[0]: np.concatenate(parts)}
     else:
         joined = {name: np.concatenate([p[name] for p in parts]) for name in names}
-    _writing(args.output, lambda: _save_arrays(args.output, joined))
+    writing(args.output, lambda: save_arrays(args.output, joined))
     print(f"{args.output}: " + ", ".join(f"{n} {a.dtype} {a.shape}" for n, a in joined.items()))
 
 
@@ -363,65 +364,6 @@ def _doctor(args: argparse.Namespace) -> None:
         print(f"{'ok' if finding.good else '--':3} {finding.name}: {finding.text}")
     if any(finding.needed and not finding.good for finding in findings):
         raise BbsError("something that every command needs is missing; see above")
-
-
-def _arrays(x: NDArray[Any] | dict[str, NDArray[Any]]) -> Iterator[NDArray[Any]]:
-    yield from x.values() if isinstance(x, dict) else (x,)
-
-
-def _load_arrays(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
-    """The array of an .npy file, mapped and not read, or the arrays of an .npz file by name."""
-    import numpy as np
-
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-        else:
-            arrays = {"": np.load(path, mmap_mode="r", allow_pickle=False)}
-    except FileNotFoundError:
-        raise InputError(f"no file {str(path)!r}: check the path") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(
-            f"{path} is not an .npy or .npz file of numbers ({error}); numpy.save writes them"
-        ) from None
-    if not arrays or any(a.ndim == 0 for a in arrays.values()):
-        raise InputError(f"{path} holds no batch: wanted arrays of shape (N, ...)")
-    return arrays[""] if "" in arrays else arrays
-
-
-def _save_arrays(path: Path, arrays: dict[str, NDArray[np.generic]]) -> None:
-    import numpy as np
-
-    with open(path, "wb") as file:
-        if path.suffix == ".npz":
-            np.savez(file, allow_pickle=False, **arrays)
-        elif len(arrays) == 1:
-            np.save(file, next(iter(arrays.values())))
-        else:
-            raise InputError(
-                f"{path} can hold one array, the model has the outputs {', '.join(arrays)}: "
-                "name an .npz file"
-            )
-
-
-def _writing(path: Path, write: Callable[[], None]) -> None:
-    try:
-        write()
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
-
-
-@contextmanager
-def _progress(text: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, where tqdm is installed; takes how much is done so far."""
-    try:
-        from tqdm import tqdm
-    except ImportError:  # a board carries no tqdm
-        yield lambda done: None
-        return
-    with tqdm(total=total, desc=text, disable=None, leave=False, delay=0.5) as bar:
-        yield lambda done: bar.update(done - bar.n)
 
 
 if __name__ == "__main__":

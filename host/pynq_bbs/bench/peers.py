@@ -7,7 +7,9 @@ is imported when it is asked for, and one that is not there is named and left ou
 
 from __future__ import annotations
 
+import os
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -186,10 +188,13 @@ def torch_forms(chain: Chain, threads: int) -> list[Form]:
         Form("torch", "float32", FLOAT, of(dense)),
         Form("torch", "CSR float32", FLOAT, of(csr)),
     ]
-    if torch.backends.quantized.supported_engines != ["none"]:
-        quantised = torch.ao.quantization.quantize_dynamic(dense, {torch.nn.Linear})
-        forms.append(Form("torch", "dynamic INT8", OWN, of(quantised)))
-    return forms
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch is about to give this up
+        try:
+            quantised = torch.ao.quantization.quantize_dynamic(dense, {torch.nn.Linear})
+        except (AttributeError, RuntimeError):  # it has, or has no kernels for this processor
+            return forms
+    return [*forms, Form("torch", "dynamic INT8", OWN, of(quantised))]
 
 
 def limit_threads(threads: int) -> str:
@@ -197,6 +202,8 @@ def limit_threads(threads: int) -> str:
     try:
         from threadpoolctl import threadpool_limits
     except ImportError:
+        if os.environ.get("OMP_NUM_THREADS") == str(threads):
+            return f"{threads} by OMP_NUM_THREADS"
         return "not limited (threadpoolctl is not installed)"
     threadpool_limits(threads)
     return f"limited to {threads} by threadpoolctl"

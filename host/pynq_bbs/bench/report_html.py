@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A record as one HTML file that needs nothing else: no network, no script, charts as inline SVG."""
+"""A record as one HTML file that needs nothing else: no network, no script, inline SVG."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STYLE = """
   --rule: #343c46; --own: #5b9bf0; --dense: #35588a; --peer: #67707c; --modelled: #f0a35c;
   --bad: #ff7b7b; --hatch: #4a3420; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground);
-  max-width: 1000px; margin: 2em auto; padding: 0 1em; }
+  max-width: 1080px; margin: 2em auto; padding: 0 1em; }
 h1 { font-size: 1.6em; margin-bottom: 0; }
 h2 { margin-top: 2em; border-bottom: 1px solid var(--rule); }
 p.soft, .soft { color: var(--soft); } .scroll { overflow-x: auto; }
@@ -43,8 +43,8 @@ polyline.roof.modelled { stroke: var(--modelled); stroke-dasharray: 7 4; }
 circle.measured { fill: var(--own); fill-opacity: .55; } circle.measured.whole { fill-opacity: 1; }
 circle.modelled { fill: var(--hatch); stroke: var(--modelled); stroke-dasharray: 3 2; }
 circle.modelled.whole { stroke-width: 2.5; }
-.part0 { fill: #7a5195; } .part1 { fill: #bc5090; } .part2 { fill: #ef5675; } .part4 { fill: #ffa600; }
-.part5 { fill: #2f9e6e; } .part6 { fill: #9aa3ae; }
+.part0 { fill: #7a5195; } .part1 { fill: #bc5090; } .part2 { fill: #ef5675; }
+.part4 { fill: #ffa600; } .part5 { fill: #2f9e6e; } .part6 { fill: #9aa3ae; }
 div.share { display: inline-block; height: 9px; background: var(--own); }
 tr.modelled div.share { background: repeating-linear-gradient(45deg, var(--modelled) 0 2px,
   var(--hatch) 2px 5px); }
@@ -112,18 +112,18 @@ def _scenario(scenario: str, entries: Sequence[Entry]) -> list[str]:
                 s.p95,
             )
         )
-    rows: list[Row] = [
-        (_classes(entry), [*row(entry, entries[0]), entry.verdict]) for entry in entries
-    ]
+    rows: list[Row] = [(_classes(entry), list(row(entry, entries[0]))) for entry in entries]
     return [
         f"<h2>{escape(scenario.capitalize())}</h2>",
         f"<p>{escape(query_text(entries[0]))}. Bars are the time of a query: the shorter the "
         "better. The line over a bar's end is the 95 % interval of the median, the tick the 95th "
         "percentile.</p>",
         bars(f"time of a query, {scenario}", chart),
-        _table([*HEAD, "outputs"], rows),
+        _table(HEAD, rows),
         '<p class="soft">GOPS are dense-equivalent. times: as long as the first one. joules: of '
         "all that the machine did during a query.</p>",
+        "<p>Outputs, compared with the first one's:</p>",
+        _facts({entry.name: entry.verdict for entry in entries[1:]}),
     ]
 
 

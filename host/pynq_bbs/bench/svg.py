@@ -104,7 +104,7 @@ def roofline(
     modelled: bool,
 ) -> str:
     """Products a second over products a byte, both logarithmic, below what can be reached."""
-    left, bottom, top, right = 90.0, 330.0, 20.0, _WIDTH - 250.0
+    left, bottom, top, right = 90.0, 345.0, 35.0, _WIDTH - 250.0
     ridge = macs_per_second / bytes_per_second
     every = [p.macs_per_byte for p in points] + [ridge]
     x_from, x_to = math.floor(math.log10(min(every))), math.ceil(math.log10(max(every)) + 0.2)
@@ -143,7 +143,7 @@ def roofline(
             f"{point.macs_per_byte:.3g} MAC/byte</title></circle>"
         )
     drawn.append(_text((left + right) / 2, bottom + 38, "executed products a byte", "middle"))
-    drawn.append(_text(left - 80, top - 6, f"executed GMAC/s, {kind}", "start"))
+    drawn.append(_text(left - 80, top - 18, f"executed GMAC/s, {kind}", "start"))
     return _svg(title, bottom + 50, "".join(drawn))
 
 
