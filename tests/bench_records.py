@@ -38,7 +38,7 @@ def a_record(entries: list[Entry]) -> Record:
     """With facts as a benchmark gives them."""
     return Record(
         "2026-01-01T00:00:00+00:00",
-        {"name": "net <&>", "layers": "2", "sparsity": "87.5%", "build": "8x32"},
+        {"file": "net <&>", "layers": "2", "sparsity": "87.5%", "build": "8x32"},
         {"processor": "a processor", "commit": "0123", "energy": "unknown (no meter)"},
         {"threads": "1"},
         1e10,

@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from bench_records import a_record, an_entry
-from layers import alone, images, model_of, random_layer, random_window_layer
+from layers import a_network, alone, images, model_of, random_layer, random_window_layer
 from pynq_bbs.accelerator import Accelerator
 from pynq_bbs.bench.chain import chain_of
 from pynq_bbs.bench.dense import dense_program
@@ -32,7 +32,8 @@ from pynq_bbs.builds import load_build
 from pynq_bbs.cli import main
 from pynq_bbs.compiler import compile as compile_model
 from pynq_bbs.errors import InputError
-from pynq_bbs.model.graph import QuantModel, Window
+from pynq_bbs.model.graph import QuantInput, QuantModel, QuantOutput, Window
+from pynq_bbs.model.recurrent import RecurrentLayer, quantise_gru, quantise_lstm
 from pynq_bbs.pack.image import pack
 from pynq_bbs.pack.program import Program
 
@@ -87,6 +88,41 @@ def test_dense_mode_of_convolutions(build: str, weight_bits: int) -> None:
     expected, found = cpu_outputs(sparse, x), cpu_outputs(dense, x)
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_what_is_not_pruned_stays() -> None:
+    """Of all kinds of layers the first one is pruned."""
+    program = pack(a_network(), {"first": (4, 1)}, load_build("8x32"))
+    program.outputs = [replace(program.outputs[-1], shape=(10,))]
+    dense = dense_program(program)
+    changed = [a != b for a, b in zip(program.layers, dense.layers, strict=True)]
+    assert changed == [True] + [False] * (len(changed) - 1)
+    x = images(np.random.default_rng(3), Window(4, 9, 7, (1, 1)), 3)
+    np.testing.assert_array_equal(cpu_outputs(dense, x), cpu_outputs(program, x))
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_dense_mode_of_recurrent_layers(kind: str) -> None:
+    rng, build = np.random.default_rng(4), "32x4x1"
+    gates = {"lstm": 4, "gru": 3}[kind]
+    w, r = (rng.uniform(-0.3, 0.3, (gates * 24, n)).astype(np.float32) for n in (40, 24))
+    scale = np.float32(1 / 64)
+    # A GRU whose reset gate comes before its matrix has a second one.
+    quantised = (
+        quantise_lstm(w, r, None, scale)
+        if kind == "lstm"
+        else quantise_gru(w, r, None, scale, linear_before_reset=False)
+    )
+    layer = RecurrentLayer(kind, "x", "y", quantised)
+    x = QuantInput("x", "x", (3, 40), "int8", scale, 0, steps=3)
+    model = QuantModel(kind, [x], [layer], [QuantOutput("y", "y", (3, 24), "int8", steps=3)])
+    sparse = compile_model(model, sparsity=0.75, bank_size=8, build=build)
+    dense, never = dense_program(sparse), compile_model(model, build=build)
+    assert dense.weight_bytes == never.weight_bytes > sparse.weight_bytes
+    values = rng.integers(-128, 128, (5, 3, 40)).astype(np.int8)
+    expected = cpu_outputs(sparse, values)
+    np.testing.assert_array_equal(cpu_outputs(dense, values), expected)
+    assert np.any(cpu_outputs(never, values) != expected)
 
 
 def test_dense_mode_of_matrices(digits: Program, pixels: NDArray[np.float32]) -> None:

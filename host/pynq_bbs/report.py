@@ -116,7 +116,7 @@ def table(rows: Sequence[tuple[str, ...]]) -> str:
 
     Of names in the first column that are longer than a terminal has room for, the end is shown.
     """
-    rows = [(_shortened(row[0]), *row[1:]) for row in rows]
+    rows = [(shortened(row[0]), *row[1:]) for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(
@@ -128,5 +128,6 @@ def table(rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str) -> str:
+    """The end of a name that is longer than there is room for."""
     return name if len(name) <= _MOST_NAME else "..." + name[3 - _MOST_NAME :]

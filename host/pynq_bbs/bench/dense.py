@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..builds import Build
-from ..errors import InputError
 from ..pack.csb import csb_shape, pack_csb, unpack_csb
 from ..pack.image import dense_bank
 from ..pack.program import PackedLayer, Program
@@ -17,32 +16,39 @@ from ..pack.windows import tap_matrix
 
 
 def is_pruned(layer: PackedLayer) -> bool:
-    """Whether fewer weights are stored than the model has."""
-    return layer.kept_weights < layer.model_weights and not layer.weight_tensor
+    """Whether fewer weights are stored than the model has; averages and maxima have none."""
+    has_weights = not (layer.weight_tensor or layer.maximum or layer.sum_columns)
+    return has_weights and layer.kept_weights < layer.model_weights
 
 
 def dense_program(program: Program) -> Program:
     """The program with every pruned layer packed as `compile` packs one that is not pruned.
 
     The zeros are stored and multiplied, and nothing else differs: outputs are the same integers.
-
-    Raises:
-        InputError: a pruned layer is recurrent, whose dense form only its model has.
     """
-    parts, words = [program.image], len(program.image)
-    layers = []
-    for layer in program.layers:
-        if is_pruned(layer):
-            if layer.cell:
-                raise InputError(
-                    f"layer {layer.name!r} is recurrent, and its dense form is not in the program: "
-                    "compile the model a second time with sparsity 0 and compare the two"
-                )
-            layer, plane = _dense(layer, program.image, program.build, words)
-            parts.append(plane)
-            words += len(plane)
-        layers.append(layer)
-    return replace(program, layers=layers, image=np.concatenate(parts))
+    image = _Image(program)
+    layers = [image.dense(layer) for layer in program.layers]
+    return replace(program, layers=layers, image=np.concatenate(image.parts))
+
+
+class _Image:
+    """The program's image, and behind it the weights that are packed anew."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self.parts = [program.image]
+
+    def dense(self, layer: PackedLayer) -> PackedLayer:
+        """The layer, and what runs with it, packed as dense where it is pruned."""
+        cell = layer.cell
+        if cell is not None and cell.reset is not None:
+            layer = replace(layer, cell=replace(cell, reset=self.dense(cell.reset)))
+        if not is_pruned(layer):
+            return layer
+        offset = sum(map(len, self.parts))
+        layer, plane = _dense(layer, self._program.image, self._program.build, offset)
+        self.parts.append(plane)
+        return layer
 
 
 def stored_matrix(layer: PackedLayer, image: NDArray[np.uint64], build: Build) -> NDArray[np.int8]:

@@ -78,11 +78,12 @@ def _places(layer: PackedLayer, program: Program) -> int:
 
 
 def _dense(layer: PackedLayer) -> float:
-    return 0 if layer.maximum else layer.model_weights
+    """Products of a place; maxima and averages over all pixels make none."""
+    return 0 if layer.maximum or layer.sum_columns else layer.model_weights
 
 
 def _executed(layer: PackedLayer) -> float:
-    return 0 if layer.maximum else layer.kept_weights
+    return layer.kept_weights if _dense(layer) else 0
 
 
 def _cpu_bytes(layer: PackedLayer, program: Program, samples: int) -> float:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from ..report import shortened
 from .record import Entry, LayerFigures, Record
 from .report_text import HEAD, query_text, row, seconds_text
 from .svg import PATTERNS, Bar, Point, bars, roofline, stacked
@@ -53,7 +54,7 @@ tr.modelled div.share { background: repeating-linear-gradient(45deg, var(--model
 
 def html_report(record: Record) -> str:
     """The page; it is well-formed XML as well."""
-    name = record.model["name"]
+    name = record.model["file"]
     parts = [
         f"<h1>{escape(name)}</h1>",
         f'<p class="soft">bbs bench, {escape(record.created)}. {escape(_summary(record))}</p>',
@@ -145,7 +146,7 @@ def _layers(record: Record, scenario: str, entry: Entry) -> list[str]:
             (
                 "modelled" if modelled else "",
                 [
-                    la.name,
+                    shortened(la.name),
                     f"~{la.cycles:.0f}" if la.cycles is not None else seconds_text(seconds),
                     f"{share:.1%}",
                     share,

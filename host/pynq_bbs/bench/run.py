@@ -133,8 +133,8 @@ def benchmark(
 def _about(subject: Subject) -> dict[str, str]:
     program = subject.program
     return {
+        "file": subject.file,
         "name": program.name,
-        "file": Path(subject.model).name if subject.model else "a compiled program",
         "build": program.build.name,
         "layers": str(len(program.layers)),
         "sparsity": f"{program.sparsity:.1%}",
@@ -149,7 +149,7 @@ def _open_devices(
     programs = [("device", "", subject.program)]
     if subject.dense:
         programs.append(("dense", " dense", subject.dense))
-    elif "dense" in options.against and not subject.pruned:
+    elif "dense" in options.against:
         missing["dense"] = "nothing is pruned: what is measured is our dense mode"
     own = []
     for device in options.devices:
@@ -192,7 +192,7 @@ def _open_peers(
             missing[library] = f"cannot run this model: {str(error).splitlines()[0]}"
         else:
             for form in found:
-                if subject.pruned and form.library == "onnxruntime":  # it runs the file
+                if subject.dense and form.library == "onnxruntime":  # it runs the file
                     form = replace(form, arithmetic=f"{form.arithmetic}, not pruned")
                 forms.setdefault(form.library, []).append(form)
     return forms

@@ -23,19 +23,16 @@ _RANDOM_SAMPLES = 64
 
 @dataclass
 class Subject:
-    """`dense` is None where nothing is pruned, or, as `notes` say, where it cannot be had; `chain`
-    where the program is more than layers one after the other (`why_no_chain`)."""
+    """`dense` is None where nothing is pruned, `chain` where the program is more than layers one
+    after the other (`why_no_chain`)."""
 
     program: Program
+    file: str
     model: str | None  # path of the ONNX file, if it is one
     dense: Program | None = None
     chain: Chain | None = None
     why_no_chain: str = ""
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def pruned(self) -> bool:
-        return any(is_pruned(layer) for layer in self.program.layers)
 
 
 def load_subject(path: Path, calibration: Any = None, **options: Any) -> Subject:
@@ -63,12 +60,9 @@ def load_subject(path: Path, calibration: Any = None, **options: Any) -> Subject
                 "model's, its outputs mean nothing"
             )
         program, model = compile_model(loaded, calibration=calibration, **options), str(path)
-    subject = Subject(program, model, notes=notes)
-    if subject.pruned:
-        try:
-            subject.dense = dense_program(program)
-        except InputError as error:
-            notes.append(f"no dense mode beside the sparse one: {error}")
+    subject = Subject(program, path.name, model, notes=notes)
+    if any(is_pruned(layer) for layer in program.layers):
+        subject.dense = dense_program(program)
     try:
         subject.chain = chain_of(program)
     except InputError as error:
