@@ -10,6 +10,9 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
+from ..errors import BbsError
+from ..toolchain import find_compiler
+
 #: Instruction sets worth naming, as /proc/cpuinfo has them; arm and x86 share no names.
 _FEATURES = (
     "ssse3", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512vbmi",
@@ -35,8 +38,9 @@ def facts() -> dict[str, str]:
         "virtual machine": "yes" if "hypervisor" in info.get("flags", "").split() else "",
         "system": f"{platform.system()} {platform.release()}",
         "load before": load(),
+        "compiler": _compiler(),
         "python": platform.python_version(),
-        "pynq-bbs": own_version(),
+        "pynq-bbs": _version("pynq-bbs") or "not installed, run from a checkout",
         "commit": commit(),
     }
     found |= {library: _version(library) for library in _LIBRARIES}
@@ -51,10 +55,6 @@ def load() -> str:
         return ""
 
 
-def own_version() -> str:
-    return _version("pynq-bbs") or "not installed, run from a checkout"
-
-
 def commit() -> str:
     """The checkout's commit, with a plus where files differ from it; empty outside of one."""
     here = Path(__file__).resolve().parent
@@ -64,6 +64,15 @@ def commit() -> str:
         head = _git(here, "rev-parse", "--short=12", "HEAD")
         return head + "+" * bool(_git(here, "status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _compiler() -> str:
+    """What compiles our kernels and the emulator."""
+    try:
+        command = [*find_compiler(), "--version"]
+        return subprocess.run(command, capture_output=True, text=True).stdout.split("\n")[0]
+    except (OSError, BbsError):
         return ""
 
 

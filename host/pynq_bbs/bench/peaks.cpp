@@ -70,6 +70,11 @@ extern "C" int64_t bbs_peak_int16(size_t repeats, int threads) {
   return products<int16_t, int16_t>(repeats, threads);
 }
 
-extern "C" int64_t bbs_peak_int8(size_t repeats, int threads) {
+// Processors have dot products of INT8 with one operand unsigned (x86) or none (arm).
+extern "C" int64_t bbs_peak_uint8(size_t repeats, int threads) {
   return products<uint8_t, int8_t>(repeats, threads);
+}
+
+extern "C" int64_t bbs_peak_int8(size_t repeats, int threads) {
+  return products<int8_t, int8_t>(repeats, threads);
 }

@@ -83,7 +83,7 @@ def _summary(record: Record) -> str:
     model, machine = record.model, record.machine
     return (
         f"{model['layers']} layers, {model['sparsity']} sparse, build {model['build']}; "
-        f"{machine.get('processor', 'unknown processor')}, {record.settings['threads']} threads."
+        f"{machine.get('processor', 'unknown processor')}, threads: {record.settings['threads']}."
     )
 
 
@@ -118,7 +118,7 @@ def _scenario(scenario: str, entries: Sequence[Entry]) -> list[str]:
         f"<h2>{escape(scenario.capitalize())}</h2>",
         f"<p>{escape(query_text(entries[0]))}. Bars are the time of a query: the shorter the "
         "better. The line over a bar's end is the 95 % interval of the median, the tick the 95th "
-        "percentile.</p>",
+        "percentile, where it is not far out.</p>",
         bars(f"time of a query, {scenario}", chart),
         _table(HEAD, rows),
         '<p class="soft">GOPS are dense-equivalent. times: as long as the first one. joules: of '

@@ -27,8 +27,8 @@ def text_report(record: Record) -> str:
     machine, settings = record.machine, record.settings
     facts.append(
         f"machine: {machine.get('processor', 'unknown processor')} "
-        f"({machine.get('instruction sets', '-')}), {settings['threads']} "
-        f"thread{'s' * (settings['threads'] != '1')}, load {machine.get('load before', '?')} to "
+        f"({machine.get('instruction sets', '-')}), threads: "
+        f"{settings['threads']}, load {machine.get('load before', '?')} to "
         f"{machine.get('load after', '?')}; at most {1e-9 * record.bytes_per_second:.1f} GB/s and "
         f"{1e-9 * record.macs_per_second:.1f} GMAC/s, measured"
     )

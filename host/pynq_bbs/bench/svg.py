@@ -12,6 +12,7 @@ _WIDTH = 960
 _LABEL = 300  # of the names beside bars
 _VALUE = 190  # of the figures behind them
 _ROW = 26
+_ROOM = 1.25  # of the longest bar, for marks beside it
 
 #: The pattern that modelled bars are filled with; once in a page.
 PATTERNS = (
@@ -25,7 +26,7 @@ PATTERNS = (
 @dataclass(frozen=True)
 class Bar:
     """A named value with its words; `role` is a class of the page's style. `low` to `high` is drawn
-    over the bar, `mark` as a tick."""
+    over the bar, `mark` as a tick, where it is not so far out that the bars would be tiny."""
 
     name: str
     value: float
@@ -48,7 +49,7 @@ class Point:
 
 def bars(title: str, rows: Sequence[Bar]) -> str:
     """Bars from zero, one below the other."""
-    longest = max(max(bar.value, bar.mark or 0, bar.high or 0) for bar in rows)
+    longest = _ROOM * max(max(bar.value, bar.high or 0) for bar in rows)
     scale = (_WIDTH - _LABEL - _VALUE) / longest
     parts = []
     for index, bar in enumerate(rows):
@@ -62,8 +63,8 @@ def bars(title: str, rows: Sequence[Bar]) -> str:
         )
         if bar.low is not None and bar.high is not None:
             parts.append(_line(_LABEL + bar.low * scale, middle, _LABEL + bar.high * scale, middle))
-        end = bar.value
-        if bar.mark is not None:
+        end = max(bar.value, bar.high or 0)
+        if bar.mark is not None and bar.mark <= longest:
             x = _LABEL + bar.mark * scale
             parts.append(_line(x, y + 3, x, y + _ROW - 11))
             end = max(end, bar.mark)
