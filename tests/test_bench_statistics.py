@@ -64,7 +64,7 @@ def test_turns_begin_with_another_one_in_every_round(clock: FakeClock) -> None:
     log: list[tuple[str, int]] = []
     names = ["a", "b", "c"]
     turns = interleave([taking(clock, n, lambda _: SHORT, log) for n in names], seconds=1000)
-    order = [name for name, _ in log[6:]]  # two runs each to see how many fill a turn
+    order = [name for name, _ in log[12:]]  # four runs each to see how many fill a turn
     runs = 1 + 2  # an untimed one, and 20 ms of 8 ms each
     begun = order[::runs]
     assert all(order[i : i + runs] == [begun[i // runs]] * runs for i in range(0, len(order), runs))
@@ -76,8 +76,12 @@ def test_turns_begin_with_another_one_in_every_round(clock: FakeClock) -> None:
 
 def test_queries_go_on_from_turn_to_turn(clock: FakeClock) -> None:
     log: list[tuple[str, int]] = []
-    interleave([taking(clock, "a", lambda _: SHORT, log)], seconds=0.04)
-    assert [index for _, index in log] == [0, 1, 0, 0, 1, 2, 2, 3]
+    finished: list[int] = []
+    candidate = taking(clock, "a", lambda _: SHORT, log)
+    candidate = replace(candidate, after=lambda: finished.append(log[-1][1]))
+    interleave([candidate], seconds=0.04)
+    assert [index for _, index in log] == [0, 1, 2, 3, 0, 0, 1, 2, 2, 3]
+    assert finished == [0, 1, 2, 3]
 
 
 def test_time_is_up_after_a_whole_round(clock: FakeClock) -> None:

@@ -6,6 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..builds import Build
 from ..cpu.device import linear_ops
 from ..pack.cycles import Memory
@@ -14,27 +17,36 @@ from ..report import LayerReport, Report
 from .record import LayerFigures, Modelled
 
 
+def clocks(report: Report) -> NDArray[np.float64]:
+    """Runs, and measured seconds of all parts and layers, since the accelerator was opened."""
+    layers = (layer.seconds for layer in report.layers)
+    return np.array([report.runs, *report.seconds.values(), *layers], np.float64)
+
+
 @dataclass(frozen=True)
 class Cost:
-    """Means of a run between two states of an accelerator's report."""
+    """Of a run: measured seconds, which are medians, and what is modelled."""
 
     parts: dict[str, float]
     layers: list[LayerReport]
 
     @classmethod
-    def between(cls, before: Report, after: Report) -> Cost:
-        """From `before`, a copy, to `after`."""
-        runs = max(after.runs - before.runs, 1)
-        parts = {p: (s - before.seconds[p]) / runs for p, s in after.seconds.items()}
+    def between(cls, before: Report, after: Report, stamps: Sequence[NDArray[np.float64]]) -> Cost:
+        """From `before`, a copy, to `after`; `stamps` are the `clocks` behind each timed run."""
+        spent = np.diff([clocks(before), *stamps], axis=0)
+        seconds = np.median(spent[:, 1:] / spent[:, :1], axis=0)
+        parts = dict(zip(after.seconds, seconds.tolist(), strict=False))
+        of_layers = seconds[len(after.seconds) :].tolist()
+        runs = after.runs - before.runs
         layers = [
             replace(
                 new,
                 cycles=(new.cycles - old.cycles) / runs,
                 multiply_cycles=(new.multiply_cycles - old.multiply_cycles) // runs,
                 bytes=(new.bytes - old.bytes) // runs,
-                seconds=(new.seconds - old.seconds) / runs,
+                seconds=own,
             )
-            for old, new in zip(before.layers, after.layers, strict=True)
+            for old, new, own in zip(before.layers, after.layers, of_layers, strict=True)
         ]
         return cls({part: s for part, s in parts.items() if s > 0}, layers)
 

@@ -215,8 +215,8 @@ def _host(record: Record) -> list[str]:
             chart.append((label, list(zip(names, values, strict=True))))
         rows.append(("", [label, *cells]))
     words = (
-        "Measured, mean of a run. Of an emulated board the device's part is the emulator's own "
-        "time, which says nothing about a board, so it is in the table only."
+        "Measured, medians of all runs. Of an emulated board the device's part is the emulator's "
+        "own time, which says nothing about a board, so it is in the table only."
     )
     return [
         "<h2>Host and device apart</h2>",

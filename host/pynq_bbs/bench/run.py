@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ..accelerator import Accelerator
@@ -24,7 +25,7 @@ from ..boards import load_board
 from ..errors import BuildError, DeviceError, InputError
 from ..pack.cycles import Memory
 from ..pack.program import Program
-from .layers import Cost, dense_macs
+from .layers import Cost, clocks, dense_macs
 from .machine import facts, load
 from .measure import Candidate, Turns, interleave
 from .peaks import measure_peaks
@@ -234,15 +235,9 @@ class _Scenario:
         reference = self.own[0].accelerator.run(self.queries[0])
         checks = {o.name: check(reference, o.accelerator.run(self.queries[0])) for o in self.own}
         before = {o.name: deepcopy(o.accelerator.report()) for o in self.own}
+        stamps: dict[str, list[NDArray[np.float64]]] = {o.name: [] for o in self.own}
         chosen = [fastest(forms, self.queries[0]) for forms in self.forms.values()]
-        candidates = [
-            Candidate(
-                o.name,
-                self._asks(o.accelerator.run),
-                _EMULATOR_TURNS if o.device == EMULATED else 0,
-            )
-            for o in self.own
-        ]
+        candidates = [self._candidate(o, stamps[o.name]) for o in self.own]
         candidates += [Candidate(form.label, self._asks(form.run)) for form in chosen]
         turns = interleave(
             candidates,
@@ -254,7 +249,7 @@ class _Scenario:
         entries = []
         for o in self.own:
             entry = self._entry(o.name, o.role, turns[o.name], SAME, checks[o.name])
-            cost = Cost.between(before[o.name], o.accelerator.report())
+            cost = Cost.between(before[o.name], o.accelerator.report(), stamps[o.name])
             entries.append(self._with_cost(entry, o, cost))
         for form in chosen:
             found = check(reference, form.run(self.queries[0]))
@@ -262,6 +257,16 @@ class _Scenario:
                 self._entry(form.label, "peer", turns[form.label], form.arithmetic, found)
             )
         return [replace(entry, joules=joules[entry.name]) for entry in entries]
+
+    def _candidate(self, own: _Own, stamps: list[NDArray[np.float64]]) -> Candidate:
+        """One of ours, its clocks behind every run put into `stamps`."""
+        report = own.accelerator.report()
+        return Candidate(
+            own.name,
+            self._asks(own.accelerator.run),
+            _EMULATOR_TURNS if own.device == EMULATED else 0,
+            lambda: stamps.append(clocks(report)),
+        )
 
     def _asks(self, run: Callable[[Any], Any]) -> Callable[[int], Any]:
         """`run` on one query after the other, from the first one again after the last."""
