@@ -16,6 +16,7 @@ setup(
     packages=[*find_packages("host"), "pynq_bbs.hls", "pynq_bbs.overlay"],
     package_data={
         "pynq_bbs": ["py.typed"],
+        "pynq_bbs.bench": ["*.cpp"],
         "pynq_bbs.cpu": ["*.cpp"],
         "pynq_bbs.hls": ["*.hpp", "*.cpp", "*.json", "vitis/*"],
         "pynq_bbs.overlay": ["*.json", "builds/*.json", "*.tcl"],

@@ -242,6 +242,9 @@ class Accelerator:
         """Runs a piece that is in a bank: the tensors that the outputs are made of, its inputs
         among them."""
         cycles = self._engine.execute(bank)
+        if self._cpu and isinstance(self._engine, CpuProgram):
+            for layer, seconds in zip(self._report.layers, self._cpu.seconds, strict=True):
+                layer.seconds = float(seconds)
         given, wanted = piece.tensors, self._endpoints.tensors
         if self._verifier:
             wanted = self._verifier.tensors

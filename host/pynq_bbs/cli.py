@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import cli_sensitivity
+from .bench.command import add_bench
 from .cli_files import arrays_of, load_arrays, progress, save_arrays, writing
 from .errors import BbsError
 
@@ -27,9 +28,11 @@ examples:
   bbs compile model.onnx --sparsity 0.875 --bank-size 64 --calibration x.npy -o model.bbs.npz
   bbs run model.bbs.npz --input x.npy --verify
   bbs info model.bbs.npz
+  bbs bench model.bbs.npz --device cpu,emulated --against numpy,scipy --report report.html
 
 exit codes: 0 done, 2 wrong usage, 3 bad input, 4 bad model, 5 model has nodes that cannot run,
-6 bad program file, 7 wrong build, 8 no compiler, 9 to 11 device trouble, 12 results differ.
+6 bad program file, 7 wrong build, 8 no compiler, 9 to 11 device trouble, 12 results differ,
+13 slower than --fail-slower allows.
 """
 
 
@@ -66,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     text = "say what quantisation and pruning cost each layer"
     cli_sensitivity.add_arguments(_command(commands, "sensitivity", cli_sensitivity.run, text))
+    add_bench(commands, _command)
     _command(commands, "boards", _boards, "list the boards and what is known of them")
     _command(commands, "doctor", _doctor, "say what works on this machine, and why not the rest")
     return parser

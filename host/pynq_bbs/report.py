@@ -12,7 +12,8 @@ PARTS = ("quantise", "layout", "to device", "device", "from device", "output", "
 
 @dataclass
 class LayerReport:
-    """One layer over all batches since the accelerator was opened; cycles are modelled."""
+    """One layer over all batches since the accelerator was opened; cycles are modelled, seconds
+    measured, by the cpu device only."""
 
     name: str
     rows: int
@@ -24,6 +25,7 @@ class LayerReport:
     cycles: float = 0.0
     multiply_cycles: int = 0
     bytes: int = 0
+    seconds: float = 0.0
 
     @property
     def utilisation(self) -> float:
@@ -116,7 +118,7 @@ def table(rows: Sequence[tuple[str, ...]]) -> str:
 
     Of names in the first column that are longer than a terminal has room for, the end is shown.
     """
-    rows = [(_shortened(row[0]), *row[1:]) for row in rows]
+    rows = [(shortened(row[0]), *row[1:]) for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(
@@ -128,5 +130,6 @@ def table(rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str) -> str:
+    """The end of a name that is longer than there is room for."""
     return name if len(name) <= _MOST_NAME else "..." + name[3 - _MOST_NAME :]

@@ -6,6 +6,7 @@ It reads the same packed image as the engine, so a fault of packing shows as wel
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -35,6 +36,8 @@ class CpuDevice:
             [product_op(layer, program)] if layer.weight_tensor else linear_ops(layer, program)
             for layer in program.layers
         ]
+        #: measured, of all runs so far, by layer
+        self.seconds = np.zeros(len(program.layers))
         self._cells: dict[str, CellOp] = {}
         for layer, ops in zip(program.layers, self._ops, strict=True):
             if layer.cell:
@@ -63,7 +66,9 @@ class CpuDevice:
                 known[name] = part[:, tensor.first : tensor.first + tensor.features]
         for name, values in tensors.items():
             known[name][:] = values.reshape(known[name].shape)
+        stamps = []
         for index, layer in enumerate(program.layers):
+            stamps.append(time.perf_counter())
             whole = known[layer.output]
             x = known[layer.input].astype(np.int8, copy=False)
             if layer.cell:
@@ -84,6 +89,7 @@ class CpuDevice:
             if layer.combination is not None:
                 y = combined(layer.combination, y, known[layer.combination.tensor][:, rows])
             whole[:, rows] = y
+        self.seconds += np.diff([*stamps, time.perf_counter()])
         return {name: values.reshape(samples, -1) for name, values in known.items()}
 
     def _tensor(self, name: str, samples: int) -> NDArray[np.generic]:

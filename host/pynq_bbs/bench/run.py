@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A benchmark from beginning to end: open all candidates, let them take turns, compare outputs.
+
+Scenarios are MLPerf's. Single stream: one sample a query, the next one as soon as the last is
+answered; what counts is the time of a query. Offline: all samples in one query; what counts is
+samples a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..accelerator import Accelerator
+from ..boards import load_board
+from ..errors import BuildError, DeviceError, InputError
+from ..pack.cycles import Memory
+from ..pack.program import Program
+from .layers import Cost, clocks, dense_macs
+from .machine import facts, load
+from .measure import Candidate, Turns, interleave
+from .peaks import measure_peaks
+from .peers import SAME, Check, Form, check, fastest, library_forms, limit_threads, verdict
+from .power import Meter, find_meter
+from .record import Entry, Record
+from .subject import Subject
+
+SCENARIOS = ("single-stream", "offline")
+EMULATED = "emulated"
+DEVICES = ("cpu", EMULATED, "board")
+PEERS = ("onnxruntime", "torch", "scipy", "numpy", "dense")
+#: Turns of an emulator, whose own time is of no interest: enough to say what it was.
+_EMULATOR_TURNS = 1
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `bbs bench` is asked for; `seconds` are of each scenario."""
+
+    devices: Sequence[str] = ("cpu",)
+    against: Sequence[str] = ()
+    scenarios: Sequence[str] = SCENARIOS
+    threads: int = 1
+    samples: int = 64
+    seconds: float = 10.0
+    board: str = "Pynq-Z2"
+    bitfile: Path | None = None
+    power: Path | None = None
+
+    def __post_init__(self) -> None:
+        for kind, given, known in (
+            ("device", self.devices, DEVICES),
+            ("peer", self.against, PEERS),
+            ("scenario", self.scenarios, SCENARIOS),
+        ):
+            for name in given:
+                if name not in known:
+                    raise InputError(f"unknown {kind} {name!r}; known: {', '.join(known)}")
+        if not self.devices or not self.scenarios:
+            raise InputError("nothing to measure: name a device and a scenario at least")
+        if self.threads < 1 or self.samples < 1 or not self.seconds > 0:
+            raise InputError(
+                f"{self.threads} threads, {self.samples} samples and {self.seconds} seconds: "
+                "all must be more than zero"
+            )
+
+
+@dataclass(frozen=True)
+class _Own:
+    """A program on an open device."""
+
+    name: str
+    role: str
+    device: str
+    program: Program
+    accelerator: Accelerator
+
+
+def benchmark(
+    subject: Subject,
+    x: dict[str, NDArray[Any]],
+    options: Options,
+    progress: Callable[[str, float], None] | None = None,
+) -> Record:
+    """Measure `subject` on the batch `x`, which has `options.samples` samples.
+
+    Args:
+        progress: called with the scenario and the share of its time that is over, 0 to 1.
+
+    Raises:
+        InputError: `x` does not fit the model.
+        DeviceError: no device at all can be opened. ToolchainError: there is no compiler.
+    """
+    machine = facts()
+    blas = limit_threads(options.threads)
+    peaks = measure_peaks(options.threads)
+    meter, energy = find_meter(options.power)
+    missing: dict[str, str] = {}
+    entries: list[Entry] = []
+    with ExitStack() as cleanup:
+        own = _open_devices(subject, options, missing, cleanup)
+        forms = _open_peers(subject, options, missing)
+        for scenario in options.scenarios:
+            told = partial(progress, scenario) if progress else None
+            bench = _Scenario(scenario, subject, options, own, forms, _queries(scenario, x))
+            entries += bench.entries(meter, told)
+    return Record(
+        datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        _about(subject),
+        machine | {"load after": load(), "energy": energy},
+        {
+            "threads": str(options.threads),
+            "threads of numpy's BLAS": blas,
+            "samples of an offline query": str(options.samples),
+            "seconds of a scenario, at most": f"{options.seconds:g}",
+        },
+        peaks.bytes_per_second,
+        peaks.macs_per_second,
+        entries,
+        missing,
+        [*subject.notes, *_offered(forms)],
+    )
+
+
+def _about(subject: Subject) -> dict[str, str]:
+    program = subject.program
+    return {
+        "file": subject.file,
+        "name": program.name,
+        "build": program.build.name,
+        "layers": str(len(program.layers)),
+        "sparsity": f"{program.sparsity:.1%}",
+        "bytes of weights and indices": str(program.weight_bytes),
+        "of the dense mode": str(subject.dense.weight_bytes) if subject.dense else "the same",
+    }
+
+
+def _open_devices(
+    subject: Subject, options: Options, missing: dict[str, str], cleanup: ExitStack
+) -> list[_Own]:
+    programs = [("device", "", subject.program)]
+    if subject.dense:
+        programs.append(("dense", " dense", subject.dense))
+    elif "dense" in options.against:
+        missing["dense"] = "nothing is pruned: what is measured is our dense mode"
+    own = []
+    for device in options.devices:
+        for role, suffix, program in programs:
+            try:
+                accelerator = Accelerator(
+                    program,
+                    device,
+                    board=options.board,
+                    bitfile=options.bitfile,
+                    threads=options.threads,
+                )
+            # The other devices can be measured without this one.
+            except (DeviceError, BuildError) as error:
+                missing[device + suffix] = str(error)
+                continue
+            cleanup.enter_context(accelerator)
+            own.append(_Own(device + suffix, role, device, program, accelerator))
+    if not own:
+        raise DeviceError("; ".join(f"{name}: {why}" for name, why in missing.items()))
+    return own
+
+
+def _open_peers(
+    subject: Subject, options: Options, missing: dict[str, str]
+) -> dict[str, list[Form]]:
+    """The forms of every library that competes."""
+    forms: dict[str, list[Form]] = {}
+    for library in options.against:
+        if library == "dense":
+            continue
+        try:
+            found = library_forms(
+                library, subject.chain, subject.why_no_chain, subject.model, options.threads
+            )
+        except ImportError as error:
+            missing[library] = f"not installed ({error})"
+        # A library that is there may still fail at this model in ways of its own.
+        except Exception as error:
+            missing[library] = f"cannot run this model: {str(error).splitlines()[0]}"
+        else:
+            for form in found:
+                if subject.dense and form.library == "onnxruntime":  # it runs the file
+                    form = replace(form, arithmetic=f"{form.arithmetic}, not pruned")
+                forms.setdefault(form.library, []).append(form)
+    return forms
+
+
+def _offered(forms: dict[str, list[Form]]) -> list[str]:
+    return [
+        f"{library}: the fastest of {', '.join(form.name for form in offered)}"
+        for library, offered in forms.items()
+        if len(offered) > 1
+    ]
+
+
+def _queries(scenario: str, x: dict[str, NDArray[Any]]) -> list[dict[str, NDArray[Any]]]:
+    if scenario == "offline":
+        return [x]
+    samples = len(next(iter(x.values())))
+    return [{name: v[i : i + 1] for name, v in x.items()} for i in range(samples)]
+
+
+@dataclass
+class _Scenario:
+    """One scenario with all who compete in it."""
+
+    name: str
+    subject: Subject
+    options: Options
+    own: list[_Own]
+    forms: dict[str, list[Form]]
+    queries: list[dict[str, NDArray[Any]]]
+
+    @property
+    def samples(self) -> int:
+        """Of a query."""
+        return len(next(iter(self.queries[0].values())))
+
+    def entries(self, meter: Meter | None, progress: Callable[[float], None] | None) -> list[Entry]:
+        """Measure, and put together what was found."""
+        reference = self.own[0].accelerator.run(self.queries[0])
+        checks = {o.name: check(reference, o.accelerator.run(self.queries[0])) for o in self.own}
+        before = {o.name: deepcopy(o.accelerator.report()) for o in self.own}
+        stamps: dict[str, list[NDArray[np.float64]]] = {o.name: [] for o in self.own}
+        chosen = [fastest(forms, self.queries[0]) for forms in self.forms.values()]
+        candidates = [self._candidate(o, stamps[o.name]) for o in self.own]
+        candidates += [Candidate(form.label, self._asks(form.run)) for form in chosen]
+        turns = interleave(
+            candidates,
+            self.options.seconds,
+            on_turn=meter.sample if meter else None,
+            progress=progress,
+        )
+        joules = {name: _joules(taken, meter) for name, taken in turns.items()}
+        entries = []
+        for o in self.own:
+            entry = self._entry(o.name, o.role, turns[o.name], SAME, checks[o.name])
+            cost = Cost.between(before[o.name], o.accelerator.report(), stamps[o.name])
+            entries.append(self._with_cost(entry, o, cost))
+        for form in chosen:
+            found = check(reference, form.run(self.queries[0]))
+            entries.append(
+                self._entry(form.label, "peer", turns[form.label], form.arithmetic, found)
+            )
+        return [replace(entry, joules=joules[entry.name]) for entry in entries]
+
+    def _candidate(self, own: _Own, stamps: list[NDArray[np.float64]]) -> Candidate:
+        """One of ours, its clocks behind every run put into `stamps`."""
+        report = own.accelerator.report()
+        return Candidate(
+            own.name,
+            self._asks(own.accelerator.run),
+            _EMULATOR_TURNS if own.device == EMULATED else 0,
+            lambda: stamps.append(clocks(report)),
+        )
+
+    def _asks(self, run: Callable[[Any], Any]) -> Callable[[int], Any]:
+        """`run` on one query after the other, from the first one again after the last."""
+        queries, count = self.queries, len(self.queries)
+        return lambda index: run(queries[index % count])
+
+    def _entry(self, name: str, role: str, turns: Turns, arithmetic: str, found: Check) -> Entry:
+        return Entry(
+            name,
+            role,
+            self.name,
+            self.samples,
+            turns.seconds,
+            verdict(arithmetic, found),
+            found.differ == 0,
+            arithmetic == SAME and found.differ > 0,
+            dense_macs(self.subject.program, self.samples),
+        )
+
+    def _with_cost(self, entry: Entry, own: _Own, cost: Cost) -> Entry:
+        cpu, board = own.device == "cpu", load_board(self.options.board)
+        return replace(
+            entry,
+            emulated=own.device == EMULATED,
+            parts=cost.parts,
+            layers=cost.figures(own.program, self.samples, cpu=cpu),
+            modelled=None
+            if cpu
+            else cost.modelled(own.program.build, board.name, Memory.of(board)),
+        )
+
+
+def _joules(turns: Turns, meter: Meter | None) -> float | None:
+    """Of a query; None is unknown."""
+    if meter is None:
+        return None
+    spent = [meter.between(*span) for span in turns.spans]
+    known = [joules for joules in spent if joules is not None]
+    if not known or len(known) < len(spent):
+        return None
+    return sum(known) / sum(map(len, turns.seconds))

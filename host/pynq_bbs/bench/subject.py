@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is measured: a program, its dense form, its matrices, and samples to run it on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..model.graph import GraphInput, Model, QuantInput
+from ..pack.program import Program
+from .chain import Chain, chain_of
+from .dense import dense_program, is_pruned
+
+#: Samples that a float model is calibrated on where none are given.
+_RANDOM_SAMPLES = 64
+
+
+@dataclass
+class Subject:
+    """`dense` is None where nothing is pruned, `chain` where the program is more than layers one
+    after the other (`why_no_chain`)."""
+
+    program: Program
+    file: str
+    model: str | None  # path of the ONNX file, if it is one
+    dense: Program | None = None
+    chain: Chain | None = None
+    why_no_chain: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+def load_subject(path: Path, calibration: Any = None, **options: Any) -> Subject:
+    """Load a program file (.npz), or compile an ONNX file.
+
+    Args:
+        calibration, options: of `compile`. A float model without calibration samples is calibrated
+            on random numbers, which gives the speed of the model but not its accuracy.
+
+    Raises:
+        ProgramError, ModelError, UnsupportedModelError, BuildError: as `Program.load`, `compile`.
+    """
+    notes = []
+    if path.suffix == ".npz":
+        program, model = Program.load(path), None
+    else:
+        from ..compiler import compile as compile_model
+        from ..model.onnx_import import load_onnx
+
+        loaded = load_onnx(path)
+        if isinstance(loaded, Model) and calibration is None:
+            calibration = {i.name: _random(i, _RANDOM_SAMPLES) for i in loaded.inputs}
+            notes.append(
+                "calibrated on random numbers, for want of --calibration: the speed is the "
+                "model's, its outputs mean nothing"
+            )
+        program, model = compile_model(loaded, calibration=calibration, **options), str(path)
+    subject = Subject(program, path.name, model, notes=notes)
+    if any(is_pruned(layer) for layer in program.layers):
+        subject.dense = dense_program(program)
+    try:
+        subject.chain = chain_of(program)
+    except InputError as error:
+        subject.why_no_chain = str(error)
+    return subject
+
+
+def samples_for(program: Program, given: Any, count: int) -> dict[str, NDArray[Any]]:
+    """A batch of `count` samples by input name: of those given, again from the first one where
+    there are fewer, else random ones that use all of an input's range.
+
+    Raises:
+        InputError: given arrays without samples, or of other names than the inputs.
+    """
+    inputs = {i.name: i for i in program.inputs}
+    if given is None:
+        batch = {name: _random(i, count) for name, i in inputs.items()}
+        if program.lengths:
+            steps = next(program.tensors[la.input].steps for la in program.layers if la.cell)
+            batch[program.lengths] = np.full(count, steps, np.int64)
+        return batch
+    names = [*inputs, *([program.lengths] if program.lengths else [])]
+    arrays = given if isinstance(given, Mapping) else {names[0]: given}
+    if set(arrays) != set(names):
+        raise InputError(
+            f"given inputs: {', '.join(map(str, arrays))}; the model takes: {', '.join(names)}"
+        )
+    if not all(len(array) for array in arrays.values()):
+        raise InputError("the input holds no sample")
+    return {
+        name: np.ascontiguousarray(array[np.arange(count) % len(array)])
+        for name, array in arrays.items()
+    }
+
+
+def _random(spec: QuantInput | GraphInput, count: int) -> NDArray[Any]:
+    rng = np.random.default_rng(0)
+    shape = (count, *spec.shape)
+    if isinstance(spec, GraphInput):
+        return rng.normal(size=shape).astype(np.float32)
+    if spec.dtype != "float32":
+        limits = np.iinfo(spec.dtype)
+        return rng.integers(limits.min, limits.max + 1, shape).astype(spec.dtype)
+    values = rng.integers(-128, 128, shape) - spec.zero_point
+    return (values * np.float32(spec.scale)).astype(np.float32)

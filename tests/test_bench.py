@@ -1,0 +1,392 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`bbs bench`: what it measures, its peers, its reports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from bench_records import a_record, an_entry
+from layers import a_network, alone, images, model_of, random_layer, random_window_layer
+from pynq_bbs.accelerator import Accelerator
+from pynq_bbs.bench.chain import chain_of
+from pynq_bbs.bench.dense import dense_program
+from pynq_bbs.bench.machine import facts
+from pynq_bbs.bench.peers import FLOAT, SAME, Form, check, fastest, library_forms, verdict
+from pynq_bbs.bench.power import MeterFile, Rapl, find_meter
+from pynq_bbs.bench.record import Record
+from pynq_bbs.bench.report_html import html_report
+from pynq_bbs.bench.report_text import interval_text, seconds_text, text_report
+from pynq_bbs.bench.run import Options
+from pynq_bbs.bench.subject import load_subject, samples_for
+from pynq_bbs.builds import load_build
+from pynq_bbs.cli import main
+from pynq_bbs.compiler import compile as compile_model
+from pynq_bbs.errors import InputError
+from pynq_bbs.model.graph import QuantInput, QuantModel, QuantOutput, Window
+from pynq_bbs.model.recurrent import RecurrentLayer, quantise_gru, quantise_lstm
+from pynq_bbs.pack.image import pack
+from pynq_bbs.pack.program import Program
+
+DIGITS = Path(__file__).parents[1] / "examples" / "digits" / "digits.onnx"
+
+
+@pytest.fixture(scope="module")
+def pixels() -> NDArray[np.float32]:
+    return np.random.default_rng(0).random((40, 64), np.float32)
+
+
+@pytest.fixture(scope="module")
+def digits(pixels: NDArray[np.float32]) -> Program:
+    return compile_model(DIGITS, sparsity=0.75, calibration=pixels)
+
+
+def cpu_outputs(program: Program, x: Any) -> Any:
+    with Accelerator(program, "cpu") as accelerator:
+        return accelerator.run(x)
+
+
+def a_convolution(weight_bits: int) -> QuantModel:
+    """Layers of 20 channels, which fill no bank of 8, then one over all pixels."""
+    rng = np.random.default_rng(1)
+    first = random_window_layer(rng, Window(20, 6, 5, (3, 2), pads=(1, 0, 1, 1)), 24, 1, "table")
+    second = random_layer(rng, 40, 24 * 6 * 5, 1, 1)
+    second.weights = rng.integers(-8, 8, second.weights.shape).astype(np.int8)
+    second.weights, second.window = second.weights.reshape(40, 24, 6, 5), Window(24, 6, 5, (6, 5))
+    first.weights = rng.integers(-8, 8, first.weights.shape).astype(np.int8)
+    first.output = second.input = "between"
+    second.name = "second"
+    layers = [replace(layer, weight_bits=weight_bits) for layer in (first, second)]
+    model = model_of(layers, (20, 6, 5))
+    sizes = {"between": 24 * 6 * 5, "y": 40}
+    model.outputs = [replace(o, shape=(sizes[o.tensor],)) for o in model.outputs]
+    return model
+
+
+@pytest.mark.parametrize("build", ["8x32", "16x32-zu3eg"])
+@pytest.mark.parametrize("weight_bits", [8, 4])
+def test_dense_mode_of_convolutions(build: str, weight_bits: int) -> None:
+    """Packed as `compile` packs what is not pruned, with the integers of the sparse program."""
+    model = a_convolution(weight_bits)
+    options: dict[str, Any] = {"build": build, "weight_bits": weight_bits}
+    sparse = compile_model(model, sparsity=0.75, bank_size=8, **options)
+    dense, never = dense_program(sparse), compile_model(model, **options)
+    assert [la.keep < la.bank_size for la in sparse.layers] == [True, True]
+    for ours, theirs in zip(dense.layers, never.layers, strict=True):
+        offsets = {k: getattr(theirs, k) for k in ("weights", "indices", "parameters", "table")}
+        assert replace(ours, **offsets) == theirs
+    x = images(np.random.default_rng(2), Window(20, 6, 5, (1, 1)), 5)
+    expected, found = cpu_outputs(sparse, x), cpu_outputs(dense, x)
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_what_is_not_pruned_stays() -> None:
+    """Of all kinds of layers the first one is pruned."""
+    program = pack(a_network(), {"first": (4, 1)}, load_build("8x32"))
+    program.outputs = [replace(program.outputs[-1], shape=(10,))]
+    dense = dense_program(program)
+    changed = [a != b for a, b in zip(program.layers, dense.layers, strict=True)]
+    assert changed == [True] + [False] * (len(changed) - 1)
+    x = images(np.random.default_rng(3), Window(4, 9, 7, (1, 1)), 3)
+    np.testing.assert_array_equal(cpu_outputs(dense, x), cpu_outputs(program, x))
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_dense_mode_of_recurrent_layers(kind: str) -> None:
+    rng, build = np.random.default_rng(4), "32x4x1"
+    gates = {"lstm": 4, "gru": 3}[kind]
+    w, r = (rng.uniform(-0.3, 0.3, (gates * 24, n)).astype(np.float32) for n in (40, 24))
+    scale = np.float32(1 / 64)
+    # A GRU whose reset gate comes before its matrix has a second one.
+    quantised = (
+        quantise_lstm(w, r, None, scale)
+        if kind == "lstm"
+        else quantise_gru(w, r, None, scale, linear_before_reset=False)
+    )
+    layer = RecurrentLayer(kind, "x", "y", quantised)
+    x = QuantInput("x", "x", (3, 40), "int8", scale, 0, steps=3)
+    model = QuantModel(kind, [x], [layer], [QuantOutput("y", "y", (3, 24), "int8", steps=3)])
+    sparse = compile_model(model, sparsity=0.75, bank_size=8, build=build)
+    dense, never = dense_program(sparse), compile_model(model, build=build)
+    assert dense.weight_bytes == never.weight_bytes > sparse.weight_bytes
+    values = rng.integers(-128, 128, (5, 3, 40)).astype(np.int8)
+    expected = cpu_outputs(sparse, values)
+    np.testing.assert_array_equal(cpu_outputs(dense, values), expected)
+    assert np.any(cpu_outputs(never, values) != expected)
+
+
+def test_dense_mode_of_matrices(digits: Program, pixels: NDArray[np.float32]) -> None:
+    dense, never = dense_program(digits), compile_model(DIGITS, calibration=pixels)
+    assert dense.weight_bytes == never.weight_bytes == 84480
+    assert dense.sparsity == 0
+    np.testing.assert_array_equal(cpu_outputs(dense, pixels), cpu_outputs(digits, pixels))
+    with Accelerator(dense, "standin", verify=True) as accelerator:
+        np.testing.assert_array_equal(accelerator.run(pixels), cpu_outputs(digits, pixels))
+
+
+@pytest.mark.parametrize("library", ["onnxruntime", "scipy", "numpy", "torch"])
+def test_peers_on_digits(library: str, digits: Program, pixels: NDArray[np.float32]) -> None:
+    pytest.importorskip(library)
+    ours = cpu_outputs(digits, pixels)
+    chain = chain_of(digits)
+    model = None
+    if library == "onnxruntime":
+        chain, model = chain_of(compile_model(DIGITS, calibration=pixels)), str(DIGITS)
+        ours = cpu_outputs(compile_model(DIGITS, calibration=pixels), pixels)
+    forms = library_forms(library, chain, "", model, threads=1)
+    for form in forms:
+        for x in (pixels, {"pixels": pixels}, pixels[:1]):
+            found = check(
+                ours[: len(next(iter(x.values())) if isinstance(x, dict) else x)], form.run(x)
+            )
+            # What is not our arithmetic is as far from ours as quantisation is.
+            assert found.rms < 0.03, form.label
+    names = [form.name for form in forms]
+    if library == "onnxruntime":
+        assert names == ["model as it is", "QDQ", "MatMulInteger", "DynamicQuantizeLinear"]
+    assert fastest(forms, pixels) in forms
+
+
+@pytest.mark.parametrize("kind", ["plain", "table", "sums"])
+def test_integer_forms_are_our_integers(kind: str) -> None:
+    """With weights so small that no kernel saturates."""
+    pytest.importorskip("onnxruntime")
+    rng = np.random.default_rng(5)
+    layer = random_layer(rng, 33, 70, 1, 1, kind=kind, weight_bits=4)
+    layer.multiplier = None if kind == "sums" else rng.uniform(0.01, 0.2, 33).astype(np.float32)
+    layer.weight_bits, layer.table = 8, None
+    if kind == "table":  # a clamp
+        layer.table = np.clip(np.arange(-128, 128), -100, 50).astype(np.int8)
+    x = rng.integers(-128, 128, (9, 70)).astype(np.int8)
+    forms = _integer_forms(layer, x)
+    expected = {"MatMulInteger"} if kind == "sums" else {"QDQ", "MatMulInteger"}
+    assert set(forms) == expected
+    if kind != "sums":
+        layer.bias[:] = 0
+        assert set(_integer_forms(layer, x)) == {*expected, "QLinearMatMul"}
+
+
+def _integer_forms(layer: Any, x: NDArray[np.int8]) -> dict[str, Form]:
+    """Those of our integers, each compared with the cpu device."""
+    model = alone(layer)
+    model.outputs = [replace(o, shape=(len(layer.weights),)) for o in model.outputs]
+    program = pack(model, {}, load_build("8x32"))
+    ours = cpu_outputs(program, x)
+    forms = library_forms("onnxruntime", chain_of(program), "", None, threads=1)
+    same = {form.name: form for form in forms if form.arithmetic == SAME}
+    for name, form in same.items():
+        y = form.run(x)
+        assert y.dtype == ours.dtype
+        assert check(ours, y).differ == 0, name
+    return same
+
+
+def test_what_is_no_chain_is_said() -> None:
+    program = pack(a_convolution(8), {}, load_build("8x32"))
+    with pytest.raises(InputError, match="several inputs or outputs"):
+        chain_of(program)
+    program.outputs = program.outputs[1:]
+    with pytest.raises(InputError, match="layer 'layer' is no fully connected layer"):
+        chain_of(program)
+    with pytest.raises(InputError, match="fully connected layers only, and so it is"):
+        library_forms("scipy", None, "so it is", None, 1)
+    layer = random_layer(np.random.default_rng(0), 8, 16, 1, 1, kind="table")
+    with pytest.raises(InputError, match="does more than limit values"):
+        chain_of(pack(alone(layer), {}, load_build("8x32")))
+
+
+def test_a_saturating_peer_is_flagged() -> None:
+    ours = np.array([[100.0, -50.0], [7.0, 20.0]], np.float32)
+    found = check(ours, np.clip(ours, -30, 30))
+    assert (found.outputs, found.differ) == (4, 2)
+    assert found.most == pytest.approx(0.7)
+    assert verdict(SAME, found).startswith("WRONG: 2 of 4 outputs differ")
+    assert verdict(FLOAT, found).startswith("float32: 2 of 4")
+    assert check(ours, np.where(ours == 7, np.nan, ours)).differ == 1
+    assert check(ours, ours[:1]).differ == 4
+    assert check({"a": ours, "b": ours}, {"b": ours, "a": ours}).differ == 0
+
+
+def test_samples_go_round_and_random_ones_use_the_range(digits: Program) -> None:
+    given = np.arange(3 * 64, dtype=np.float32).reshape(3, 64)
+    (x,) = samples_for(digits, given, 7).values()
+    np.testing.assert_array_equal(x, given[[0, 1, 2, 0, 1, 2, 0]])
+    (x,) = samples_for(digits, None, 50).values()
+    spec = digits.inputs[0]
+    q = np.rint(x / spec.scale) + spec.zero_point
+    assert (q.min(), q.max()) == (-128, 127)
+    with pytest.raises(InputError, match="the model takes: pixels"):
+        samples_for(digits, {"wrong": given}, 2)
+
+
+def test_rapl_counts_over_its_range(tmp_path: Path) -> None:
+    zone = tmp_path / "intel-rapl:0"
+    zone.mkdir()
+    for name, value in {"name": "package-0", "max_energy_range_uj": 1000, "energy_uj": 900}.items():
+        (zone / name).write_text(f"{value}\n")
+    meter = Rapl(tmp_path)
+    meter.sample()
+    (zone / "energy_uj").write_text("100\n")
+    meter.sample()
+    assert meter._joules == pytest.approx([0, 200e-6])
+    assert meter.between(*meter._times) == pytest.approx(200e-6)
+    assert meter.between(0, 1) is None
+
+
+def test_a_meters_file(tmp_path: Path) -> None:
+    path = tmp_path / "meter.csv"
+    path.write_text("seconds,watts\n100,2\n102,4\n103,4\n")
+    meter, name = find_meter(path)
+    assert meter is not None and name == "meter: meter.csv"
+    assert meter.between(100, 103) == pytest.approx(10)
+    assert meter.between(102, 102.5) == pytest.approx(2)
+    assert meter.between(99, 101) is None
+    for text in ("", "a,b\n1,2\n", "seconds,watts\n1,x\n", "seconds,watts\n2,1\n1,1\n"):
+        path.write_text(text)
+        with pytest.raises(InputError):
+            MeterFile(path).between(0, 1)
+
+
+def test_facts_of_this_machine() -> None:
+    known = facts()
+    assert {"processor", "architecture", "processors", "python", "numpy", "pynq-bbs"} <= set(known)
+    assert known["numpy"] == np.__version__
+
+
+def test_html_needs_nothing_else() -> None:
+    entries = [
+        an_entry("cpu", [[1e-3, 2e-3]] * 8),
+        an_entry("cpu dense", [[2e-3]] * 3, role="dense"),
+        an_entry("emulated", [[1.0]], modelled=1e-3),
+        an_entry("a < peer & more", [[5e-4]] * 9, role="peer"),
+    ]
+    text = html_report(a_record(entries))
+    page = ET.fromstring(text.split("\n", 1)[1])
+    for forbidden in ("http", "src=", "<link", "<script", "@import", "nan", "inf "):
+        assert forbidden not in text, forbidden
+    assert "net &lt;&amp;&gt;" in text and "a &lt; peer &amp; more" in text
+    # Patterns, bars, a roofline for each of our devices, parts of a run.
+    assert len(list(page.iter("svg"))) == 1 + 1 + 3 + 1
+    # What is modelled is hatched and says so, and nothing else is.
+    marked = [rect for rect in page.iter("rect") if "modelled" in rect.get("class", "")]
+    assert [rect.find("title").text for rect in marked] == ["emulated: ~1 ms modelled"]  # type: ignore[union-attr]
+    roofs = [line.get("class") for line in page.iter("polyline")]
+    assert roofs == ["roof measured", "roof measured", "roof modelled"]
+    for row in page.iter("tr"):
+        cells = ["".join(cell.itertext()) for cell in row.iter("td")]
+        assert any(c.startswith("~") for c in cells) == (row.get("class") == "modelled"), cells
+
+
+def test_text_marks_what_is_modelled() -> None:
+    entries = [an_entry("cpu", [[1e-3]] * 8), an_entry("emulated", [[1.0]], modelled=4e-3)]
+    lines = text_report(a_record(entries)).splitlines()
+    assert lines[3].split()[:6] == ["cpu", "1", "ms", "+0.0%", "+0.0%", "1"]
+    assert lines[4].split()[:4] == ["emulated", "~4", "ms", "modelled"]
+    assert "torch: not installed" in "\n".join(lines) and "energy: unknown" in "\n".join(lines)
+    assert [seconds_text(s) for s in (2.0, 0.5, 1.5e-6, 3e-10)] == [
+        "2 s",
+        "500 ms",
+        "1.5 us",
+        "0.3 ns",
+    ]
+    assert interval_text(1.0, -np.inf, np.inf) == "unknown"
+
+
+def test_command(
+    pixels: NDArray[np.float32], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x, old, new, page = (str(tmp_path / n) for n in ("x.npy", "a.json", "b.json", "r.html"))
+    np.save(x, pixels)
+    arguments = ["bench", str(DIGITS), "--sparsity", "0.75", "--calibration", x, "--input", x]
+    arguments += ["--device", "cpu,emulated,board", "--against", "numpy,scipy,onnxruntime,torch"]
+    arguments += ["--seconds", "1", "--samples", "8", "--report", page, "--json"]
+    assert main([*arguments, old]) == 0
+    printed = capsys.readouterr().out
+    assert "cpu dense" in printed and "~" in printed and "left out: board:" in printed
+    record = Record.load(old)
+    assert [e.name for e in record.entries[:4]] == [
+        "cpu", "cpu dense", "emulated", "emulated dense"
+    ]  # fmt: skip
+    assert all(e.same for e in record.entries[:4])
+    assert {e.scenario: e.samples for e in record.entries} == {"single-stream": 1, "offline": 8}
+    for entry in record.entries:
+        assert all(s > 0 for turn in entry.turns for s in turn)
+        assert (entry.modelled is not None) == entry.emulated == entry.name.startswith("emulated")
+        if entry.name.startswith("cpu"):
+            assert all(la.seconds and la.seconds > 0 for la in entry.layers)
+            assert sum(la.seconds or 0 for la in entry.layers) < entry.parts["device"]
+    sparse, dense = (sum(la.macs for la in e.layers) for e in record.entries[:2])
+    assert (sparse, dense) == (21120, 84480)
+    ET.fromstring(Path(page).read_text().split("\n", 1)[1])
+    stored = json.loads(Path(old).read_text())
+    for entry in stored["entries"]:  # as if everything had been twice as fast
+        entry["turns"] = [[s / 2 for s in turn] for turn in entry["turns"]]
+    Path(new).write_text(json.dumps(stored))
+    assert main(["bench", "compare", old, new, "--fail-slower", "5"]) == 0
+    assert "-50.0%" in capsys.readouterr().out
+    assert main(["bench", "compare", new, old]) == 0
+    assert main(["bench", "compare", new, old, "--fail-slower", "5"]) == 13
+    assert "slower by more than 5 %" in capsys.readouterr().err
+
+
+def test_a_program_file_and_random_numbers(
+    digits: Program, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "d.bbs.npz")
+    digits.save(path)
+    arguments = ["bench", path, "--seconds", "0.1", "--samples", "3", "--against", "onnxruntime"]
+    assert main([*arguments, "--scenario", "offline"]) == 0
+    printed = capsys.readouterr().out
+    assert "offline, 3 samples" in printed and "single-stream" not in printed
+    assert main([*arguments, "--sparsity", "0.5"]) == 3
+    assert "is compiled already" in capsys.readouterr().err
+    assert "calibrated on random numbers" in " ".join(load_subject(DIGITS).notes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        ([str(DIGITS), "--device", "gpu"], 3, "unknown device 'gpu'; known: cpu, emulated, board"),
+        ([str(DIGITS), "--against", "tvm"], 3, "unknown peer 'tvm'"),
+        ([str(DIGITS), "--scenario", "server"], 3, "unknown scenario"),
+        ([str(DIGITS), "--seconds", "nan"], 3, "more than zero"),
+        ([str(DIGITS), "--threads", "0"], 3, "more than zero"),
+        ([str(DIGITS), "--device", ","], 3, "nothing to measure"),
+        ([str(DIGITS), "--device", "board"], 9, "there is no board"),
+        ([str(DIGITS), str(DIGITS)], 3, "2 models given"),
+        (["missing.bbs.npz"], 6, "no program file"),
+        (["compare", "a.json"], 3, "takes two files"),
+        (["compare", "a.json", "b.json"], 3, "a.json cannot be read"),
+    ],
+)
+def test_wrong_usage(
+    arguments: list[str], code: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *arguments]) == code
+    assert text in capsys.readouterr().err
+
+
+def test_options_are_checked_before_anything_runs() -> None:
+    with pytest.raises(InputError, match="0 samples"):
+        Options(samples=0)
+
+
+def test_nothing_heavy_is_imported() -> None:
+    """The command line starts without numpy, and a board has no other library."""
+    code = (
+        "import sys, pynq_bbs.cli; assert 'numpy' not in sys.modules\n"
+        "import pynq_bbs.bench.run, pynq_bbs.bench.report_html, pynq_bbs.bench.compare\n"
+        "heavy = {'onnx', 'onnxruntime', 'scipy', 'torch', 'tqdm', 'pynq', 'threadpoolctl'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
