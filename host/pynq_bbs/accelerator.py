@@ -18,21 +18,36 @@ from .boards import load_board
 from .compress.quantize import dequantize_output, quantize_input
 from .cpu.device import CpuDevice
 from .device.engine import EngineProgram
-from .device.session import DEFAULT_BOARD, MEMORY_BYTES, open_device
+from .device.session import DEFAULT_BOARD, MEMORY_BYTES, Session, open_device
 from .errors import InputError
 from .model.recurrent import GATES
+from .pack import archive
 from .pack.cycles import LayerCycles, Memory
+from .pack.pipeline import Pipeline
 from .pack.program import Program
 from .report import LayerReport, Report
 from .verify import compare_layer
 
 
 class Accelerator:
-    """A program on a device. A context manager; not for use by several threads at once."""
+    """A program on a device. A context manager; not for use by several threads at once.
+
+    Of a pipeline it is a `PipelineAccelerator`.
+    """
+
+    def __new__(cls, program: Program | Pipeline | str | Path, *_: Any, **__: Any) -> Accelerator:
+        several = isinstance(program, Pipeline)
+        if isinstance(program, (str, Path)):
+            several = archive.kind(program) == "pipeline"
+        if cls is Accelerator and several:
+            from .pipeline_accelerator import PipelineAccelerator
+
+            return object.__new__(PipelineAccelerator)
+        return object.__new__(cls)
 
     def __init__(
         self,
-        program: Program | str | Path,
+        program: Program | Pipeline | str | Path,
         device: str = "auto",
         *,
         verify: bool = False,
@@ -41,10 +56,11 @@ class Accelerator:
         threads: int = 0,
         memory_bytes: int = MEMORY_BYTES,
         strict: bool | None = None,
+        session: Session | None = None,
     ) -> None:
         """
         Args:
-            program: a compiled program, or the path of a program file.
+            program: a compiled program or pipeline, or the path of its file.
             device: "auto" (a board if there is one, else emulated), "board", "emulated",
                 "emulated-pynq", "standin" or "cpu".
             verify: compare every layer's output with the cpu device's, bit for bit.
@@ -52,6 +68,7 @@ class Accelerator:
             bitfile: the overlay's `.bit`, for a board.
             threads: most threads of the cpu device, 0 for all processors.
             memory_bytes, strict: of an emulated board, see `open_device`.
+            session: an open device to share, which stays open; `device` then says nothing.
 
         Raises:
             ProgramError: the program file is missing or damaged.
@@ -59,6 +76,7 @@ class Accelerator:
             BuildError: the device's engine is not the program's build, or unknown board.
             DeviceError, ToolchainError: the device cannot be opened.
         """
+        assert not isinstance(program, Pipeline)  # is another class's
         self._program = program if isinstance(program, Program) else Program.load(program)
         if verify and device == "cpu":
             raise InputError(
@@ -73,7 +91,7 @@ class Accelerator:
         self._engine: EngineProgram | None = None
         self._cleanup = ExitStack()
         name = "cpu"
-        if device != "cpu":
+        if device != "cpu" and session is None:
             session = self._cleanup.enter_context(
                 open_device(
                     device,
@@ -84,9 +102,10 @@ class Accelerator:
                     bitfile=bitfile,
                 )
             )
+        if session is not None:
             name = session.name
         self._report = _new_report(self._program, name, chosen.name, self._memory)
-        if device != "cpu":
+        if session is not None:
             self._engine = EngineProgram(
                 self._program, session, self._memory, self._report.seconds, every=verify
             )

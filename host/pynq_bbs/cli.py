@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .pack.program import PackedLayer, Tensor
+    from .pack.cycles import Memory
+    from .pack.program import PackedLayer, Program, Tensor
 
 #: Columns of one step of the progress bar.
 _STEP = 2048
@@ -249,20 +250,40 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _info(args: argparse.Namespace) -> None:
-    from .pack.program import Program
-    from .report import table
+    from .pack.pipeline import HostNode, Pipeline, load_any
 
-    program = Program.load(args.program)
+    program = load_any(args.program)
     print(
         f"{program.name}: build {program.build.name}, {100 * program.sparsity:.1f} % sparse, "
         f"{program.weight_bytes} bytes of weights and indices"
     )
     for i in program.inputs:
-        print(f"input {i.name}: {i.dtype} (N, {', '.join(map(str, i.shape))})")
-    if program.lengths:
-        print(f"input {program.lengths}: integers (N,), the steps of each sample")
+        print(f"input {i.name}: {i.dtype} ({_shape_text('N', i.shape)})")
+    if not isinstance(program, Pipeline):
+        if program.lengths:
+            print(f"input {program.lengths}: integers (N,), the steps of each sample")
     for o in program.outputs:
-        print(f"output {o.name}: {o.dtype} (N, {', '.join(map(str, o.shape))})")
+        print(f"output {o.name}: {o.dtype} ({_shape_text('N', o.shape)})")
+    if not isinstance(program, Pipeline):
+        _print_layers(program)
+        return
+    for stage in program.stages:
+        if isinstance(stage, HostNode):
+            print(f"host {stage.op} {stage.name}: {', '.join(stage.outputs)}")
+            continue
+        samples = _shape_text("for each of N", stage.folded)
+        print(f"program {', '.join(stage.inputs)} -> {', '.join(stage.outputs)}, {samples}:")
+        _print_layers(stage.program)
+
+
+def _shape_text(batch: str, shape: tuple[int, ...]) -> str:
+    """A shape whose -1 is not known before."""
+    return ", ".join([batch, *("?" if n < 0 else str(n) for n in shape)])
+
+
+def _print_layers(program: Program) -> None:
+    from .report import table
+
     head = ("layer", "rows x features", "keep/bank", "weight bits", "index bits", "passes")
     rows = [(*head, "window", "pixels", "output")]
     for layer in program.layers:
@@ -284,28 +305,43 @@ def _info(args: argparse.Namespace) -> None:
 
 
 def _plan(args: argparse.Namespace) -> None:
+    from math import prod
+
     from .boards import load_board
     from .errors import InputError
-    from .pack.cycles import RUN_CYCLES, Memory, layer_cycles
-    from .pack.explain import HEAD, explained
-    from .pack.plan import make_plan
-    from .pack.program import Program
-    from .report import table
+    from .pack.cycles import Memory
+    from .pack.pipeline import Pipeline, Segment, load_any
 
     if args.samples < 1:
         raise InputError(f"--samples {args.samples}: a run has 1 or more")
-    program, board = Program.load(args.program), load_board(args.board)
+    program, board = load_any(args.program), load_board(args.board)
     memory = Memory.of(board)
-    plan = make_plan(program, args.samples, memory)
-    names = [program.layers[command.layer].name for command in plan.commands]
-    print(table([HEAD, *explained(names, plan.commands, program.build, memory)]))
-    cycles = sum(layer_cycles(c, program.build, memory).total for c in plan.commands)
-    total = RUN_CYCLES + plan.runs * cycles
+    if isinstance(program, Pipeline):
+        segments = [stage for stage in program.stages if isinstance(stage, Segment)]
+        plans = [(s.program, args.samples * prod(s.folded)) for s in segments]
+    else:
+        plans = [(program, args.samples)]
+    totals = [_print_plan(part, samples, memory) for part, samples in plans]
+    total, total_bytes = (sum(column) for column in zip(*totals, strict=True))
     print(
         f"modelled for build {program.build.name} on {board.name}: {total:.0f} cycles, "
         f"{1e3 * total / memory.clock_hz:.3f} ms for {args.samples} samples; "
-        f"{8 * plan.memory_words} bytes of memory"
+        f"{total_bytes:.0f} bytes of memory"
     )
+
+
+def _print_plan(program: Program, samples: int, memory: Memory) -> tuple[float, int]:
+    """A table of the program's commands; its cycles and its bytes of memory."""
+    from .pack.cycles import RUN_CYCLES, layer_cycles
+    from .pack.explain import HEAD, explained
+    from .pack.plan import make_plan
+    from .report import table
+
+    plan = make_plan(program, samples, memory)
+    names = [program.layers[command.layer].name for command in plan.commands]
+    print(table([HEAD, *explained(names, plan.commands, program.build, memory)]))
+    cycles = sum(layer_cycles(c, program.build, memory).total for c in plan.commands)
+    return RUN_CYCLES + plan.runs * cycles, 8 * plan.memory_words
 
 
 def _window_text(layer: PackedLayer) -> str:
