@@ -20,8 +20,9 @@ from pynq_bbs.device.session import Session
 from pynq_bbs.errors import InputError, ProgramError, VerificationError
 from pynq_bbs.model.graph import QuantInput, QuantLayer, QuantOutput
 from pynq_bbs.operators.call import Call
+from pynq_bbs.operators.node import HostNode
 from pynq_bbs.pack.image import pack
-from pynq_bbs.pack.pipeline import Border, HostNode, Pipeline, Segment, load_any
+from pynq_bbs.pack.pipeline import Border, Pipeline, Segment, load_any
 
 BUILD = load_build("8x32")
 TOKENS, WIDTH = 5, 16

@@ -250,7 +250,8 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _info(args: argparse.Namespace) -> None:
-    from .pack.pipeline import HostNode, Pipeline, load_any
+    from .operators.node import HostNode
+    from .pack.pipeline import Pipeline, load_any
 
     program = load_any(args.program)
     print(

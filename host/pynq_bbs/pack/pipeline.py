@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -16,7 +15,8 @@ from ..builds import Build
 from ..errors import ProgramError
 from ..interface import VERSION
 from ..operators.call import Call
-from ..operators.table import refusal, run_operator
+from ..operators.node import HostNode
+from ..operators.table import refusal
 from . import archive
 from .program import Program, from_header, header_of, sparsity_of
 
@@ -33,27 +33,6 @@ class Border:
     name: str
     shape: tuple[int, ...]
     dtype: str
-
-
-@dataclass(frozen=True)
-class HostNode:
-    """One operator on the host; names of tensors, "" where an optional input is left out."""
-
-    name: str
-    op: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    call: Call
-
-    def run(self, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
-        """Its outputs by name, from the tensors that it reads.
-
-        Raises:
-            InputError: they do not fit the operator.
-        """
-        inputs = [tensors[name] if name else None for name in self.inputs]
-        results = run_operator(self.name, self.op, self.call, inputs)
-        return {name: y for name, y in zip(self.outputs, results, strict=False) if name}
 
 
 @dataclass(frozen=True)
