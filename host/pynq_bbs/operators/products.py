@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from .call import Array, Call, Function, checked_axis
 from .shapes import DTYPES
+from .windows import Windows
 
 
 def _matmul(call: Call, a: Array, b: Array) -> Array:
@@ -22,46 +21,16 @@ def _gemm(call: Call, a: Array, b: Array, c: Array | None = None) -> Array:
     return product if c is None else product + a.dtype.type(call.get("beta", 1.0)) * c
 
 
-def _pads(call: Call, spatial: tuple[int, ...], kernel: tuple[int, ...]) -> list[tuple[int, int]]:
-    """(before, after) of every axis of an image."""
-    rank = len(spatial)
-    strides = call.get("strides") or [1] * rank
-    dilations = call.get("dilations") or [1] * rank
-    mode = call.get("auto_pad", "NOTSET")
-    if mode == "NOTSET":
-        pads = call.get("pads") or [0] * (2 * rank)
-        return list(zip(pads[:rank], pads[rank:], strict=True))
-    if mode == "VALID":
-        return [(0, 0)] * rank
-    result = []
-    for size, stride, taps, dilation in zip(spatial, strides, kernel, dilations, strict=True):
-        places = -(-size // stride)
-        total = max((places - 1) * stride + (taps - 1) * dilation + 1 - size, 0)
-        small, large = total // 2, total - total // 2
-        result.append((large, small) if mode == "SAME_LOWER" else (small, large))
-    return result
-
-
-def _convolved(call: Call, x: Array, weights: Array, pad: Any = 0) -> Array:
+def _convolved(call: Call, x: Array, weights: Array) -> Array:
     """(N, M, places...) of images (N, C, ...) and weights (M, C / groups, ...) of any rank."""
-    groups, kernel = call.get("group", 1), weights.shape[2:]
-    rank = len(kernel)
-    strides = call.get("strides") or [1] * rank
-    dilations = call.get("dilations") or [1] * rank
-    around = [(0, 0), (0, 0), *_pads(call, x.shape[2:], kernel)]
-    padded = np.pad(x, around, constant_values=pad)
-    reach: Any = tuple((taps - 1) * by + 1 for taps, by in zip(kernel, dilations, strict=True))
-    axes: Any = tuple(range(2, 2 + rank))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axes)
-    steps = tuple(slice(None, None, by) for by in (*strides, *dilations))
-    windows = windows[(slice(None), slice(None), *steps)]
-    places = windows.shape[2 : 2 + rank]
-    grouped = windows.reshape(len(x), groups, -1, *windows.shape[2:])
+    groups, rank = call.get("group", 1), weights.ndim - 2
+    seen = Windows.of(call, x.shape[2:], weights.shape[2:]).see(x, 0)
+    places = seen.shape[2 : 2 + rank]
+    grouped = seen.reshape(len(x), groups, -1, *seen.shape[2:])
     order = (0, 1, *range(3, 3 + rank), 2, *range(3 + rank, 3 + 2 * rank))
     columns = grouped.transpose(order).reshape(len(x), groups, int(np.prod(places)), -1)
     rows = weights.reshape(groups, len(weights) // groups, -1).transpose(0, 2, 1)
-    sums = columns @ rows
-    return sums.transpose(0, 1, 3, 2).reshape(len(x), len(weights), *places)
+    return (columns @ rows).transpose(0, 1, 3, 2).reshape(len(x), len(weights), *places)
 
 
 def _conv(call: Call, x: Array, weights: Array, bias: Array | None = None) -> Array:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from . import pointwise, products, reductions, resizing, shapes
+from . import pointwise, pools, products, reductions, resizing, shapes
 from .call import Array, Call
 
 #: Operators of ONNX's own domain.
 OPERATORS = {
     **pointwise.OPERATORS,
+    **pools.OPERATORS,
     **products.OPERATORS,
     **reductions.OPERATORS,
     **resizing.OPERATORS,
@@ -22,14 +23,16 @@ OPERATORS = {
 }
 
 
-def refusal(op: str, domain: str, attributes: Mapping[str, Any]) -> str:
-    """Why the host does not run such a node; empty where it does."""
+def refusal(op: str, domain: str, attributes: Mapping[str, Any], outputs: int = 1) -> str:
+    """Why the host does not run a node of so many outputs; empty where it does."""
     if domain not in ("", "ai.onnx"):
         return f"operators of domain {domain!r} are not supported"
     if op not in OPERATORS:
         return f"operator {op} is not supported"
     if attributes.get("training_mode", 0):
         return "it is in training mode; export the model for inference"
+    if op == "MaxPool" and outputs > 1:
+        return "only its first output is supported"
     for name in ("to", "output_dtype"):
         kind = attributes.get(name, 0)
         if kind and kind not in shapes.DTYPES:
