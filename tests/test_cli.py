@@ -259,7 +259,7 @@ def test_pipelines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", path]) == 0
     printed = capsys.readouterr().out
     assert "input in: float32 (N, 5, 16)" in printed
-    assert "program in -> a, for each of N, 5:" in printed
+    assert "program in -> a, 5 samples of its own for each:" in printed
     assert "host Tanh n_c: c" in printed
     assert "10 x 120" in printed
     assert main(["plan", path, "--samples", "2"]) == 0

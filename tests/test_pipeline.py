@@ -36,7 +36,9 @@ FIRST, SECOND = layer(1, 24, WIDTH), layer(2, 10, 24 * TOKENS)
 SECOND.name = "second"
 
 
-def segment(made: QuantLayer, source: str, result: str, folded: tuple[int, ...] = ()) -> Segment:
+def segment(
+    made: QuantLayer, source: str, result: str, folded: int = 0, places: int = 1
+) -> Segment:
     """A layer of floats of scale 1/16 (in) and 1 (out)."""
     program = pack(alone(made), {made.name: (8, 4)}, BUILD)
     zero_point = made.input_zero_point
@@ -47,7 +49,7 @@ def segment(made: QuantLayer, source: str, result: str, folded: tuple[int, ...] 
     program.outputs = [
         QuantOutput(result, "y", (len(made.weights),), "float32", scale, made.zero_point)
     ]
-    return Segment(program, folded)
+    return Segment(program, folded, places)
 
 
 def a_pipeline(batch: int | None = None) -> Pipeline:
@@ -58,10 +60,11 @@ def a_pipeline(batch: int | None = None) -> Pipeline:
 
     return Pipeline(
         "two programs",
+        BUILD,
         [Border("in", (TOKENS, WIDTH), "float32")],
         [Border("out", (10,), "float32"), Border("shape", (), "int64")],
         [
-            segment(FIRST, "in", "a", (TOKENS,)),
+            segment(FIRST, "in", "a", 1, TOKENS),
             node("Div", ("a", "by"), "b"),
             node("Tanh", ("b",), "c"),
             node("Flatten", ("c",), "d", axis=1),

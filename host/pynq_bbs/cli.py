@@ -191,6 +191,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _compile(args: argparse.Namespace) -> None:
     from .compiler import compile as compile_model
+    from .pack.pipeline import Pipeline
 
     samples = None if args.calibration is None else _load_arrays(args.calibration)
     total = None if samples is None else len(next(iter(_arrays(samples))))
@@ -207,8 +208,11 @@ def _compile(args: argparse.Namespace) -> None:
         )
     output = args.output or args.model.with_suffix(".bbs.npz")
     _writing(output, lambda: program.save(output))
+    programs = program.programs if isinstance(program, Pipeline) else [program]
+    several = f"{len(programs)} programs, " if len(programs) > 1 else ""
     print(
-        f"{output}: {len(program.layers)} layers, {100 * program.sparsity:.1f} % sparse, "
+        f"{output}: {several}{sum(len(p.layers) for p in programs)} layers, "
+        f"{100 * program.sparsity:.1f} % sparse, "
         f"{program.weight_bytes} bytes of weights and indices, build {program.build.name}"
     )
 
@@ -272,8 +276,8 @@ def _info(args: argparse.Namespace) -> None:
         if isinstance(stage, HostNode):
             print(f"host {stage.op} {stage.name}: {', '.join(stage.outputs)}")
             continue
-        samples = _shape_text("for each of N", stage.folded)
-        print(f"program {', '.join(stage.inputs)} -> {', '.join(stage.outputs)}, {samples}:")
+        places = f", {stage.places} samples of its own for each" if stage.places > 1 else ""
+        print(f"program {', '.join(stage.inputs)} -> {', '.join(stage.outputs)}{places}:")
         _print_layers(stage.program)
 
 
@@ -306,8 +310,6 @@ def _print_layers(program: Program) -> None:
 
 
 def _plan(args: argparse.Namespace) -> None:
-    from math import prod
-
     from .boards import load_board
     from .errors import InputError
     from .pack.cycles import Memory
@@ -319,7 +321,7 @@ def _plan(args: argparse.Namespace) -> None:
     memory = Memory.of(board)
     if isinstance(program, Pipeline):
         segments = [stage for stage in program.stages if isinstance(stage, Segment)]
-        plans = [(s.program, args.samples * prod(s.folded)) for s in segments]
+        plans = [(s.program, args.samples * s.places) for s in segments]
     else:
         plans = [(program, args.samples)]
     totals = [_print_plan(part, samples, memory) for part, samples in plans]

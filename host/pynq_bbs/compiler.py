@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,16 +17,19 @@ from .compress.prune import bank_prune, choose_bank
 from .compress.quantize import quantize
 from .errors import InputError
 from .model.graph import Layer, Model, QuantLayer, QuantModel
+from .model.partition import Partition, read_model
 from .model.recurrent import RecurrentLayer
 from .pack.image import dense_bank, moves, pack
+from .pack.pipeline import Pipeline
 from .pack.program import Program
 from .pack.recurrent import prune_recurrent
+from .pipeline_compiler import compile_partition
 
 AnyLayer = TypeVar("AnyLayer", Layer, QuantLayer)
 
 
 def compile(
-    model: Model | QuantModel | str | Path,
+    model: Model | QuantModel | Partition | str | Path,
     *,
     sparsity: float = 0.0,
     bank_size: int = 64,
@@ -34,11 +38,14 @@ def compile(
     method: str = "minmax",
     build: str | Build = "8x32",
     progress: Callable[[int], None] | None = None,
-) -> Program:
+) -> Program | Pipeline:
     """Compile a model for one build of the engine.
 
+    A model that `load_onnx` gives is one program. Of a file that has nodes which the engine cannot
+    run, a pipeline is made: several programs, and those nodes on the host in between.
+
     Args:
-        model: what `load_onnx` returns, or the path of an ONNX file.
+        model: what `load_onnx` or `read_model` returns, or the path of an ONNX file.
         sparsity: share of the weights to remove from every bank; 0 keeps the model dense. A model
             whose weights have that pattern already loses nothing.
         bank_size: the largest bank to use; each layer takes the one that fills the lanes best.
@@ -52,31 +59,38 @@ def compile(
         progress: called with the number of calibration samples seen so far.
 
     Raises:
-        ModelError, UnsupportedModelError: the file cannot be read or has nodes that cannot run.
+        ModelError, UnsupportedModelError: the file cannot be read or has nodes that neither the
+            engine nor the host can run.
         InputError: no or wrong calibration data, or a sparsity no bank up to `bank_size` can have.
         BuildError: unknown build.
     """
     target = build if isinstance(build, Build) else load_build(build)
     if isinstance(model, (str, Path)):
-        from .model.onnx_import import load_onnx
-
-        model = load_onnx(model)
+        model = read_model(model)
 
     def bank(layer: Layer | QuantLayer) -> tuple[int, int] | None:
         return _bank(layer, sparsity, bank_size, target)
 
+    def prune(floats: Model) -> Model:
+        return replace(floats, layers=[_pruned_layer(la, bank(la)) for la in floats.layers])
+
+    floats = model.is_float if isinstance(model, Partition) else isinstance(model, Model)
+    if floats and calibration is None:
+        raise InputError(
+            f"model {model.name!r} is float and needs calibration samples to choose its "
+            "scales: give calibration=, some hundred typical inputs (on the command line "
+            "--calibration samples.npy)"
+        )
+    if isinstance(model, Partition):
+        options: dict[str, Any] = {"sparsity": sparsity, "bank_size": bank_size, "build": target}
+        return compile_partition(
+            model, prune, partial(_compile_part, weight_bits=weight_bits, **options), target,
+            calibration=calibration, method=method, weight_bits=weight_bits, progress=progress,
+        )  # fmt: skip
     banks: dict[str, tuple[int, int]] = {}
     if isinstance(model, Model):
-        pruned = [_pruned_layer(layer, bank(layer)) for layer in model.layers]
-        model = replace(model, layers=pruned)
-        if calibration is None:
-            raise InputError(
-                f"model {model.name!r} is float and needs calibration samples to choose its "
-                "scales: give calibration=, some hundred typical inputs (on the command line "
-                "--calibration samples.npy)"
-            )
         model = quantize(
-            model, calibration, method=method, weight_bits=weight_bits, progress=progress
+            prune(model), calibration, method=method, weight_bits=weight_bits, progress=progress
         )
     else:
         layers: list[QuantLayer | RecurrentLayer] = []
@@ -91,6 +105,12 @@ def compile(
         if isinstance(layer, QuantLayer) and (chosen := bank(layer)):
             banks[layer.name] = chosen
     return pack(model, banks, target)
+
+
+def _compile_part(model: QuantModel, **options: Any) -> Program:
+    program = compile(model, **options)
+    assert isinstance(program, Program)
+    return program
 
 
 def _pruned_recurrent(

@@ -4,20 +4,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .accelerator import Accelerator
+from .boards import load_board
 from .device.session import DEFAULT_BOARD, MEMORY_BYTES, Session, open_device
 from .errors import InputError
-from .pack.pipeline import Border, Pipeline, Segment, Tensors
+from .pack.cycles import Memory
+from .pack.pipeline import Pipeline, Segment, Tensors, checked_inputs, run_folded, run_stages
 from .pack.program import Program
 from .report import PARTS, Report
 
@@ -45,12 +44,13 @@ class PipelineAccelerator(Accelerator):
         """As of `Accelerator`; `verify` holds for every program."""
         assert not isinstance(program, Program)
         self._pipeline = program if isinstance(program, Pipeline) else Pipeline.load(program)
-        self._last_uses = self._pipeline.last_uses()
-        self._verify_all = verify
+        self._board = load_board(board)
+        self._memory = Memory.of(self._board)
+        self._verified = verify
         self._samples = self._batches = 0
         self._host_seconds = 0.0
         with ExitStack() as cleanup:
-            if device != "cpu" and session is None:
+            if device != "cpu" and session is None and self._pipeline.programs:
                 session = cleanup.enter_context(
                     open_device(
                         device,
@@ -61,15 +61,17 @@ class PipelineAccelerator(Accelerator):
                         bitfile=bitfile,
                     )
                 )
-            self._runners = [
-                cleanup.enter_context(
+            self._device = session.name if session else "cpu"
+            self._stages = {
+                index: (stage, cleanup.enter_context(
                     Accelerator(
-                        program, device, verify=verify, board=board, threads=threads,
+                        stage.program, device, verify=verify, board=board, threads=threads,
                         session=session,
                     )
-                )
-                for program in self._pipeline.programs
-            ]  # fmt: skip
+                ))
+                for index, stage in enumerate(self._pipeline.stages)
+                if isinstance(stage, Segment)
+            }  # fmt: skip
             self._cleanup = cleanup.pop_all()
 
     @property
@@ -82,9 +84,9 @@ class PipelineAccelerator(Accelerator):
         """Name -> (shape without the batch, dtype) of every output; -1 is not known before."""
         return {border.name: (border.shape, border.dtype) for border in self._pipeline.outputs}
 
-    def run(self, x: Any) -> Any:
-        """As `Accelerator.run`; of a model whose file fixes the batch, N is a multiple of it."""
-        given = self._checked(x)
+    def run_named(self, x: Any) -> Tensors:
+        """As `Accelerator.run_named`; where the model's file fixes the batch, N is a multiple."""
+        given = checked_inputs(self._pipeline.inputs, x)
         samples = len(next(iter(given.values())))
         step = self._pipeline.batch or samples
         if samples % step:
@@ -98,90 +100,51 @@ class PipelineAccelerator(Accelerator):
         ]
         self._samples += samples
         self._batches += 1
-        names = [border.name for border in self._pipeline.outputs]
+        names = list(self.outputs)
         if len(pieces) == 1:
-            joined = pieces[0]
-        else:
-            joined = {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
-        return joined[names[0]] if len(names) == 1 else joined
+            return pieces[0]
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
 
     def report(self) -> Report:
         """What all runs so far cost, over all programs; prints itself."""
-        reports = [runner.report() for runner in self._runners]
-        segments = [stage for stage in self._pipeline.stages if isinstance(stage, Segment)]
         layers = [
-            replace(layer, pixels=layer.pixels * prod(segment.folded))
-            for report, segment in zip(reports, segments, strict=True)
-            for layer in report.layers
+            replace(layer, pixels=layer.pixels * segment.places)
+            for segment, runner in self._stages.values()
+            for layer in runner.report().layers
         ]
+        reports = [runner.report() for _, runner in self._stages.values()]
         seconds = {part: sum(report.seconds[part] for report in reports) for part in PARTS}
         seconds["host"] += self._host_seconds
-        verified = self._samples if self._verify_all else 0
-        return replace(
-            reports[0], program=self._pipeline.name, layers=layers, seconds=seconds,
-            columns=self._samples, runs=self._batches, verified_columns=verified,
-        )  # fmt: skip
+        return Report(
+            self._pipeline.name,
+            f"{self._pipeline.build.name} on {self._board.name}",
+            self._device,
+            self._memory.clock_hz / 1e6,
+            self._memory.bytes_per_second / 1e9,
+            layers,
+            self._samples,
+            self._batches,
+            self._samples if self._verified else 0,
+            seconds,
+        )
 
     def close(self) -> None:
         """Free the device's memory and let go of it. May be called again."""
         self._cleanup.close()
 
-    def _checked(self, x: Any) -> Tensors:
-        borders = {border.name: border for border in self._pipeline.inputs}
-        if not isinstance(x, Mapping):
-            if len(borders) != 1:
-                raise InputError(
-                    f"the model has {len(borders)} inputs ({', '.join(borders)}): give a dict of "
-                    "arrays by name"
-                )
-            x = {next(iter(borders)): x}
-        if set(x) != set(borders):
-            raise InputError(
-                f"given inputs: {', '.join(sorted(map(str, x))) or 'none'}; "
-                f"the model takes exactly: {', '.join(borders)}"
-            )
-        tensors = {name: _checked_input(border, x[name]) for name, border in borders.items()}
-        sizes = {len(values) for values in tensors.values()}
-        if len(sizes) != 1:
-            raise InputError(f"the inputs have different batch sizes: {sorted(sizes)}")
-        return tensors
-
     def _piece(self, given: Tensors) -> Tensors:
-        tensors: Tensors = {**self._pipeline.constants, **given}
-        runners = iter(self._runners)
-        for stage, done in zip(self._pipeline.stages, self._last_uses, strict=True):
-            if isinstance(stage, Segment):
-                tensors.update(_run_segment(stage, next(runners), tensors))
-            else:
-                start = time.perf_counter()
-                tensors.update(stage.run(tensors))
-                self._host_seconds += time.perf_counter() - start
-            for name in done:
-                tensors.pop(name, None)
-        return {border.name: tensors[border.name] for border in self._pipeline.outputs}
+        start = time.perf_counter()
+        on_programs = 0.0
 
+        def run_program(index: int, tensors: Tensors) -> Tensors:
+            nonlocal on_programs
+            began = time.perf_counter()
+            segment, runner = self._stages[index]
+            results = run_folded(segment.folded, tensors, runner.run_named)
+            on_programs += time.perf_counter() - began
+            return results
 
-def _run_segment(segment: Segment, runner: Accelerator, tensors: Tensors) -> Tensors:
-    given = {name: segment.fold(tensors[name]) for name in segment.inputs}
-    results = runner.run(given)
-    if len(segment.outputs) == 1:
-        results = {segment.outputs[0]: results}
-    return {name: segment.unfold(y) for name, y in results.items()}
-
-
-def _checked_input(border: Border, x: Any) -> NDArray[Any]:
-    try:
-        array = np.asarray(x)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"input {border.name!r} is not an array: {error}") from None
-    wanted = "(N, " + ", ".join(map(str, border.shape)) + ")"
-    if array.ndim != len(border.shape) + 1 or array.shape[1:] != border.shape or not len(array):
-        raise InputError(
-            f"input {border.name!r} has shape {array.shape}, must be {wanted} with at least one "
-            "sample"
-        )
-    if border.dtype == "float32" and array.dtype.kind in "fiu":
-        return array.astype(np.float32)
-    if array.dtype != np.dtype(border.dtype):
-        raise InputError(f"input {border.name!r} is {array.dtype}, must be {border.dtype}")
-    return array
+        tensors = {**self._pipeline.constants, **given}
+        results = run_stages(self._pipeline.stages, tensors, list(self.outputs), run_program)
+        self._host_seconds += time.perf_counter() - start - on_programs
+        return results

@@ -90,33 +90,83 @@ def quantize(
     """
     if weight_bits not in (4, 8):
         raise InputError(f"weight_bits is {weight_bits!r}; the engine takes weights of 4 or 8 bits")
-    read = {name for layer in model.layers for name in (layer.input, layer.other)}
-    read |= {name for view in model.views for name in view.reads}
-    shown = {output.tensor for output in model.outputs}
-    observers: dict[str, Observer] = {}
-    for graph_input in model.inputs:
-        observers[graph_input.tensor] = make_observer(method)
-    for layer in model.layers:
-        if _is_int8(layer, read):
-            observers[_observed(layer)] = make_observer(method)
-        if layer.other:
-            observers[layer.output] = make_observer(method)
-    for view in model.views:
-        if isinstance(view, Concat):
-            observers[view.output] = make_observer(method)
-    seen = 0
+    observed = Calibration(model, method)
     for batch in _batches(model, calibration):
-        for tensor, values in _activations(model, batch):
-            if tensor in observers:
-                observers[tensor].update(values)
-        seen += len(next(iter(batch.values())))
+        observed.see(batch)
         if progress:
-            progress(seen)
-    if not seen:
-        raise InputError("calibration holds no samples; give at least one.")
-    observed = {t: o.quantisation() for t, o in observers.items()}
-    _share(model, observed)
-    return _Quantizer(model, observed, weight_bits).run(read, shown)
+            progress(observed.samples)
+    return observed.quantised(weight_bits)
+
+
+class Calibration:
+    """Sees a float model's tensors batch by batch, in constant memory, and quantises it.
+
+    `samples` counts what it has seen.
+    """
+
+    def __init__(self, model: Model, method: str = "minmax") -> None:
+        """
+        Raises:
+            InputError: unknown method.
+        """
+        self.model = model
+        self.samples = 0
+        self._read = {name for layer in model.layers for name in (layer.input, layer.other)}
+        self._read |= {name for view in model.views for name in view.reads}
+        self._observers: dict[str, Observer] = {}
+        for graph_input in model.inputs:
+            self._observers[graph_input.tensor] = make_observer(method)
+        for layer in model.layers:
+            if _is_int8(layer, self._read):
+                self._observers[_observed(layer)] = make_observer(method)
+            if layer.other:
+                self._observers[layer.output] = make_observer(method)
+        for view in model.views:
+            if isinstance(view, Concat):
+                self._observers[view.output] = make_observer(method)
+
+    def update(self, inputs: Mapping[str, Any]) -> dict[str, Float]:
+        """See a batch; the model's outputs in float32 (N, *shape), by name.
+
+        Args:
+            inputs: (N, *shape) by input name.
+
+        Raises:
+            InputError: an input is missing, unknown, of a wrong shape or dtype, or not finite.
+        """
+        shown = self.see(_model_inputs(self.model, inputs))
+        return {
+            output.name: apply_functions(
+                output.functions, output.arrangement.apply(shown[output.tensor])
+            ).reshape(-1, *output.shape)
+            for output in self.model.outputs
+        }
+
+    def see(self, batch: Mapping[str, Float]) -> dict[str, Float]:
+        """The same of checked inputs (N, features); gives the tensors of the outputs."""
+        names = {output.tensor for output in self.model.outputs}
+        shown: dict[str, Float] = {}
+        for tensor, values in _activations(self.model, batch):
+            if tensor in self._observers:
+                self._observers[tensor].update(values)
+            if tensor in names:
+                shown[tensor] = values
+        self.samples += len(next(iter(batch.values())))
+        return shown
+
+    def quantised(self, weight_bits: int = 8) -> QuantModel:
+        """The integer model, with the scales that fit what was seen.
+
+        Raises:
+            InputError: nothing was seen.
+            ModelError: weights or scales that float32 cannot hold.
+        """
+        if not self.samples:
+            raise InputError("calibration holds no samples; give at least one.")
+        observed = {t: o.quantisation() for t, o in self._observers.items()}
+        _share(self.model, observed)
+        shown = {output.tensor for output in self.model.outputs}
+        return _Quantizer(self.model, observed, weight_bits).run(self._read, shown)
 
 
 def run_float(model: Model, inputs: Mapping[str, Any] | NDArray[Any]) -> dict[str, Float]:

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from math import prod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..builds import Build
-from ..errors import ProgramError
+from ..errors import InputError, ProgramError
 from ..interface import VERSION
 from ..operators.call import Call
 from ..operators.node import HostNode
@@ -39,12 +39,13 @@ class Border:
 class Segment:
     """A program on tensors of the pipeline that have its inputs' and outputs' names.
 
-    Of those tensors the dimensions `folded` stand behind the batch; each place there is a sample of
-    the program's.
+    Of those tensors as many dimensions as `folded` stand behind the first; each place is a sample
+    of the program's, and a sample of the pipeline has so many `places`.
     """
 
     program: Program
-    folded: tuple[int, ...] = ()
+    folded: int = 0
+    places: int = 1
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -54,33 +55,24 @@ class Segment:
     def outputs(self) -> tuple[str, ...]:
         return tuple(spec.name for spec in self.program.outputs)
 
-    def fold(self, x: NDArray[Any]) -> NDArray[Any]:
-        """A tensor of the pipeline as the program takes it."""
-        return fold(x, self.folded)
 
-    def unfold(self, y: NDArray[Any]) -> NDArray[Any]:
-        """What the program gives as a tensor of the pipeline."""
-        return unfold(y, self.folded)
-
-
-def fold(x: NDArray[Any], folded: tuple[int, ...]) -> NDArray[Any]:
-    """Dimensions behind the batch as part of it: (N, *folded, ...) as (N * places, ...)."""
-    return x.reshape(len(x) * prod(folded), *x.shape[1 + len(folded) :])
-
-
-def unfold(y: NDArray[Any], folded: tuple[int, ...]) -> NDArray[Any]:
-    """The other way round."""
-    return y.reshape(len(y) // prod(folded), *folded, *y.shape[1:])
+def run_folded(folded: int, tensors: Tensors, run: Callable[[Tensors], Tensors]) -> Tensors:
+    """What `run` gives of tensors (places, ...), for tensors with `folded` dimensions behind the
+    first, which its results have again."""
+    lead = next(iter(tensors.values())).shape[: 1 + folded]
+    given = {name: x.reshape(-1, *x.shape[1 + folded :]) for name, x in tensors.items()}
+    return {name: y.reshape(*lead, *y.shape[1:]) for name, y in run(given).items()}
 
 
 @dataclass
 class Pipeline:
     """Stages in an order in which they can run, on tensors by name.
 
-    With a `batch` the stages take exactly so many samples at once.
+    All programs are for one build. With a `batch` the stages take exactly so many samples at once.
     """
 
     name: str
+    build: Build
     inputs: list[Border]
     outputs: list[Border]
     stages: list[Segment | HostNode]
@@ -92,11 +84,6 @@ class Pipeline:
         return [stage.program for stage in self.stages if isinstance(stage, Segment)]
 
     @property
-    def build(self) -> Build:
-        """The one that all programs are for."""
-        return self.programs[0].build
-
-    @property
     def weight_bytes(self) -> int:
         """Bytes of weights and indices that an inference reads at least once."""
         return sum(program.weight_bytes for program in self.programs)
@@ -105,16 +92,6 @@ class Pipeline:
     def sparsity(self) -> float:
         """Share of the engine's weights that is not stored."""
         return sparsity_of(layer for program in self.programs for layer in program.layers)
-
-    def last_uses(self) -> list[list[str]]:
-        """Of every stage the tensors that nothing needs any more behind it."""
-        done: list[list[str]] = []
-        needed = {border.name for border in self.outputs} | set(self.constants) | {""}
-        for stage in reversed(self.stages):
-            names = dict.fromkeys((*stage.inputs, *stage.outputs))
-            done.append([name for name in names if name not in needed])
-            needed.update(names)
-        return done[::-1]
 
     def save(self, path: str | Path) -> None:
         """Write the pipeline to `path`, whole or not at all."""
@@ -127,6 +104,7 @@ class Pipeline:
             "interface": VERSION,
             "kind": "pipeline",
             "name": self.name,
+            "build": asdict(self.build),
             "inputs": [vars(border) for border in self.inputs],
             "outputs": [vars(border) for border in self.outputs],
             "stages": [_stage_header(stage) for stage in self.stages],
@@ -149,6 +127,60 @@ class Pipeline:
         return _from_header(header, arrays, str(path))
 
 
+def run_stages(
+    stages: Sequence[Any],
+    tensors: Tensors,
+    wanted: Sequence[str],
+    run_program: Callable[[int, Tensors], Tensors],
+) -> Tensors:
+    """The `wanted` tensors, from those that there are before the first stage.
+
+    Args:
+        stages: nodes of the host, and others that name their `inputs` and `outputs`.
+        run_program: gives the outputs of such another one, of which it gets the index.
+    """
+    last = {name: index for index, stage in enumerate(stages) for name in stage.inputs}
+    tensors = dict(tensors)
+    for index, stage in enumerate(stages):
+        if isinstance(stage, HostNode):
+            tensors.update(stage.run(tensors))
+        else:
+            tensors.update(run_program(index, {name: tensors[name] for name in stage.inputs}))
+        for name in (*stage.inputs, *stage.outputs):  # what nothing needs any more goes
+            if last.get(name, index) <= index and name not in wanted:
+                tensors.pop(name, None)
+    return {name: tensors[name] for name in wanted}
+
+
+def checked_inputs(borders: Sequence[Border], x: Any) -> Tensors:
+    """What a user hands in, by name, each (N, *shape) of its dtype.
+
+    Args:
+        x: an array where there is one input, or a dict of arrays.
+
+    Raises:
+        InputError: missing or unknown input, wrong shape or dtype, different N.
+    """
+    names = [border.name for border in borders]
+    if not isinstance(x, Mapping):
+        if len(names) != 1:
+            raise InputError(
+                f"the model has {len(names)} inputs ({', '.join(names)}): give a dict of "
+                "arrays by name"
+            )
+        x = {names[0]: x}
+    if set(x) != set(names):
+        raise InputError(
+            f"given inputs: {', '.join(sorted(map(str, x))) or 'none'}; "
+            f"the model takes exactly: {', '.join(names)}"
+        )
+    tensors = {border.name: _checked_input(border, x[border.name]) for border in borders}
+    sizes = {len(values) for values in tensors.values()}
+    if len(sizes) != 1:
+        raise InputError(f"the inputs have different batch sizes: {sorted(sizes)}")
+    return tensors
+
+
 def load_any(path: str | Path) -> Program | Pipeline:
     """What a file holds, a program or a pipeline.
 
@@ -163,7 +195,7 @@ def load_any(path: str | Path) -> Program | Pipeline:
 
 def _stage_header(stage: Segment | HostNode) -> dict[str, Any]:
     if isinstance(stage, Segment):
-        return {"program": header_of(stage.program), "folded": stage.folded}
+        return {"program": header_of(stage.program), "folded": stage.folded, "places": stage.places}
     attributes = {name: _plain(value) for name, value in stage.call.attributes.items()}
     call = {"opset": stage.call.opset, "attributes": attributes, "outputs": stage.call.outputs}
     return {**vars(stage), "call": call}
@@ -191,11 +223,12 @@ def _from_header(header: dict[str, Any], arrays: Tensors, path: str) -> Pipeline
         if "program" in stored:
             image = arrays[f"image{sum(isinstance(stage, Segment) for stage in stages)}"]
             program = from_header(stored["program"], image, path)
-            stages.append(Segment(program, tuple(stored["folded"])))
+            stages.append(Segment(program, stored["folded"], stored["places"]))
         else:
             stages.append(_host_node(stored, path))
     return Pipeline(
         header["name"],
+        Build(**{f.name: header["build"][f.name] for f in fields(Build)}),
         [_border(stored) for stored in header["inputs"]],
         [_border(stored) for stored in header["outputs"]],
         stages,
@@ -227,3 +260,21 @@ def _restored(value: Any) -> Any:
     if isinstance(value, dict):
         return np.array(value["values"], value["dtype"]).reshape(value["shape"])
     return value
+
+
+def _checked_input(border: Border, x: Any) -> NDArray[Any]:
+    try:
+        array = np.asarray(x)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"input {border.name!r} is not an array: {error}") from None
+    wanted = "(N, " + ", ".join(map(str, border.shape)) + ")"
+    if array.ndim != len(border.shape) + 1 or array.shape[1:] != border.shape or not len(array):
+        raise InputError(
+            f"input {border.name!r} has shape {array.shape}, must be {wanted} with at least one "
+            "sample"
+        )
+    if border.dtype == "float32" and array.dtype.kind in "fiu":
+        return array.astype(np.float32)
+    if array.dtype != np.dtype(border.dtype):
+        raise InputError(f"input {border.name!r} is {array.dtype}, must be {border.dtype}")
+    return array
