@@ -23,6 +23,7 @@ from pynq_bbs import Accelerator, Program, load_onnx
 from pynq_bbs import compile as compile_model
 from pynq_bbs.compress.calibrate import METHODS
 from pynq_bbs.model.graph import Model
+from pynq_bbs.pack.pipeline import Pipeline
 from pynq_bbs.report import table
 
 CALIBRATION_IMAGES = 256
@@ -56,7 +57,7 @@ def forms(
         yield f"{sparsity:.0%} in banks up to {bank_size}, not fine-tuned", _run(program, own)
 
 
-def _run(program: Program, x: NDArray[Any]) -> NDArray[np.generic]:
+def _run(program: Program | Pipeline, x: NDArray[Any]) -> NDArray[np.generic]:
     with Accelerator(program, device="cpu") as accelerator:
         scores: NDArray[np.generic] = accelerator.run(x)
     return scores

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pynq_bbs.compiler import compile as compile_model
 from pynq_bbs.model.onnx_import import load_onnx
 from pynq_bbs.pack.fits import least_use
+from pynq_bbs.pack.program import Program
 from pynq_bbs.report import table
 
 SHAPE = (3, 224, 224)
@@ -139,6 +140,7 @@ def main() -> None:
         loaded = perf_counter()
         program = compile_model(model, calibration=images(args.samples))
         compiled = perf_counter()
+        assert isinstance(program, Program)
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
         weights = sum(layer.model_weights for layer in program.layers) / 1e6
         rows.append(

@@ -39,7 +39,9 @@ def tiny() -> Program:
     )
     x = QuantInput("in", "x", (64,), "float32", np.float32(0.1), 0)
     y = QuantOutput("out", "y", (16,), "float32")
-    return compile_model(QuantModel("16 x 64", [x], [layer], [y]))
+    program = compile_model(QuantModel("16 x 64", [x], [layer], [y]))
+    assert isinstance(program, Program)
+    return program
 
 
 def sample(program: Program) -> dict[str, Any]:
@@ -77,7 +79,10 @@ def main() -> None:
     program = tiny()
     if args.file:
         load = compile_model if args.file.suffix == ".onnx" else Program.load
-        program = load(args.file)
+        loaded = load(args.file)
+        if not isinstance(loaded, Program):
+            parser.error(f"{args.file} is no single program")
+        program = loaded
     x = sample(program)
     with (
         open_device(args.device, program.build, strict=False) as session,

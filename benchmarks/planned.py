@@ -12,7 +12,7 @@ from pynq_bbs.pack.csb import csb_shape
 from pynq_bbs.pack.cycles import Memory
 from pynq_bbs.pack.layout import tile_count
 from pynq_bbs.pack.plan import make_plan
-from pynq_bbs.pack.program import PackedLayer
+from pynq_bbs.pack.program import PackedLayer, Program
 from pynq_bbs.pack.schedule import Place, layer_command
 
 
@@ -28,6 +28,7 @@ def network(
     """The commands for `samples` at once, or of images for one; see `make_plan`."""
     everywhere = {"*": {"sparsity": sparsity}}
     program = compile_model((NETWORKS | RECURRENT)[name](), layers=everywhere, build=build)
+    assert isinstance(program, Program)
     return make_plan(program, samples, memory, resident=resident).commands
 
 

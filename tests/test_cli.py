@@ -19,6 +19,7 @@ from pynq_bbs.builds import load_build
 from pynq_bbs.cli import main
 from pynq_bbs.model.onnx_import import load_onnx
 from pynq_bbs.pack.image import pack
+from test_pipeline import a_pipeline, batch, expected
 
 DIGITS = Path(__file__).parents[1] / "examples" / "digits" / "digits.onnx"
 
@@ -244,3 +245,24 @@ def test_demo() -> None:
     assert "87.5 % fine-tuned" in rows[4]
     accuracy = float(rows[4].split()[3].rstrip("%"))
     assert accuracy >= 96
+
+
+def test_pipelines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file of several programs is run, described and planned as one of a single program."""
+    a_pipeline().save(tmp_path / "p.bbs.npz")
+    np.save(tmp_path / "x.npy", batch(9))
+    path, out = str(tmp_path / "p.bbs.npz"), tmp_path / "y.npz"
+    arguments = ["--input", str(tmp_path / "x.npy"), "--verify", "-o", str(out)]
+    assert main(["run", path, *arguments]) == 0
+    assert "9 verified bit-exact" in capsys.readouterr().out
+    np.testing.assert_array_equal(np.load(out)["out"], expected(batch(9)))
+    assert main(["info", path]) == 0
+    printed = capsys.readouterr().out
+    assert "input in: float32 (N, 5, 16)" in printed
+    assert "program in -> a, 5 samples of its own for each:" in printed
+    assert "host Tanh n_c: c" in printed
+    assert "10 x 120" in printed
+    assert main(["plan", path, "--samples", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "layer " in printed and "second " in printed
+    assert "ms for 2 samples" in printed

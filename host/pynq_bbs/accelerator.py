@@ -23,8 +23,10 @@ from .device.session import Session, open_device
 from .device.submissions import BANKS, Submissions
 from .endpoints import Described, Endpoints, Tensors
 from .errors import DeviceError, InputError
+from .pack import archive
 from .pack.cycles import LayerCycles, Memory
 from .pack.fits import MemoryUse
+from .pack.pipeline import Pipeline
 from .pack.program import Program
 from .report import LayerReport, Report
 from .verify import Verifier
@@ -52,11 +54,24 @@ class _Cost:
 
 
 class Accelerator:
-    """A program on a device. A context manager; not for use by several threads at once."""
+    """A program on a device. A context manager; not for use by several threads at once.
+
+    Of a pipeline it is a `PipelineAccelerator`.
+    """
+
+    def __new__(cls, program: Program | Pipeline | str | Path, *_: Any, **__: Any) -> Accelerator:
+        several = isinstance(program, Pipeline)
+        if isinstance(program, (str, Path)):
+            several = archive.kind(program) == "pipeline"
+        if cls is Accelerator and several:
+            from .pipeline_accelerator import PipelineAccelerator
+
+            return object.__new__(PipelineAccelerator)
+        return object.__new__(cls)
 
     def __init__(
         self,
-        program: Program | str | Path,
+        program: Program | Pipeline | str | Path,
         device: str = "auto",
         *,
         verify: bool = False,
@@ -70,7 +85,7 @@ class Accelerator:
     ) -> None:
         """
         Args:
-            program: a compiled program, or the path of a program file.
+            program: a compiled program or pipeline, or the path of its file.
             device: "auto" (a board if there is one, else emulated), "board", "emulated",
                 "emulated-pynq", "standin" or "cpu".
             verify: compare every layer's output with the cpu device's, bit for bit.
@@ -88,6 +103,7 @@ class Accelerator:
             BuildError: the device's engine is not the program's build, or unknown board.
             DeviceError, ToolchainError: the device cannot be opened.
         """
+        assert not isinstance(program, Pipeline)  # is another class's
         self._program = program if isinstance(program, Program) else Program.load(program)
         on_cpu = device == "cpu" and session is None
         if verify and on_cpu:
@@ -150,9 +166,14 @@ class Accelerator:
             DeviceError and its kinds: the device refused, ran out of memory or out of time, or
                 the accelerator was closed.
         """
+        return plain(self.run_named(x))
+
+    def run_named(self, x: Any) -> dict[str, NDArray[Any]]:
+        """As `run`; a dict of arrays by output name also of one output."""
         self._check_open()
         if self._submissions:  # which have the device until they are through
-            return self.submit(x).result()
+            outputs = self._submissions.submit(x).result()
+            return outputs if isinstance(outputs, dict) else {next(iter(self.outputs)): outputs}
         return self._shown([self._run(put(0), 0) for put in self._pieces(x)])
 
     def submit(self, x: Any) -> Future[Any]:
@@ -168,7 +189,9 @@ class Accelerator:
         self._check_open()
         if self._submissions is None:
             self._engine.banks = BANKS
-            self._submissions = Submissions(self._pieces, self._run, self._shown)
+            self._submissions = Submissions(
+                self._pieces, self._run, lambda results: plain(self._shown(results))
+            )
         return self._submissions.submit(x)
 
     def report(self) -> Report:
@@ -267,12 +290,17 @@ class Accelerator:
         for layer, cycles in zip(self._report.layers, spent.cycles, strict=False):
             _add(layer, cycles, spent.runs)
 
-    def _shown(self, results: list[Tensors]) -> Any:
+    def _shown(self, results: list[Tensors]) -> dict[str, NDArray[Any]]:
         start = perf_counter()
         outputs = self._endpoints.shown(results)
         self._report.runs += 1
         self._report.seconds["output"] += perf_counter() - start
         return outputs
+
+
+def plain(outputs: dict[str, NDArray[Any]]) -> Any:
+    """The array itself where there is one output."""
+    return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
 
 def _new_report(program: Program, device: str, board: str, memory: Memory) -> Report:

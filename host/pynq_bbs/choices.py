@@ -18,6 +18,7 @@ from .builds import Build
 from .compress.prune import MAX_BANK, MIN_BANK, choose_bank
 from .errors import InputError
 from .model.graph import Layer, Model, QuantLayer, QuantModel
+from .model.partition import Part, Partition
 from .model.recurrent import RecurrentLayer
 from .model.recurrent_floats import FloatRecurrent
 from .pack.banks import moves
@@ -40,7 +41,7 @@ class LayerChoice:
 
 
 def choose(
-    model: Model | QuantModel,
+    model: Model | QuantModel | Partition,
     build: Build,
     *,
     sparsity: float = 0.0,
@@ -57,10 +58,11 @@ def choose(
     asked = LayerChoice(sparsity, bank_size, weight_bits)
     for key in _OPTIONS:
         _check(key, getattr(asked, key), "")
-    by_name = {layer.name: layer for layer in model.layers}
+    whole = _whole(model)
+    by_name = {layer.name: layer for layer in whole.layers}
     chosen = dict.fromkeys(by_name, asked)
-    fixed = {layer.name: reason for layer in model.layers if (reason := _without_matrix(layer))}
-    usual = _kept_by_default(model, fixed)
+    fixed = {layer.name: reason for layer in whole.layers if (reason := _without_matrix(layer))}
+    usual = _kept_by_default(whole, fixed)
     if sparsity > 0:
         for name, reason in (usual | fixed).items():
             chosen[name] = replace(asked, sparsity=0.0, kept=reason)
@@ -75,6 +77,31 @@ def choose(
                 raise InputError(f"layer {name!r} cannot have sparsity {choice.sparsity}: {reason}")
             chosen[name] = replace(choice, sparsity=0.0, kept=reason)
     return chosen
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """The layers of all programs, and the tensors that the first of them read and the last write;
+    `views` are the tensors that each of them reads."""
+
+    layers: Sequence[AnyLayer]
+    views: Mapping[str, tuple[str, ...]]
+    inputs: set[str]
+    outputs: set[str]
+
+
+def _whole(model: Model | QuantModel | Partition) -> _Whole:
+    parts: list[Model | QuantModel] = []
+    if isinstance(model, Partition):
+        parts += [stage.model for stage in model.stages if isinstance(stage, Part)]
+    else:
+        parts.append(model)
+    return _Whole(
+        [layer for part in parts for layer in part.layers],
+        {view.output: view.reads for part in parts for view in part.views},
+        {spec.tensor for part in parts[:1] for spec in part.inputs},
+        {spec.tensor for part in parts[-1:] for spec in part.outputs},
+    )
 
 
 def bank_for(shape: tuple[int, ...], choice: LayerChoice, build: Build) -> tuple[int, int]:
@@ -183,7 +210,7 @@ def _without_matrix(layer: AnyLayer) -> str:
     return ""
 
 
-def _kept_by_default(model: Model | QuantModel, fixed: Mapping[str, str]) -> dict[str, str]:
+def _kept_by_default(model: _Whole, fixed: Mapping[str, str]) -> dict[str, str]:
     """The first and the last layers with weights; none where that would be all there are.
 
     Recurrent layers are never among them: most weights of a network that has any are theirs.
@@ -196,8 +223,6 @@ def _kept_by_default(model: Model | QuantModel, fixed: Mapping[str, str]) -> dic
             else (layer.output,)
         )
         makers |= dict.fromkeys(outputs, layer)
-    views = {view.output: view.reads for view in model.views}
-    inputs = {spec.tensor for spec in model.inputs}
 
     def sources(tensor: str) -> set[str]:
         """The layers with weights, and the inputs, that a tensor comes from."""
@@ -210,8 +235,8 @@ def _kept_by_default(model: Model | QuantModel, fixed: Mapping[str, str]) -> dic
             seen.add(name)
             made = makers.get(name)
             if made is None:
-                waiting += views.get(name, ())
-                found |= {name} & inputs
+                waiting += model.views.get(name, ())
+                found |= {name} & model.inputs
             elif made.name in fixed:
                 waiting.append(made.input)
             else:
@@ -223,9 +248,9 @@ def _kept_by_default(model: Model | QuantModel, fixed: Mapping[str, str]) -> dic
         for layer in model.layers
         if layer.name not in fixed and not isinstance(layer, (FloatRecurrent, RecurrentLayer))
     ]
-    last = set[str]().union(*(sources(output.tensor) for output in model.outputs))
+    last = set[str]().union(*(sources(tensor) for tensor in model.outputs))
     kept = {layer.name: "last" for layer in plain if layer.name in last}
-    kept |= {layer.name: "first" for layer in plain if sources(layer.input) & inputs}
+    kept |= {layer.name: "first" for layer in plain if sources(layer.input) & model.inputs}
     return {} if len(kept) == len(model.layers) - len(fixed) else kept
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from .errors import BbsError
 
 if TYPE_CHECKING:
     from .choices import LayerChoice
+    from .pack.cycles import Memory
     from .pack.program import PackedLayer, Program, Tensor
 
 #: Columns of one step of the progress bar.
@@ -208,9 +209,10 @@ def _compile(args: argparse.Namespace) -> None:
     from .builds import load_build
     from .choices import choose, read_layers
     from .compiler import compile as compile_model
-    from .model.onnx_import import load_onnx
+    from .model.partition import read_model
+    from .pack.pipeline import Pipeline
 
-    model = load_onnx(args.model)
+    model = read_model(args.model)
     asked: dict[str, Any] = {
         "sparsity": args.sparsity,
         "bank_size": args.bank_size,
@@ -233,20 +235,24 @@ def _compile(args: argparse.Namespace) -> None:
         )
     output = args.output or args.model.with_suffix(".bbs.npz")
     writing(output, lambda: program.save(output))
-    print(_banks_text(program, chosen))
+    programs = program.programs if isinstance(program, Pipeline) else [program]
+    several = f"{len(programs)} programs, " if len(programs) > 1 else ""
+    print(_banks_text(programs, chosen))
     print(
-        f"{output}: {len(program.layers)} layers, {100 * program.sparsity:.1f} % sparse, "
+        f"{output}: {several}{sum(len(p.layers) for p in programs)} layers, "
+        f"{100 * program.sparsity:.1f} % sparse, "
         f"{program.weight_bytes} bytes of weights and indices, build {program.build.name}"
     )
 
 
-def _banks_text(program: Program, chosen: Mapping[str, LayerChoice]) -> str:
+def _banks_text(programs: Sequence[Program], chosen: Mapping[str, LayerChoice]) -> str:
     """Every layer's bank, and which layers are not pruned although others are."""
     from .report import table
 
     rows = [("layer", "rows x features", "keep/bank", "weight bits")]
     rows += [
         (la.name, f"{la.rows} x {la.features}", f"{la.keep}/{la.bank_size}", str(la.weight_bits))
+        for program in programs
         for la in program.layers
     ]
     kept = ", ".join(f"{name} ({choice.kept})" for name, choice in chosen.items() if choice.kept)
@@ -291,22 +297,44 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _info(args: argparse.Namespace) -> None:
+    from .operators.node import HostNode
     from .pack.fits import least_use
-    from .pack.program import Program
-    from .report import table
+    from .pack.pipeline import Pipeline, load_any
 
-    program = Program.load(args.program)
+    program = load_any(args.program)
     print(
         f"{program.name}: build {program.build.name}, {100 * program.sparsity:.1f} % sparse, "
         f"{program.weight_bytes} bytes of weights and indices"
     )
-    print(f"the least that runs at once takes {least_use(program)}, and its commands")
+    for part in program.programs if isinstance(program, Pipeline) else [program]:
+        print(f"the least that runs at once takes {least_use(part)}, and its commands")
     for i in program.inputs:
-        print(f"input {i.name}: {i.dtype} (N, {', '.join(map(str, i.shape))})")
-    if program.lengths:
-        print(f"input {program.lengths}: integers (N,), the steps of each sample")
+        print(f"input {i.name}: {i.dtype} ({_shape_text('N', i.shape)})")
+    if not isinstance(program, Pipeline):
+        if program.lengths:
+            print(f"input {program.lengths}: integers (N,), the steps of each sample")
     for o in program.outputs:
-        print(f"output {o.name}: {o.dtype} (N, {', '.join(map(str, o.shape))})")
+        print(f"output {o.name}: {o.dtype} ({_shape_text('N', o.shape)})")
+    if not isinstance(program, Pipeline):
+        _print_layers(program)
+        return
+    for stage in program.stages:
+        if isinstance(stage, HostNode):
+            print(f"host {stage.op} {stage.name}: {', '.join(stage.outputs)}")
+            continue
+        places = f", {stage.places} samples of its own for each" if stage.places > 1 else ""
+        print(f"program {', '.join(stage.inputs)} -> {', '.join(stage.outputs)}{places}:")
+        _print_layers(stage.program)
+
+
+def _shape_text(batch: str, shape: tuple[int, ...]) -> str:
+    """A shape whose -1 is not known before."""
+    return ", ".join([batch, *("?" if n < 0 else str(n) for n in shape)])
+
+
+def _print_layers(program: Program) -> None:
+    from .report import table
+
     head = ("layer", "rows x features", "keep/bank", "weight bits", "index bits", "passes")
     rows = [(*head, "window", "pixels", "output")]
     for layer in program.layers:
@@ -330,27 +358,39 @@ def _info(args: argparse.Namespace) -> None:
 def _plan(args: argparse.Namespace) -> None:
     from .boards import load_board
     from .errors import InputError
-    from .pack.cycles import RUN_CYCLES, Memory, layer_cycles
-    from .pack.explain import HEAD, explained
-    from .pack.fits import MemoryUse
-    from .pack.plan import make_plan
-    from .pack.program import Program
-    from .report import table
+    from .pack.cycles import Memory
+    from .pack.pipeline import Pipeline, Segment, load_any
 
     if args.samples < 1:
         raise InputError(f"--samples {args.samples}: a run has 1 or more")
-    program, board = Program.load(args.program), load_board(args.board)
+    program, board = load_any(args.program), load_board(args.board)
     memory = Memory.of(board)
-    plan = make_plan(program, args.samples, memory)
-    names = [program.layers[command.layer].name for command in plan.commands]
-    print(table([HEAD, *explained(names, plan.commands, program.build, memory)]))
-    cycles = sum(layer_cycles(c, program.build, memory).total for c in plan.commands)
-    total = RUN_CYCLES + plan.runs * cycles
+    if isinstance(program, Pipeline):
+        segments = [stage for stage in program.stages if isinstance(stage, Segment)]
+        plans = [(s.program, args.samples * s.places) for s in segments]
+    else:
+        plans = [(program, args.samples)]
+    total = sum(_print_plan(part, samples, memory) for part, samples in plans)
     print(
         f"modelled for build {program.build.name} on {board.name}: {total:.0f} cycles, "
         f"{1e3 * total / memory.clock_hz:.3f} ms for {args.samples} samples"
     )
+
+
+def _print_plan(program: Program, samples: int, memory: Memory) -> float:
+    """Prints a table of the program's commands and what memory it takes; gives its cycles."""
+    from .pack.cycles import RUN_CYCLES, layer_cycles
+    from .pack.explain import HEAD, explained
+    from .pack.fits import MemoryUse
+    from .pack.plan import make_plan
+    from .report import table
+
+    plan = make_plan(program, samples, memory)
+    names = [program.layers[command.layer].name for command in plan.commands]
+    print(table([HEAD, *explained(names, plan.commands, program.build, memory)]))
+    cycles = sum(layer_cycles(c, program.build, memory).total for c in plan.commands)
     print(MemoryUse.of_plan(program, plan))
+    return RUN_CYCLES + plan.runs * cycles
 
 
 def _window_text(layer: PackedLayer) -> str:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,19 +19,22 @@ from .compress.prune import bank_prune
 from .compress.quantize import quantize
 from .errors import InputError
 from .model.graph import Layer, Model, QuantLayer, QuantModel
+from .model.partition import Partition, read_model
 from .model.recurrent import RecurrentLayer
 from .model.recurrent_floats import FloatRecurrent
 from .pack.banks import bank_of, moves
-from .pack.fits import check_fits
+from .pack.fits import check_fits, check_together
 from .pack.image import pack
+from .pack.pipeline import Pipeline
 from .pack.program import Program
 from .pack.recurrent import prune_recurrent
+from .pipeline_compiler import compile_partition
 
 AnyLayer = TypeVar("AnyLayer", Layer, QuantLayer)
 
 
 def compile(
-    model: Model | QuantModel | str | Path | Any,
+    model: Model | QuantModel | Partition | str | Path | Any,
     example_input: Any = None,
     *,
     sparsity: float = 0.0,
@@ -43,14 +46,18 @@ def compile(
     build: str | Build | None = None,
     board: str = DEFAULT_BOARD,
     progress: Callable[[int], None] | None = None,
-) -> Program:
+) -> Program | Pipeline:
     """Compile a model for one build of the engine and the memory of a board.
 
     Zeros that the model's weights have are found: where a bank covers them and saves work and
     memory, the layer is packed in it, and gives the same integers as if it were dense.
 
+    A model that `load_onnx` gives is one program. Of a file that has nodes which the engine cannot
+    run, a pipeline is made: several programs, and those nodes on the host in between.
+
     Args:
-        model: what `load_onnx` returns, the path of an ONNX file, or a `torch.nn.Module`.
+        model: what `load_onnx` or `read_model` returns, the path of an ONNX file, or a
+            `torch.nn.Module`.
         example_input: of a module, as `load_torch` takes it.
         sparsity: share of the weights to remove from every bank; 0 removes none. A model whose
             weights have that pattern already loses nothing. The first and last layers with
@@ -71,7 +78,8 @@ def compile(
         progress: called with the number of calibration samples seen so far.
 
     Raises:
-        ModelError, UnsupportedModelError: the file cannot be read or has nodes that cannot run.
+        ModelError, UnsupportedModelError: the file cannot be read or has nodes that neither the
+            engine nor the host can run.
         InputError: no or wrong calibration data, a sparsity no bank up to `bank_size` can have, or
             options of layers that do not exist.
         BuildError: unknown build or board.
@@ -92,58 +100,74 @@ def compile(
             "samples as calibration="
         )
     if isinstance(model, (str, Path)):
-        from .model.onnx_import import load_onnx
-
-        model = load_onnx(model)
+        model = read_model(model)
+    floats = model.is_float if isinstance(model, Partition) else isinstance(model, Model)
+    if floats and calibration is None:
+        raise InputError(
+            f"model {model.name!r} is float and needs calibration samples to choose its "
+            "scales: give calibration=, some hundred typical inputs (on the command line "
+            "--calibration samples.npy)"
+        )
     chosen = choose(
         model, target, sparsity=sparsity, bank_size=bank_size, weight_bits=weight_bits,
         layers=layers,
     )  # fmt: skip
-    banks: dict[str, tuple[int, int]] = {}
-    if isinstance(model, Model):
-        if calibration is None:
-            raise InputError(
-                f"model {model.name!r} is float and needs calibration samples to choose its "
-                "scales: give calibration=, some hundred typical inputs (on the command line "
-                "--calibration samples.npy)"
-            )
-        model = quantize(
-            pruned_model(model, chosen, target),
-            calibration,
-            method=method,
-            weight_bits={name: choice.weight_bits for name, choice in chosen.items()},
-            progress=progress,
-        )
-    else:
-        pruned = [
-            la if isinstance(la, RecurrentLayer) else _pruned(la, chosen[la.name], target)
-            for la in model.layers
-        ]
-        integers = [replace(la, weight_bits=chosen[la.name].weight_bits) for la in pruned]
-        model = replace(model, layers=integers)
-    # Gates are pruned as integers: only there have inputs and hidden values of a row one scale.
-    gated = [
-        _pruned_recurrent(la, chosen[la.name], target, banks)
-        if isinstance(la, RecurrentLayer)
-        else la
-        for la in model.layers
-    ]
-    model = replace(model, layers=gated)
-    for layer in model.layers:
-        if isinstance(layer, QuantLayer) and (bank := _bank(layer, chosen.get(layer.name), target)):
-            banks[layer.name] = bank
-    program = pack(model, banks, target)
+    bits = {name: choice.weight_bits for name, choice in chosen.items()}
+    if isinstance(model, Partition):
+        pipeline = compile_partition(
+            model,
+            lambda part: pruned_model(part, chosen, target),
+            lambda part: _packed(part, chosen, target),
+            target,
+            calibration=calibration, method=method, weight_bits=bits, progress=progress,
+        )  # fmt: skip
+        check_together(pipeline.name, pipeline.programs, load_board(board))
+        return pipeline
+    pruned = pruned_model(model, chosen, target)
+    if isinstance(pruned, Model):
+        pruned = quantize(pruned, calibration, method=method, weight_bits=bits, progress=progress)
+    program = _packed(pruned, chosen, target)
     check_fits(program, load_board(board))
     return program
 
 
-def pruned_model(model: Model, chosen: Mapping[str, LayerChoice], build: Build) -> Model:
-    """A float model without the weights that `chosen` removes."""
-    layers = [
-        la if isinstance(la, FloatRecurrent) else _pruned(la, chosen[la.name], build)
+@overload
+def pruned_model(model: Model, chosen: Mapping[str, LayerChoice], build: Build) -> Model: ...
+@overload
+def pruned_model(
+    model: QuantModel, chosen: Mapping[str, LayerChoice], build: Build
+) -> QuantModel: ...
+def pruned_model(
+    model: Model | QuantModel, chosen: Mapping[str, LayerChoice], build: Build
+) -> Model | QuantModel:
+    """The model without the weights that `chosen` removes, those of gates excepted."""
+    if isinstance(model, Model):
+        floats = [
+            la if isinstance(la, FloatRecurrent) else _pruned(la, chosen[la.name], build)
+            for la in model.layers
+        ]
+        return replace(model, layers=floats)
+    integers = [
+        la if isinstance(la, RecurrentLayer) else _pruned(la, chosen[la.name], build)
         for la in model.layers
     ]
-    return replace(model, layers=layers)
+    integers = [replace(la, weight_bits=chosen[la.name].weight_bits) for la in integers]
+    return replace(model, layers=integers)
+
+
+def _packed(model: QuantModel, chosen: Mapping[str, LayerChoice], build: Build) -> Program:
+    # Gates are pruned as integers: only there have inputs and hidden values of a row one scale.
+    banks: dict[str, tuple[int, int]] = {}
+    layers = [
+        _pruned_recurrent(la, chosen[la.name], build, banks)
+        if isinstance(la, RecurrentLayer)
+        else la
+        for la in model.layers
+    ]
+    for layer in layers:
+        if isinstance(layer, QuantLayer) and (bank := _bank(layer, chosen.get(layer.name), build)):
+            banks[layer.name] = bank
+    return pack(replace(model, layers=layers), banks, build)
 
 
 def _is_module(model: object) -> bool:

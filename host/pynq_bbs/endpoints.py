@@ -65,14 +65,12 @@ class Endpoints:
             return tensors, None
         return tensors, self._checked_lengths(x[self._program.lengths], *sizes)
 
-    def shown(self, pieces: Sequence[Mapping[str, NDArray[np.generic]]]) -> Any:
-        """The output (N, *shape), or a dict of them by name where there are more, from the tensors
-        of the pieces of a batch."""
+    def shown(self, pieces: Sequence[Mapping[str, NDArray[np.generic]]]) -> dict[str, NDArray[Any]]:
+        """The outputs (N, *shape) by name, from the tensors of the pieces of a batch."""
         whole = pieces[0]
         if len(pieces) > 1:
             whole = {name: np.concatenate([p[name] for p in pieces]) for name in self.tensors}
-        outputs = shown_outputs(self._program.outputs, whole)
-        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+        return shown_outputs(self._program.outputs, whole)
 
     def _checked_lengths(self, given: Any, samples: int) -> NDArray[np.int64]:
         name, lengths = self._program.lengths, np.asarray(given)

@@ -200,7 +200,7 @@ def sensitivity(
     wholes, scales = list[Program](), list[dict[str, Scale]]()
     for choices in usual:
         smaller = pruned_model(model, choices, target)
-        scales.append(observe(smaller, samples, method=method, progress=count))
+        scales.append(observe(smaller, samples, method=method, progress=count).scales())
         read += _length(samples)
         wholes.append(pack(Quantizer(smaller, scales[-1], bits).run(), {}, target))
     quantizer = Quantizer(model, scales[0], bits)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 #: The parts of a run on the host, in the order in which they happen.
-PARTS = ("quantise", "layout", "to device", "device", "from device", "output", "verify")
+PARTS = ("quantise", "layout", "to device", "device", "from device", "output", "host", "verify")
 
 
 @dataclass

@@ -50,16 +50,22 @@ def load_subject(path: Path, calibration: Any = None, **options: Any) -> Subject
         program, model = Program.load(path), None
     else:
         from ..compiler import compile as compile_model
-        from ..model.onnx_import import load_onnx
+        from ..model.partition import read_model
 
-        loaded = load_onnx(path)
+        loaded = read_model(path)
         if isinstance(loaded, Model) and calibration is None:
             calibration = {i.name: _random(i, _RANDOM_SAMPLES) for i in loaded.inputs}
             notes.append(
                 "calibrated on random numbers, for want of --calibration: the speed is the "
                 "model's, its outputs mean nothing"
             )
-        program, model = compile_model(loaded, calibration=calibration, **options), str(path)
+        compiled, model = compile_model(loaded, calibration=calibration, **options), str(path)
+        if not isinstance(compiled, Program):
+            raise InputError(
+                f"{path} needs the host between several programs, which bbs bench cannot measure "
+                "yet; bbs check shows where it can be cut"
+            )
+        program = compiled
     subject = Subject(program, path.name, model, notes=notes)
     if any(is_pruned(layer) for layer in program.layers):
         subject.dense = dense_program(program)

@@ -44,7 +44,7 @@ def run_float(model: Model, inputs: Mapping[str, Any] | NDArray[Any]) -> dict[st
     Raises:
         InputError: an input is missing, unknown, of a wrong shape or dtype, or not finite.
     """
-    batch = _model_inputs(model, inputs)
+    batch = model_inputs(model, inputs)
     shown = {i.tensor for i in model.inputs} | {view.output for view in model.views}
     shown |= {name for layer in model.layers for name in written(layer)}
     return {name: value for name, value in activations(model, batch) if name in shown}
@@ -151,12 +151,12 @@ def batches(model: Model, calibration: Iterable[Any]) -> Iterator[dict[str, Floa
     )
     step = max(1, min(_CALIBRATION_BATCH, _CALIBRATION_VALUES // values))
     for item in [calibration] if whole else calibration:
-        batch = _model_inputs(model, item)
+        batch = model_inputs(model, item)
         for start in range(0, len(next(iter(batch.values()))), step):
             yield {name: x[start : start + step] for name, x in batch.items()}
 
 
-def _model_inputs(model: Model, given: Any) -> dict[str, Float]:
+def model_inputs(model: Model, given: Any) -> dict[str, Float]:
     """The checked inputs of a float model, (N, features) each."""
     specs: dict[str, GraphInput] = {spec.name: spec for spec in model.inputs}
     names = [*specs, *filter(None, [model.lengths])]

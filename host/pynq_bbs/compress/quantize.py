@@ -32,6 +32,7 @@ from ..model.graph import (
     Concat,
     Float,
     Function,
+    GraphOutput,
     Layer,
     Model,
     QuantInput,
@@ -53,6 +54,7 @@ from .activations import (
     flattened,
     float_input,
     is_int8,
+    model_inputs,
     observed_name,
     ready,
     split_functions,
@@ -103,8 +105,7 @@ def quantize(
         ModelError: weights or scales that float32 cannot hold.
     """
     bits = _bits_by_layer(model, weight_bits)
-    observed = observe(model, calibration, method=method, progress=progress)
-    return Quantizer(model, observed, bits).run()
+    return observe(model, calibration, method=method, progress=progress).quantised(bits)
 
 
 def observe(
@@ -113,35 +114,110 @@ def observe(
     *,
     method: str = "minmax",
     progress: Callable[[int], None] | None = None,
-) -> dict[str, Scale]:
-    """The scales that a `Quantizer` needs, from one pass over the samples; see `quantize`."""
-    read = read_tensors(model)
-    observers: dict[str, Observer] = {}
-    for graph_input in model.inputs:
-        observers[graph_input.tensor] = make_observer(method)
-    for layer in model.layers:
-        if isinstance(layer, FloatRecurrent):
-            continue
-        if is_int8(layer, read):
-            observers[observed_name(layer)] = make_observer(method)
-        if layer.other or not _has_fixed_scale(layer.functions):
-            observers[layer.output] = make_observer(method)
-    for view in model.views:
-        if isinstance(view, Concat):
-            observers[view.output] = make_observer(method)
-    seen = 0
+) -> Calibration:
+    """What one pass over the samples shows; see `quantize`."""
+    observed = Calibration(model, method)
     for batch in batches(model, calibration):
-        for tensor, values in activations(model, batch):
-            if tensor in observers:
-                observers[tensor].update(values)
-        seen += len(next(iter(batch.values())))
+        observed.see(batch)
         if progress:
-            progress(seen)
-    if not seen:
-        raise InputError("calibration holds no samples; give at least one.")
-    observed = {t: o.quantisation() for t, o in observers.items()}
-    _share(model, observed)
-    return observed | _initial_scales(model)
+            progress(observed.samples)
+    return observed
+
+
+class Calibration:
+    """Sees a float model's tensors batch by batch, in constant memory, and quantises it.
+
+    `samples` counts what it has seen.
+    """
+
+    def __init__(self, model: Model, method: str = "minmax") -> None:
+        """
+        Raises:
+            InputError: unknown method.
+        """
+        self.model = model
+        self.samples = 0
+        read = read_tensors(model)
+        self._observers: dict[str, Observer] = {}
+        for graph_input in model.inputs:
+            self._observers[graph_input.tensor] = make_observer(method)
+        for layer in model.layers:
+            if isinstance(layer, FloatRecurrent):
+                continue
+            if is_int8(layer, read):
+                self._observers[observed_name(layer)] = make_observer(method)
+            if layer.other or not _has_fixed_scale(layer.functions):
+                self._observers[layer.output] = make_observer(method)
+        for view in model.views:
+            if isinstance(view, Concat):
+                self._observers[view.output] = make_observer(method)
+
+    def update(self, inputs: Mapping[str, Any]) -> dict[str, Float]:
+        """See a batch; the model's outputs in float32 (N, *shape), by name.
+
+        Args:
+            inputs: (N, *shape) by input name.
+
+        Raises:
+            InputError: an input is missing, unknown, of a wrong shape or dtype, or not finite.
+        """
+        shown = self.see(model_inputs(self.model, inputs))
+        outputs = self.model.outputs
+        return _joined(outputs, [_float_output(output, shown[output.tensor]) for output in outputs])
+
+    def see(self, batch: Mapping[str, Float]) -> dict[str, Float]:
+        """The same of checked inputs (N, features); gives the tensors of the outputs."""
+        names = {output.tensor for output in self.model.outputs}
+        shown: dict[str, Float] = {}
+        for tensor, values in activations(self.model, batch):
+            if tensor in self._observers:
+                self._observers[tensor].update(values)
+            if tensor in names:
+                shown[tensor] = values
+        self.samples += len(next(iter(batch.values())))
+        return shown
+
+    def scales(self) -> dict[str, Scale]:
+        """Scale and zero point of every tensor, such as fit what was seen.
+
+        Raises:
+            InputError: nothing was seen.
+        """
+        if not self.samples:
+            raise InputError("calibration holds no samples; give at least one.")
+        observed = {t: o.quantisation() for t, o in self._observers.items()}
+        _share(self.model, observed)
+        return observed | _initial_scales(self.model)
+
+    def quantised(self, weight_bits: int | Mapping[str, int] = 8) -> QuantModel:
+        """The integer model with these scales.
+
+        Raises:
+            InputError: nothing was seen.
+            ModelError: weights or scales that float32 cannot hold.
+        """
+        bits = _bits_by_layer(self.model, weight_bits)
+        return Quantizer(self.model, self.scales(), bits).run()
+
+
+def _float_output(spec: GraphOutput, tensor: Float) -> Float:
+    """An output, or a part of one, from its float tensor (N, features)."""
+    values = apply_functions(spec.functions, spec.arrangement.apply(tensor))
+    return np.moveaxis(values.reshape(len(values), *spec.shape), 0, spec.batch_axis)
+
+
+def _joined(
+    specs: Sequence[GraphOutput | QuantOutput], values: Sequence[NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
+    """Outputs by name; of one name are parts of it, along its first axis."""
+    parts: dict[str, list[NDArray[Any]]] = {}
+    for spec, value in zip(specs, values, strict=True):
+        parts.setdefault(spec.name, []).append(value)
+    axes = {spec.name: 0 if spec.batch_axis else 1 for spec in specs}
+    return {
+        name: made[0] if len(made) == 1 else np.concatenate(made, axis=axes[name])
+        for name, made in parts.items()
+    }
 
 
 def quantize_input(spec: QuantInput, x: Any) -> NDArray[Any]:
@@ -211,14 +287,7 @@ def shown_outputs(
     specs: Sequence[QuantOutput], tensors: Mapping[str, NDArray[Any]]
 ) -> dict[str, NDArray[Any]]:
     """All outputs of a model by name, from their tensors (N, features)."""
-    parts: dict[str, list[NDArray[Any]]] = {}
-    axes = {spec.name: 0 if spec.batch_axis else 1 for spec in specs}
-    for spec in specs:
-        parts.setdefault(spec.name, []).append(dequantize_output(spec, tensors[spec.tensor]))
-    return {
-        name: made[0] if len(made) == 1 else np.concatenate(made, axis=axes[name])
-        for name, made in parts.items()
-    }
+    return _joined(specs, [dequantize_output(spec, tensors[spec.tensor]) for spec in specs])
 
 
 class Quantizer:

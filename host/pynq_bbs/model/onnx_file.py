@@ -61,8 +61,11 @@ class FileGraph:
     inferred: dict[str, FileValue]  # what ONNX's shape inference says of tensors in between
 
 
-def read_graph(source: Any) -> FileGraph:
+def read_graph(source: Any, batch: int | None = None) -> FileGraph:
     """The graph in an ONNX file, bytes of one, or an `onnx.ModelProto`.
+
+    Args:
+        batch: the first dimension of inputs that leave it open, which makes more shapes known.
 
     Raises:
         ModelError: onnx is not installed, the file is missing or not ONNX, weights lie in a file
@@ -78,6 +81,10 @@ def read_graph(source: Any) -> FileGraph:
     model, folder = _parse(onnx, source)
     _load_external(onnx, model, folder)
     graph = model.graph
+    for given in graph.input if batch else ():
+        dims = given.type.tensor_type.shape.dim
+        if len(dims) and not dims[0].HasField("dim_value"):
+            dims[0].dim_value = batch
     _sort(graph)
     _check(onnx, model)
     opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
@@ -258,9 +265,9 @@ def _graph(onnx: Any, model: Any, opset: int) -> FileGraph:
 
 
 def _infer(onnx: Any, model: Any) -> dict[str, FileValue]:
-    """Shapes of the tensors in between; only used to judge what follows an unsupported node."""
+    """Shapes of the tensors in between: to judge what follows an unsupported node, and to cut."""
     try:
-        graph = onnx.shape_inference.infer_shapes(model).graph
+        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except Exception:  # the reader checks every shape it relies on by itself
         return {}
     return {v.name: _value(onnx, v) for v in [*graph.value_info, *graph.output]}

@@ -64,7 +64,7 @@ def load_onnx(source: str | PathLike[str] | bytes | ModelProto) -> Model | Quant
     """
     reading = read_values(read_graph(source))
     reading.refuse()
-    return _lower(reading)
+    return lower(reading)
 
 
 def check_onnx(source: str | PathLike[str] | bytes | ModelProto) -> list[NodeCheck]:
@@ -79,7 +79,7 @@ def check_onnx(source: str | PathLike[str] | bytes | ModelProto) -> list[NodeChe
     judged = len(reading.problems)
     if not judged:
         with suppress(UnsupportedModelError):  # what it would list is in `problems`
-            _lower(reading)
+            lower(reading)
     late = {p.name: p.reason for p in reading.problems[judged:] if p.kind == "node"}
     checks = [
         NodeCheck(c.name, c.op, "unsupported", late[c.name]) if c.name in late else c
@@ -89,7 +89,12 @@ def check_onnx(source: str | PathLike[str] | bytes | ModelProto) -> list[NodeChe
     return checks + [NodeCheck(f"{p.kind} {p.name!r}", "", "unsupported", p.reason) for p in others]
 
 
-def _lower(reading: Reading) -> Model | QuantModel:
+def lower(reading: Reading) -> Model | QuantModel:
+    """The layers of what was read without problems.
+
+    Raises:
+        UnsupportedModelError: nodes that cannot run as they stand there; all are listed.
+    """
     return integer_model(reading) if reading.quantised else _float_model(reading)
 
 

@@ -93,6 +93,8 @@ def split(context: Context, node: FileNode, inputs: list[Operand]) -> list[Value
 
 def slice_channels(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     value = computed(inputs[0], "input")
+    if not value.shape:
+        raise UnsupportedNode("its input has a batch dimension only")
     rank = len(value.shape) + 1
     given = [
         node.attributes.get(name)

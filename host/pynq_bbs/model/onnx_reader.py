@@ -40,7 +40,8 @@ UNSUPPORTED = "unsupported"
 
 _INPUT_TYPES = ("float32", "int8", "uint8")
 
-_TABLES = {"": OPERATORS, "ai.onnx": OPERATORS, "com.microsoft": MICROSOFT}
+#: The engine's operators by domain.
+OPERATOR_TABLES = {"": OPERATORS, "ai.onnx": OPERATORS, "com.microsoft": MICROSOFT}
 
 #: A tensor by what it is: two names for the same thing share it.
 Key = tuple[Base, tuple[Step, ...]]
@@ -128,7 +129,7 @@ def read_values(graph: FileGraph) -> Reading:
             values[spec.name] = _read_lengths(spec, reading)
         else:
             values[spec.name] = _read_input(spec, places[spec.name], reading)
-    live = _live_nodes(graph)
+    live = live_nodes(graph)
     for index, node in enumerate(graph.nodes):
         if index not in live:
             reading.checks.append(NodeCheck(node.name, node.op, HOST, "unused: no output needs it"))
@@ -201,7 +202,8 @@ def _read_input(spec: FileValue, batch: int, reading: Reading) -> Value | Unknow
     return value
 
 
-def _live_nodes(graph: FileGraph) -> set[int]:
+def live_nodes(graph: FileGraph) -> set[int]:
+    """The nodes, by index, that an output needs."""
     wanted = {output.name for output in graph.outputs}
     live = set()
     for index in range(len(graph.nodes) - 1, -1, -1):
@@ -227,7 +229,7 @@ def _read_node(
     known = [o for o in operands if not isinstance(o, Unknown)]
     constants = [o for o in known if not isinstance(o, (Value, Lengths))]
     try:
-        table = _TABLES.get(node.domain)
+        table = OPERATOR_TABLES.get(node.domain)
         if table is None:
             raise UnsupportedNode(f"operators of domain {node.domain!r} are not supported")
         if not unknown and len(constants) == len(operands):

@@ -12,12 +12,12 @@ from typing import Any
 from ..errors import InputError, ModelError
 from .graph import Model, QuantModel
 from .onnx_file import read_graph
-from .onnx_import import load_onnx
 from .onnx_sequences import batch_axes
+from .partition import Partition, read_model
 
 
-def load_torch(module: Any, example_input: Any) -> Model | QuantModel:
-    """What a PyTorch module computes at inference, as `load_onnx` gives it.
+def load_torch(module: Any, example_input: Any) -> Model | QuantModel | Partition:
+    """What a PyTorch module computes at inference, as `read_model` gives it.
 
     It is exported in evaluation mode, and left as it was. The batch is kept open where the module
     lets torch do so, else the model's is that of the example; either way programs run any batch.
@@ -35,7 +35,7 @@ def load_torch(module: Any, example_input: Any) -> Model | QuantModel:
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
-        return load_onnx(_exported(module, examples))
+        return read_model(_exported(module, examples))
     finally:
         for part, training in modes:
             part.training = training

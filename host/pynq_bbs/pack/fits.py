@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..boards import Board, load_boards
@@ -98,6 +99,19 @@ def check_fits(program: Program, board: Board) -> None:
         f"{use.activations}, inputs and outputs {use.carried}. Its largest tensors: {named}. Give "
         f"it smaller inputs, prune its weights, {advice}"
     )
+
+
+def check_together(name: str, programs: Sequence[Program], board: Board) -> None:
+    """The same of programs that are in memory together."""
+    for program in programs:
+        check_fits(program, board)
+    needed = sum(least_use(program).total for program in programs)
+    if needed > board.cma_bytes:
+        raise DeviceMemoryError(
+            f"the {len(programs)} programs of {name!r} need {needed} bytes of contiguous memory "
+            f"together, {board.name} has {board.cma_bytes}. Prune its weights, or compile for a "
+            "board with more"
+        )
 
 
 def _least_layout(program: Program) -> Layout:

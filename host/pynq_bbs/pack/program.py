@@ -7,12 +7,7 @@ Commands and the places of the activations follow from the batch and are made by
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import os
-import tempfile
-import zipfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +21,7 @@ from ..interface import VERSION
 from ..model.arrangement import Arrangement
 from ..model.functions import restored_functions
 from ..model.graph import Combination, QuantInput, QuantOutput, Window
+from . import archive
 from .csb import CsbShape
 
 #: Version of the file; raised whenever an older reader would misread it.
@@ -211,34 +207,11 @@ class Program:
     @property
     def sparsity(self) -> float:
         """Share of the model's weights that is not stored, over all layers that have any."""
-        layers = [
-            la for la in self.layers if not (la.maximum or la.sum_columns or la.weight_tensor)
-        ]
-        dense = sum(layer.model_weights for layer in layers)
-        return max(0.0, 1 - sum(layer.kept_weights for layer in layers) / dense) if dense else 0.0
+        return sparsity_of(self.layers)
 
     def save(self, path: str | Path) -> None:
         """Write the program to `path`, whole or not at all."""
-        target = Path(path)
-        header = json.dumps(_header(self)).encode()
-        stored = io.BytesIO()
-        np.savez(
-            stored,
-            header=np.frombuffer(header, np.uint8),
-            image=self.image,
-            sha256=np.frombuffer(_digest(header, self.image), np.uint8),
-        )
-        handle, temporary = tempfile.mkstemp(dir=target.parent or Path("."), suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(stored.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, target)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        archive.write(path, header_of(self), {"image": self.image})
 
     @classmethod
     def load(cls, path: str | Path) -> Program:
@@ -247,39 +220,23 @@ class Program:
         Raises:
             ProgramError: missing, damaged, not a program, or of another version.
         """
-        try:
-            header, image, digest = _read_arrays(Path(path))
-        except FileNotFoundError:
-            raise ProgramError(f"no program file {str(path)!r}: check the path") from None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        header, arrays = archive.read(path)
+        if header.get("kind", "program") != "program":
             raise ProgramError(
-                f"{path} is not a program file or is damaged ({error}); compile the model again"
-            ) from None
-        if digest != _digest(header, image):
-            raise ProgramError(
-                f"{path} is damaged: its checksum does not match; compile the model again"
+                f"{path} holds a {header['kind']} of several programs; Accelerator and bbs take it"
             )
-        return _from_header(json.loads(header), image, str(path))
+        return from_header(header, arrays.get("image"), str(path))
 
 
-def _digest(header: bytes, image: NDArray[np.uint64]) -> bytes:
-    digest = hashlib.sha256(header)
-    digest.update(np.ascontiguousarray(image).data)
-    return digest.digest()
+def sparsity_of(layers: Iterable[PackedLayer]) -> float:
+    """Share of the weights that is not stored, over all layers that have any."""
+    own = [la for la in layers if not (la.maximum or la.sum_columns or la.weight_tensor)]
+    dense = sum(layer.model_weights for layer in own)
+    return max(0.0, 1 - sum(layer.kept_weights for layer in own) / dense) if dense else 0.0
 
 
-def _read_arrays(path: Path) -> tuple[bytes, NDArray[np.uint64], bytes]:
-    with zipfile.ZipFile(path) as archive:  # arrays are stored, so none is larger than the file
-        if any(i.file_size != i.compress_size for i in archive.infolist()):
-            raise ValueError("its arrays are compressed")
-    with np.load(path, allow_pickle=False) as stored:
-        header, image, digest = stored["header"], stored["image"], stored["sha256"]
-    if image.dtype != np.uint64 or image.ndim != 1:
-        raise ValueError("its image is not a list of 64-bit words")
-    return header.tobytes(), image, digest.tobytes()
-
-
-def _header(program: Program) -> dict[str, Any]:
+def header_of(program: Program) -> dict[str, Any]:
+    """All of a program but its image, as JSON takes it."""
     return {
         "format": FORMAT,
         "interface": VERSION,
@@ -296,11 +253,20 @@ def _header(program: Program) -> dict[str, Any]:
     }
 
 
-def _from_header(header: dict[str, Any], image: NDArray[np.uint64], path: str) -> Program:
+def from_header(header: dict[str, Any], image: NDArray[Any] | None, path: str) -> Program:
+    """The program that `header_of` and its image describe; `path` is for errors.
+
+    Raises:
+        ProgramError: another version, or an image that is none.
+    """
     if header.get("format") != FORMAT or header.get("interface") != VERSION:
         raise ProgramError(
             f"{path} has format {header.get('format')} for interface {header.get('interface')}; "
             f"this release reads format {FORMAT} for interface {VERSION}. Compile the model again"
+        )
+    if image is None or image.dtype != np.uint64 or image.ndim != 1:
+        raise ProgramError(
+            f"{path} is damaged: its image is not a list of 64-bit words; compile the model again"
         )
     inputs = [
         QuantInput(**{**_restored(i), "scale": np.float32(i["scale"])}) for i in header["inputs"]

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A pipeline on a device: all its programs in one device's memory, the host's nodes in between."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .accelerator import Accelerator, plain
+from .boards import DEFAULT_BOARD, load_board
+from .device.session import Session, open_device
+from .endpoints import Described
+from .errors import InputError
+from .pack.cycles import Memory
+from .pack.pipeline import Pipeline, Segment, Tensors, checked_inputs, run_folded, run_stages
+from .pack.program import Program
+from .report import PARTS, Report
+
+
+class PipelineAccelerator(Accelerator):
+    """What `Accelerator` makes of a pipeline; used in the same way.
+
+    The programs share one open device and stay in its memory: switching between them is another
+    start address.
+    """
+
+    def __init__(
+        self,
+        program: Program | Pipeline | str | Path,
+        device: str = "auto",
+        *,
+        verify: bool = False,
+        board: str = DEFAULT_BOARD,
+        bitfile: str | Path | None = None,
+        attach: bool = False,
+        threads: int = 0,
+        memory_bytes: int | None = None,
+        strict: bool | None = None,
+        session: Session | None = None,
+    ) -> None:
+        """As of `Accelerator`; `verify` holds for every program."""
+        assert not isinstance(program, Program)
+        self._pipeline = program if isinstance(program, Pipeline) else Pipeline.load(program)
+        self._board = load_board(board)
+        self._memory = Memory.of(self._board)
+        self._verified = verify
+        self._samples = self._batches = 0
+        self._host_seconds = 0.0
+        self._background: ThreadPoolExecutor | None = None
+        self._closed = False
+        with ExitStack() as cleanup:
+            if device != "cpu" and session is None and self._pipeline.programs:
+                session = cleanup.enter_context(
+                    open_device(
+                        device,
+                        self._pipeline.build,
+                        board=board,
+                        memory_bytes=memory_bytes,
+                        strict=strict,
+                        bitfile=bitfile,
+                        attach=attach,
+                    )
+                )
+            self._device = session.name if session else "cpu"
+            self._stages = {
+                index: (stage, cleanup.enter_context(
+                    Accelerator(
+                        stage.program, device, verify=verify, board=board, threads=threads,
+                        session=session,
+                    )
+                ))
+                for index, stage in enumerate(self._pipeline.stages)
+                if isinstance(stage, Segment)
+            }  # fmt: skip
+            self._cleanup = cleanup.pop_all()
+
+    @property
+    def inputs(self) -> Described:
+        """Name -> (shape without the batch, dtype) of every input."""
+        return {border.name: (border.shape, border.dtype) for border in self._pipeline.inputs}
+
+    @property
+    def outputs(self) -> Described:
+        """Name -> (shape without the batch, dtype) of every output; -1 is not known before."""
+        return {border.name: (border.shape, border.dtype) for border in self._pipeline.outputs}
+
+    def run_named(self, x: Any) -> Tensors:
+        """As `Accelerator.run_named`; where the model's file fixes the batch, N is a multiple."""
+        self._check_open()
+        if self._background:  # which has the device until it is through
+            return self._background.submit(self._run_batch, x).result()
+        return self._run_batch(x)
+
+    def submit(self, x: Any) -> Future[Any]:
+        """As `Accelerator.submit`; one batch after the other."""
+        self._check_open()
+        if self._background is None:
+            self._background = ThreadPoolExecutor(1, "bbs-run")
+        return self._background.submit(lambda: plain(self._run_batch(x)))
+
+    def _run_batch(self, x: Any) -> Tensors:
+        given = checked_inputs(self._pipeline.inputs, x)
+        samples = len(next(iter(given.values())))
+        step = self._pipeline.batch or samples
+        if samples % step:
+            raise InputError(
+                f"{samples} samples given; the model's file fixes a batch of {step}, so it takes "
+                "multiples of that. Export it with an open batch dimension"
+            )
+        pieces = [
+            self._piece({name: values[start : start + step] for name, values in given.items()})
+            for start in range(0, samples, step)
+        ]
+        self._samples += samples
+        self._batches += 1
+        names = list(self.outputs)
+        if len(pieces) == 1:
+            return pieces[0]
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
+
+    def report(self) -> Report:
+        """What all runs so far cost, over all programs; prints itself."""
+        layers = [
+            replace(layer, pixels=layer.pixels * segment.places)
+            for segment, runner in self._stages.values()
+            for layer in runner.report().layers
+        ]
+        reports = [runner.report() for _, runner in self._stages.values()]
+        seconds = {part: sum(report.seconds[part] for report in reports) for part in PARTS}
+        seconds["host"] += self._host_seconds
+        return Report(
+            self._pipeline.name,
+            f"{self._pipeline.build.name} on {self._board.name}",
+            self._device,
+            self._memory.clock_hz / 1e6,
+            self._memory.bytes_per_second / 1e9,
+            layers,
+            columns=self._samples,
+            runs=self._batches,
+            verified_columns=self._samples if self._verified else 0,
+            seconds=seconds,
+        )
+
+    def close(self, *, cancel: bool = False) -> None:
+        """As `Accelerator.close`."""
+        self._closed = True
+        if self._background:
+            self._background.shutdown(cancel_futures=cancel)
+        self._cleanup.close()
+
+    def _piece(self, given: Tensors) -> Tensors:
+        start = time.perf_counter()
+        on_programs = 0.0
+
+        def run_program(index: int, tensors: Tensors) -> Tensors:
+            nonlocal on_programs
+            began = time.perf_counter()
+            segment, runner = self._stages[index]
+            results = run_folded(segment.folded, tensors, runner.run_named)
+            on_programs += time.perf_counter() - began
+            return results
+
+        tensors = {**self._pipeline.constants, **given}
+        results = run_stages(self._pipeline.stages, tensors, list(self.outputs), run_program)
+        self._host_seconds += time.perf_counter() - start - on_programs
+        return results

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a partition to a pipeline: its float parts see what reaches them, all in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from .accelerator import Accelerator
+from .builds import Build
+from .compress.quantize import Calibration
+from .model.graph import Model, QuantModel
+from .model.onnx_file import FileValue
+from .model.partition import Part, Partition
+from .operators.node import HostNode
+from .pack.pipeline import (
+    Border,
+    Pipeline,
+    Segment,
+    Tensors,
+    checked_inputs,
+    run_folded,
+    run_stages,
+)
+from .pack.program import Program
+
+#: Samples of calibration data worked on at a time.
+_BATCH = 32
+
+
+def compile_partition(
+    partition: Partition,
+    prune: Callable[[Any], Any],
+    finish: Callable[[QuantModel], Program],
+    build: Build,
+    *,
+    calibration: Any = None,
+    method: str = "minmax",
+    weight_bits: Mapping[str, int],
+    progress: Callable[[int], None] | None = None,
+) -> Pipeline:
+    """Compile every part for itself.
+
+    Args:
+        prune: gives a part without the weights that are to go, of its own kind: `Model` or
+            `QuantModel`.
+        finish: makes a quantised part a program for `build`.
+        calibration: samples of the whole model, as for `quantize`; float parts need them.
+        progress: called with the number of samples seen so far.
+
+    Raises:
+        InputError: no calibration data, or data that does not fit the model's inputs.
+    """
+    calibrations: dict[int, Calibration] = {}
+    programs: dict[int, Program] = {}
+    for index, stage in enumerate(partition.stages):
+        if isinstance(stage, Part) and isinstance(stage.model, Model):
+            calibrations[index] = Calibration(prune(stage.model), method)
+        elif isinstance(stage, Part):
+            assert isinstance(stage.model, QuantModel)
+            programs[index] = finish(prune(stage.model))
+    inputs = [_border(spec) for spec in partition.inputs]
+    if calibrations:
+        batches = _batches(inputs, calibration, partition.batch or _BATCH)
+        _calibrate(partition, calibrations, programs, batches, progress)
+    for index, calibrated in calibrations.items():
+        programs[index] = finish(calibrated.quantised(weight_bits))
+    return Pipeline(
+        partition.name,
+        build,
+        inputs,
+        [_border(spec) for spec in partition.outputs],
+        [
+            stage
+            if isinstance(stage, HostNode)
+            else Segment(programs[index], stage.folded, stage.places)
+            for index, stage in enumerate(partition.stages)
+        ],
+        partition.constants,
+        partition.batch,
+    )
+
+
+def _border(spec: FileValue) -> Border:
+    shape = () if spec.shape is None else spec.shape[1:]
+    return Border(spec.name, tuple(-1 if n is None else n for n in shape), spec.dtype)
+
+
+def _batches(borders: list[Border], calibration: Any, size: int) -> Iterator[Tensors]:
+    whole = isinstance(calibration, (np.ndarray, Mapping))
+    items: Iterable[Any] = [calibration] if whole else calibration
+    for item in items:
+        given = checked_inputs(borders, item)
+        for start in range(0, len(next(iter(given.values()))), size):
+            yield {name: x[start : start + size] for name, x in given.items()}
+
+
+def _calibrate(
+    partition: Partition,
+    calibrations: dict[int, Calibration],
+    programs: dict[int, Program],
+    batches: Iterable[Tensors],
+    progress: Callable[[int], None] | None,
+) -> None:
+    """Run all of the model: float parts and the host's nodes in float, quantised parts as such."""
+    runners = {index: Accelerator(program, "cpu") for index, program in programs.items()}
+    names, seen = [spec.name for spec in partition.outputs], 0
+
+    def run_part(index: int, tensors: Tensors) -> Tensors:
+        part = partition.stages[index]
+        assert isinstance(part, Part)
+        run = calibrations[index].update if index in calibrations else runners[index].run_named
+        return run_folded(part.folded, tensors, run)
+
+    for batch in batches:
+        run_stages(partition.stages, {**partition.constants, **batch}, names, run_part)
+        seen += len(next(iter(batch.values())))
+        if progress:
+            progress(seen)
