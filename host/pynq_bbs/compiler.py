@@ -52,7 +52,8 @@ def compile(
         bank_size: the largest bank to prune in; each layer takes the one that fills the lanes best.
             2:4 is `sparsity=0.5, bank_size=4`. Banks of a convolution lie along the channels of
             a tap.
-        weight_bits: 8, or 4 for half the memory and memory traffic of the weights.
+        weight_bits: 8, or 4 for half the memory and memory traffic of the weights; those that a
+            model brings in 4 bits take 4 anyway.
         layers: the same three for single layers, as `{"conv1": {"sparsity": 0, "weight_bits": 8}}`.
             A name may be a pattern with `*` and `?`; later entries win, and all win over what is
             usual for first and last layers: `{"*": {"sparsity": 0.5}}` prunes them all.
@@ -121,8 +122,11 @@ def _pruned_integers(
             layers.append(_pruned_recurrent(layer, choice, build, banks))
         else:
             layers.append(_pruned(layer, choice, build))
-    layers = [replace(layer, weight_bits=chosen[layer.name].weight_bits) for layer in layers]
-    return replace(model, layers=layers)
+    narrowed = [
+        replace(layer, weight_bits=min(layer.weight_bits, chosen[layer.name].weight_bits))
+        for layer in layers
+    ]
+    return replace(model, layers=narrowed)
 
 
 def _pruned_recurrent(

@@ -7,7 +7,7 @@ A reason completes "node 'x' (Op): ...".
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,7 @@ class Context:
     opset: int
 
 
-Reader = Callable[[Context, FileNode, "list[Operand]"], Value | list[Value]]
+Reader = Callable[[Context, FileNode, "list[Operand]"], Value | Sequence[Value | Constant]]
 
 
 def computed(operand: Operand, what: str) -> Value:

@@ -32,6 +32,7 @@ from .onnx_quantised import (
     conv_integer,
     dequantised,
     dequantize_linear,
+    dynamic_quantize_linear,
     matmul_integer,
     qgemm,
     qlinear_add,
@@ -44,7 +45,7 @@ from .onnx_quantised import (
     quantize_linear,
     requantised,
 )
-from .onnx_values import Dequantise, UnsupportedNode, Value
+from .onnx_values import Dequantise, Quantise, UnsupportedNode, Value
 from .onnx_windows import (
     average_pool,
     conv,
@@ -79,7 +80,7 @@ def leaky_relu(context: Context, node: FileNode, inputs: list[Operand]) -> Value
 
 
 def clip(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    value = floats(inputs[0], "input")
+    value = computed(inputs[0], "input")
     limits = [node.attributes.get("min", -np.inf), node.attributes.get("max", np.inf)]
     for index in (1, 2):
         if optional(inputs, index) is not None:
@@ -90,7 +91,14 @@ def clip(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
         raise UnsupportedNode("its limits are not numbers")
     if (low, high) == (-np.inf, np.inf):
         return value
-    return value.then(Function("clip", (low, high)))
+    last = value.steps[-1] if value.steps else None
+    if isinstance(last, Quantise):  # integers in a narrower range, as Brevitas has them
+        zero = last.zero_point + (128 if last.dtype == "uint8" else 0)
+        # Clamped before they are quantised: an order that quantisation never reverses.
+        limits = [float(np.float32(limit - zero) * last.scale) for limit in (low, high)]
+        before = replace(value, steps=value.steps[:-1], dtype="float32")
+        return before.then(Function("clip", (limits[0], limits[1]))).then(last)
+    return floats(value, "input").then(Function("clip", (low, high)))
 
 
 def identity(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
@@ -237,6 +245,7 @@ OPERATORS: dict[str, tuple[Reader, str, str]] = {
     "Tanh": (tanh, ENGINE, "fused with the layer before it, as a table"),
     "QuantizeLinear": (quantize_linear, ENGINE, "requantisation of the layer before it"),
     "DequantizeLinear": (dequantize_linear, ENGINE, "scale of what follows"),
+    "DynamicQuantizeLinear": (dynamic_quantize_linear, ENGINE, "a calibrated scale in its place"),
     "Softmax": (softmax, HOST, "applied to the model's output"),
     "Cast": (cast, HOST, "a change of type only, nothing to run"),
     "Flatten": (flatten, HOST, "a change of shape only, nothing to run"),

@@ -29,6 +29,7 @@ from .onnx_values import (
 UNSUPPORTED = "unsupported"
 
 _INPUT_TYPES = ("float32", "int8", "uint8")
+_OUTPUT_TYPES = (*_INPUT_TYPES, "int32")
 
 _TABLES = {"": OPERATORS, "ai.onnx": OPERATORS, "com.microsoft": MICROSOFT}
 
@@ -204,15 +205,16 @@ def _read_node(
         elif node.op not in table:
             named = f"{node.domain}.{node.op}" if table is MICROSOFT else node.op
             raise UnsupportedNode(f"operator {named} is not supported")
-        elif any(node.outputs[1:]) and node.op != "Split":
+        elif any(node.outputs[1:]) and node.op not in ("Split", "DynamicQuantizeLinear"):
             raise UnsupportedNode("only its first output is supported")
         elif unknown:
             reason = f"not judged: it reads the output of {unknown[0].node}"
         else:
             operator, runs, reason = table[node.op]
             made = operator(context, node, known)
-            results = read = made if isinstance(made, list) else [made]
-            if isinstance(read[0].base, ModelInput) and runs == ENGINE:
+            results = [made] if isinstance(made, Value) else made
+            first = results[0]
+            if isinstance(first, Value) and isinstance(first.base, ModelInput) and runs == ENGINE:
                 runs, reason = HOST, "applied to the model's input"
     except UnsupportedNode as error:
         runs, reason = UNSUPPORTED, str(error)
@@ -233,7 +235,9 @@ def _stand_in(graph: FileGraph, node: str, tensor: str) -> Value | Unknown:
 
 
 def _read_output(name: str, value: Value | Constant | Unknown, reading: Reading) -> None:
-    if isinstance(value, Value) and not isinstance(value.base, (ModelInput, Padded)):
+    if isinstance(value, Value) and value.dtype not in _OUTPUT_TYPES:
+        reading.problems.append(Problem("output", name, "", f"is {value.dtype}"))
+    elif isinstance(value, Value) and not isinstance(value.base, (ModelInput, Padded)):
         reading.outputs[name] = value
     elif not isinstance(value, Unknown):
         reading.problems.append(
