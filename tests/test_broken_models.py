@@ -27,7 +27,7 @@ from pynq_bbs.errors import BbsError, ModelError
 from pynq_bbs.model.onnx_import import check_onnx, load_onnx
 
 #: Seconds for one file, and bytes that reading all of them may take at most.
-SECONDS, MEMORY = 5, 2 << 30
+SECONDS, MEMORY = 15, 2 << 30
 HUGE = 1 << 20
 
 READER = """

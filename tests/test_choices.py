@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnx_build import FLOAT, model, node, sample
-from pynq_bbs import compile, load_build, load_onnx
+from onnx_build import FLOAT, model, node, onnx, sample
+from pynq_bbs import Accelerator, compile, load_build, load_onnx
 from pynq_bbs.choices import choose, read_layers
 from pynq_bbs.cli import main
 from pynq_bbs.compiler import compile as compile_model
+from pynq_bbs.compress.quantize import quantize
 from pynq_bbs.errors import InputError
+from pynq_bbs.pack.image import pack
 
 BUILD = load_build("8x32")
 WEIGHTS = {
@@ -149,6 +151,37 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     program = compile_model(load_onnx(paths[0]), sparsity=0.5, layers=asked, calibration=X)
     program.save(tmp_path / "q.bbs.npz")
     assert (tmp_path / "q.bbs.npz").read_bytes() == paths[3].read_bytes()
+
+
+def test_zeros_of_a_float_model_are_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """2:4 along the channels of two layers, as a training tool leaves it; no option says so."""
+    proto = network()
+    for tensor in proto.graph.initializer:
+        if tensor.name in ("w3", "w4"):
+            weights = np.moveaxis(WEIGHTS[tensor.name], 1, -1)
+            banks = weights.reshape(-1, 4).copy()
+            banks[np.arange(len(banks))[:, None], np.abs(banks).argsort(axis=1)[:, :2]] = 0
+            masked = np.moveaxis(banks.reshape(weights.shape), -1, 1)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(masked), tensor.name))
+    loaded = load_onnx(proto)
+    found = compile(loaded, calibration=X)
+    banks = {la.name: (la.keep, la.bank_size) for la in found.layers}
+    assert banks["conv2"] == banks["conv3"] == (2, 4)
+    dense = pack(quantize(loaded, X), dict.fromkeys(("conv2", "conv3"), (1, 1)), BUILD)
+    assert {la.keep / la.bank_size for la in dense.layers if la.name in ("conv2", "conv3")} == {1}
+    assert found.weight_bytes < dense.weight_bytes
+    with Accelerator(found, "standin", verify=True) as one, Accelerator(dense, "cpu") as other:
+        np.testing.assert_array_equal(one.run(X), other.run(X))
+    paths = [tmp_path / name for name in ("m.onnx", "x.npy", "p.bbs.npz")]
+    paths[0].write_bytes(proto.SerializeToString())
+    np.save(paths[1], X)
+    arguments = ["--calibration", str(paths[1]), "-o", str(paths[2])]
+    assert main(["compile", str(paths[0]), *arguments]) == 0
+    assert main(["info", str(paths[2])]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("conv3")]
+    assert len(lines) == 2 and all(" 2/4 " in line for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,9 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def program(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("program") / "digits.bbs.npz"
-    arguments = ["--sparsity", "0.75", "--calibration", str(samples), "-o", str(path)]
+    layers = path.with_name("layers.toml")
+    layers.write_text('["*"]\nsparsity = 0.75\n', "utf-8")
+    arguments = ["--layers", str(layers), "--calibration", str(samples), "-o", str(path)]
     assert main(["compile", str(DIGITS), *arguments]) == 0
     return path
 

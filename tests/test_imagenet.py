@@ -16,7 +16,7 @@ pytest.importorskip("onnx")
 from imagenet import CLASSES, NETWORKS, images
 from pynq_bbs import Accelerator, load_onnx
 from pynq_bbs import compile as compile_model
-from pynq_bbs.compress.quantize import run_float
+from pynq_bbs.compress.activations import run_float
 from pynq_bbs.pack.fits import least_use
 
 pytestmark = pytest.mark.slow

@@ -255,7 +255,7 @@ def test_all_unsupported_nodes_at_once():
         node("MatMul", "a w", "t"),
         node("Softsign", "t", "g"),
         node("MatMul", "g v", "u"),
-        node("Mul", "u t", "y"),
+        node("Div", "u u", "y"),
     ]
     proto = model(nodes, {"x": (4,)}, {"y": FLOAT}, w=W, v=sample(3, 3))
     assert set(refused(proto)) == {"n_a", "n_g", "n_y"}

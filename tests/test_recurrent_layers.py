@@ -205,11 +205,8 @@ def test_a_program_file_holds_all_of_it(tmp_path: Path) -> None:
 def test_compiled_at_75_percent() -> None:
     build = load_build("32x4x1")
     rng = np.random.default_rng(1)
-    program = compile_model(
-        network(rng, 4, False),
-        layers={"*": {"sparsity": 0.75, "bank_size": 16}},
-        build=build,
-    )
+    everywhere = {"*": {"sparsity": 0.75, "bank_size": 16}}
+    program = compile_model(network(rng, 4, False), layers=everywhere, build=build)
     kept = {layer.name: layer.keep / layer.bank_size for layer in program.layers}
     assert {kept[name] for name in ("f", "b", "second", "every", "third")} == {0.25}
     moved = ("both:0", "both", "second:x", "third:x")

@@ -66,7 +66,8 @@ def compile(
         bank_size: the largest bank to prune in; each layer takes the one that fills the lanes best.
             2:4 is `sparsity=0.5, bank_size=4`. Banks of a convolution lie along the channels of
             a tap.
-        weight_bits: 8, or 4 for half the memory and memory traffic of the weights.
+        weight_bits: 8, or 4 for half the memory and memory traffic of the weights; those that a
+            model brings in 4 bits take 4 anyway.
         layers: the same three for single layers, as `{"conv1": {"sparsity": 0, "weight_bits": 8}}`.
             A name may be a pattern with `*` and `?`; later entries win, and all win over what is
             usual for first and last layers: `{"*": {"sparsity": 0.5}}` prunes them all.
@@ -151,7 +152,9 @@ def pruned_model(
         la if isinstance(la, RecurrentLayer) else _pruned(la, chosen[la.name], build)
         for la in model.layers
     ]
-    integers = [replace(la, weight_bits=chosen[la.name].weight_bits) for la in integers]
+    integers = [
+        replace(la, weight_bits=min(la.weight_bits, chosen[la.name].weight_bits)) for la in integers
+    ]
     return replace(model, layers=integers)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .onnx_file import FileNode
+from .onnx_operands import checked_axis
 from .onnx_values import TRIAL_BATCHES, Constant, PerBatch, UnsupportedNode
 
 #: These move elements and change none.
@@ -84,16 +85,7 @@ def scale_and_zero_point(
 
     Both are shaped to broadcast over a tensor of that rank: one number, or one per `axis`.
     """
-    if inputs[1] is None:
-        raise UnsupportedNode("it has no scale")
-    scale = inputs[1].value.astype(np.float32)
-    given = inputs[2] if len(inputs) > 2 else None
-    zero_point = np.zeros(scale.shape, np.int64)
-    dtype = "uint8"
-    if given is not None:
-        dtype, zero_point = str(given.array.dtype), given.array.astype(np.int64)
-    if not (np.isfinite(scale).all() and (scale > 0).all()):
-        raise UnsupportedNode("its scale is not positive and finite")
+    scale, zero_point, dtype = _numbers(inputs)
     if scale.size == 1 and zero_point.size == 1:
         return scale.reshape(()), zero_point.reshape(()), dtype
     if scale.ndim != 1 or zero_point.shape != scale.shape or not -rank <= axis < rank:
@@ -106,6 +98,39 @@ def scale_and_zero_point(
     return scale.reshape(shape), zero_point.reshape(shape), dtype
 
 
+def _numbers(
+    inputs: list[Constant | None],
+) -> tuple[NDArray[np.float32], NDArray[np.int64], str]:
+    """Scale, zero point and the integers' dtype, as they are given."""
+    if inputs[1] is None:
+        raise UnsupportedNode("it has no scale")
+    scale = inputs[1].value.astype(np.float32)
+    given = inputs[2] if len(inputs) > 2 else None
+    zero_point = np.zeros(scale.shape, np.int64)
+    dtype = "uint8"
+    if given is not None:
+        dtype, zero_point = str(given.array.dtype), given.array.astype(np.int64)
+    if not (np.isfinite(scale).all() and (scale > 0).all()):
+        raise UnsupportedNode("its scale is not positive and finite")
+    return scale, zero_point, dtype
+
+
+def _blocked(
+    inputs: list[Constant | None], shape: tuple[int, ...], axis: int, block: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Scale and zero point that are given for each `block` of values along `axis`, for each."""
+    scale, zero_point, _ = _numbers(inputs)
+    axis = checked_axis(axis, len(shape))
+    wanted = tuple(-(-n // block) if i == axis else n for i, n in enumerate(shape))
+    if block < 1 or scale.shape != wanted or zero_point.shape != wanted:
+        raise UnsupportedNode(
+            f"scale of shape {scale.shape} and zero point of shape {zero_point.shape} do not fit "
+            f"blocks of {block} of a tensor of shape {shape}"
+        )
+    each = np.arange(shape[axis]) // block
+    return scale.take(each, axis), zero_point.take(each, axis)
+
+
 def check_output_dtype(node: FileNode, zero_point: object) -> None:
     """QuantizeLinear's later way of naming its type; the usual one is the zero point's type."""
     if zero_point is None and node.attributes.get("output_dtype", 0) not in (0, 2):  # 2: uint8
@@ -116,9 +141,11 @@ def _dequantise(node: FileNode, inputs: list[Constant | None]) -> Constant:
     constant = inputs[0]
     if constant is None or str(constant.array.dtype) not in _INTEGERS or constant.scale is not None:
         raise UnsupportedNode("its input is not a tensor of integers of 4 to 32 bits")
-    scale, zero_point, _ = scale_and_zero_point(
-        inputs, constant.array.ndim, node.attributes.get("axis", 1)
-    )
+    axis, block = node.attributes.get("axis", 1), node.attributes.get("block_size", 0)
+    if block:
+        scale, zero_point = _blocked(inputs, constant.array.shape, axis, block)
+    else:
+        scale, zero_point, _ = scale_and_zero_point(inputs, constant.array.ndim, axis)
     try:
         integers = constant.array.astype(np.int64) - zero_point
         full = np.broadcast_to(scale, integers.shape)

@@ -14,8 +14,8 @@ import numpy as np
 from .graph import Function
 from .onnx_file import FileNode
 from .onnx_linear import add, mul
-from .onnx_operands import Context, Operand, constant, floats, one_number, optional
-from .onnx_values import Constant, Linear, PerBatch, UnsupportedNode, Value
+from .onnx_operands import Context, Operand, computed, constant, floats, one_number, optional
+from .onnx_values import Constant, Linear, PerBatch, Quantise, UnsupportedNode, Value
 
 _ITSELF: tuple[Function, ...] = ()
 
@@ -30,7 +30,7 @@ def function(name: str) -> Callable[[Context, FileNode, list[Operand]], Value]:
 
 
 def clip(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    value = floats(inputs[0], "input")
+    value = computed(inputs[0], "input")
     limits = [node.attributes.get("min", -np.inf), node.attributes.get("max", np.inf)]
     for index in (1, 2):
         if optional(inputs, index) is not None:
@@ -41,7 +41,14 @@ def clip(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
         raise UnsupportedNode("its limits are not numbers")
     if (low, high) == (-np.inf, np.inf):
         return value
-    return value.then(Function("clip", (low, high)))
+    last = value.steps[-1] if value.steps else None
+    if isinstance(last, Quantise):  # integers in a narrower range, as Brevitas has them
+        zero = last.zero_point + (128 if last.dtype == "uint8" else 0)
+        # Clamped before they are quantised: an order that quantisation never reverses.
+        limits = [float(np.float32(limit - zero) * last.scale) for limit in (low, high)]
+        before = replace(value, steps=value.steps[:-1], dtype="float32")
+        return before.then(Function("clip", (limits[0], limits[1]))).then(last)
+    return floats(value, "input").then(Function("clip", (low, high)))
 
 
 def leaky_relu(context: Context, node: FileNode, inputs: list[Operand]) -> Value:

@@ -200,6 +200,8 @@ class _Integers:
         layer = self._plain(linear, linear.source, steps, weights, x.zero_point)
         layer.bias = bias_of(linear.bias, scale)
         layer.window, layer.groups = linear.window, linear.groups
+        if -8 <= weights.min() and weights.max() < 8:  # as INT4 weights come
+            layer.weight_bits = 4
         if steps:
             y, layer.table = requantised(steps)
             layer.multiplier, layer.zero_point = multiplier(x.scale, w_scale, y[0]), y[1]

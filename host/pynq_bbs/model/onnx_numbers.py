@@ -106,6 +106,8 @@ def later_table(steps: Steps) -> Int8 | None:
 
 
 def integer_weights(weights: Constant) -> tuple[Int8, Float]:
+    """Integers as they are, and a scale a row; where a row has several, as blocks make them, they
+    are rounded to one."""
     if weights.scale is None:
         raise Refusal(
             "its weights are float32 while its input is INT8; quantise them "
@@ -114,7 +116,7 @@ def integer_weights(weights: Constant) -> tuple[Int8, Float]:
     scales = weights.scale.reshape(len(weights.scale), -1)
     scale = scales[:, 0]
     if not (scales == scale[:, None]).all():
-        raise Refusal("its weights have a scale per input feature; one per row is supported")
+        return _rounded(weights.array.astype(np.float64) * weights.scale)
     low, high = int(weights.array.min()), int(weights.array.max())
     if low < -128 or high > 127:
         raise Refusal(
@@ -122,6 +124,15 @@ def integer_weights(weights: Constant) -> tuple[Int8, Float]:
             "quantise them symmetrically, with zero point 0 (UINT8: 128)"
         )
     return np.ascontiguousarray(weights.array, np.int8), np.ascontiguousarray(scale, np.float32)
+
+
+def _rounded(values: NDArray[np.float64]) -> tuple[Int8, Float]:
+    """INT8 with one scale a row, of weights with several."""
+    flat = values.reshape(len(values), -1)
+    scale = (np.abs(flat).max(axis=1) / 127).astype(np.float32)
+    scale[scale == 0] = 1
+    integers = np.clip(np.rint(flat / scale[:, None]), -127, 127).astype(np.int8)
+    return integers.reshape(values.shape), scale
 
 
 def bias_of(bias: Constant | None, scale: Float) -> NDArray[np.int32]:

@@ -47,6 +47,7 @@ from .onnx_quantised import (
     conv_integer,
     dequantised,
     dequantize_linear,
+    dynamic_quantize_linear,
     matmul_integer,
     qgemm,
     qlinear_add,
@@ -172,6 +173,7 @@ OPERATORS: dict[str, tuple[Reader, str, str]] = {
     "Mish": (mish, ENGINE, AS_TABLE),
     "QuantizeLinear": (quantize_linear, ENGINE, "requantisation of the layer before it"),
     "DequantizeLinear": (dequantize_linear, ENGINE, "scale of what follows"),
+    "DynamicQuantizeLinear": (dynamic_quantize_linear, ENGINE, "a calibrated scale in its place"),
     "Softmax": (softmax, HOST, "applied to the model's output"),
     "Cast": (cast, HOST, "a change of type only, nothing to run"),
     "Flatten": (flatten, HOST, "a change of shape only, nothing to run"),
@@ -193,7 +195,7 @@ BATCH_ANYWHERE = {
 }  # fmt: skip
 
 #: Operators that may give more than one output.
-SEVERAL_OUTPUTS = {"LSTM", "GRU", "Split"}
+SEVERAL_OUTPUTS = {"LSTM", "GRU", "Split", "DynamicQuantizeLinear"}
 
 #: The same of domain com.microsoft.
 MICROSOFT: dict[str, tuple[Reader, str, str]] = {

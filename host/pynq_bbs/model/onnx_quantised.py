@@ -10,10 +10,13 @@ import numpy as np
 from .onnx_constants import check_output_dtype, scale_and_zero_point
 from .onnx_file import FileNode
 from .onnx_linear import added, linear, multiplied, times, with_bias
-from .onnx_operands import Context, Operand, computed, constant, one_number, optional
+from .onnx_operands import Context, Operand, computed, constant, floats, one_number, optional
 from .onnx_parts import joined
 from .onnx_values import Constant, Dequantise, Quantise, UnsupportedNode, Value
 from .onnx_windows import averages, channels_first, convolution, global_average
+
+#: The type of integers whose scale is only known when the model runs.
+_DYNAMIC = "dynamically quantised"
 
 
 def _integer_scale(inputs: list[Operand], rank: int) -> tuple[np.float32, int, str]:
@@ -46,6 +49,9 @@ def dequantize_linear(context: Context, node: FileNode, inputs: list[Operand]) -
         if zero_points.any():
             raise UnsupportedNode("dequantises int32 with a zero point; it must be 0")
         return times(replace(value, dtype="float32"), Constant(scales))
+    if value.dtype == _DYNAMIC:
+        raise UnsupportedNode("reads integers of DynamicQuantizeLinear; products of them are "
+                              "supported")  # fmt: skip
     if optional(inputs, 2) is None and value.dtype == "int8":
         constants = [None, constant(inputs[1], "scale"), Constant(np.zeros((), np.int8))]
         inputs = [inputs[0], *constants[1:]]
@@ -132,20 +138,36 @@ def _with_integer_bias(value: Value, source: Value, weights: Constant, bias: Ope
 
 
 def matmul_integer(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    source = _unscaled(inputs)
-    return replace(
-        linear(context, node, source, _matrix(inputs[1], None, optional(inputs, 3))), dtype="int32"
-    )
+    weights = _matrix(inputs[1], None, optional(inputs, 3))
+    return _sums(inputs, linear(context, node, _unscaled(inputs), weights))
 
 
 def conv_integer(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     weights = _scaled(_weights(inputs[1], "weights"), None, optional(inputs, 3))
-    return replace(convolution(node, _unscaled(inputs), weights), dtype="int32")
+    return _sums(inputs, convolution(node, _unscaled(inputs), weights))
+
+
+def _sums(inputs: list[Operand], product: Value) -> Value:
+    """INT32, or the floats that they stand for where the operand's scale is dynamic."""
+    dynamic = computed(inputs[0], "left operand").dtype == _DYNAMIC
+    return product if dynamic else replace(product, dtype="int32")
+
+
+def dynamic_quantize_linear(
+    context: Context, node: FileNode, inputs: list[Operand]
+) -> list[Value | Constant]:
+    """Integers, scale and zero point of a range that is known when the model runs. Here it is
+    calibrated as in a float model: integers are read as the floats that they stand for, one worth
+    1."""
+    value = replace(floats(inputs[0], "input"), dtype=_DYNAMIC)
+    return [value, Constant(np.ones((), np.float32)), Constant(np.zeros((), np.uint8))]
 
 
 def _unscaled(inputs: list[Operand]) -> Value:
     """The activations of an integer product, less their zero point (the third input)."""
     value = computed(inputs[0], "left operand")
+    if value.dtype == _DYNAMIC:
+        return replace(value, dtype="float32")
     if value.dtype not in ("int8", "uint8"):
         raise UnsupportedNode(f"its left operand is {value.dtype}, must be int8 or uint8")
     zero_point = -128 if value.dtype == "uint8" else 0

@@ -39,6 +39,7 @@ from .onnx_values import (
 UNSUPPORTED = "unsupported"
 
 _INPUT_TYPES = ("float32", "int8", "uint8")
+_OUTPUT_TYPES = (*_INPUT_TYPES, "int32")
 
 #: The engine's operators by domain.
 OPERATOR_TABLES = {"": OPERATORS, "ai.onnx": OPERATORS, "com.microsoft": MICROSOFT}
@@ -277,7 +278,9 @@ def _stand_in(graph: FileGraph, node: str, tensor: str) -> Value | Unknown:
 
 
 def _read_output(name: str, value: Result, reading: Reading) -> None:
-    if isinstance(value, Value) and not isinstance(value.base, (ModelInput, Padded)):
+    if isinstance(value, Value) and value.dtype not in _OUTPUT_TYPES:
+        reading.problems.append(Problem("output", name, "", f"is {value.dtype}"))
+    elif isinstance(value, Value) and not isinstance(value.base, (ModelInput, Padded)):
         reading.outputs[name] = value
     elif not isinstance(value, Unknown):
         reading.problems.append(
