@@ -53,8 +53,7 @@ class Function:
     parameters: tuple[float, ...] = ()
 
     def __call__(self, x: Float) -> Float:
-        with np.errstate(over="ignore"):
-            return _FUNCTIONS[self.name](x, *self.parameters)
+        return _FUNCTIONS[self.name](x, *self.parameters)
 
     @property
     def clamps(self) -> bool:
@@ -69,8 +68,10 @@ class Function:
 
 def apply_functions(functions: tuple[Function, ...], x: Float) -> Float:
     """`x` through every function in turn."""
-    for function in functions:
-        x = function(x)
+    if functions:
+        with np.errstate(over="ignore"):
+            for function in functions:
+                x = function(x)
     return x
 
 

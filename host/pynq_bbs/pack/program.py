@@ -14,6 +14,7 @@ import os
 import tempfile
 import zipfile
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class Tensor:
         """Values of one sample."""
         return self.features * self.pixels * self.steps
 
-    @property
+    @cached_property
     def dtype(self) -> np.dtype[Any]:
         return np.dtype(f"int{self.bits}")
 
