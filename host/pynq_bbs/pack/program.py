@@ -339,9 +339,3 @@ def _restored(fields: dict[str, Any]) -> dict[str, Any]:
     functions = tuple(Function(f["name"], tuple(f["parameters"])) for f in fields["functions"])
     arrangement = Arrangement(**{k: tuple(v) for k, v in fields["arrangement"].items()})
     return {**fields, **tuples, "functions": functions, "arrangement": arrangement}
-
-
-def as_sums(layer: PackedLayer) -> PackedLayer:
-    """The same layer storing its INT32 sums, of the gates of a recurrent one: how a mismatch is
-    looked into."""
-    return replace(layer, sums_out=True, table=-1, combination=None, cell=None)
