@@ -167,6 +167,25 @@ def test_weights_that_stay_are_loaded_once(program: Program) -> None:
         np.testing.assert_array_equal(accelerator.run(x)["sums"], expected)
 
 
+def test_batches_of_a_known_size_are_not_planned_again(
+    program: Program, convolutions: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images of any number are; their commands are those of one."""
+    images = np.random.default_rng(9).integers(-128, 128, (70, 3, 9, 11)).astype(np.int8)
+    with (
+        Accelerator(program, "standin") as flat,
+        Accelerator(convolutions, "standin", verify=True) as accelerator,
+    ):
+        wanted = [flat.run(batch(n))["sums"] for n in (3, 40, 3)]
+        accelerator.run(images[:1]), accelerator.run(images[:1])
+        monkeypatch.setattr("pynq_bbs.device.engine.make_plan", None)
+        for n, sums in zip((3, 40, 3), wanted, strict=True):
+            np.testing.assert_array_equal(flat.run(batch(n))["sums"], sums)
+        for n in (70, 2, 1):
+            accelerator.run(images[:n])
+        assert accelerator.report().verified_columns == 75
+
+
 SCALES = np.float32([0.5, 1, 0.25, 2, 4])  # of the rows of the second layer
 
 

@@ -159,6 +159,8 @@ def test_doctor_without_a_compiler(
         (["run", "PROGRAM", "--input", "SAMPLES", "--board", "Z9"], 7, "known boards"),
         (["run", "PROGRAM", "--input", "WRONG"], 3, r"(5, 63)"),
         (["run", "PROGRAM", "--input", "SAMPLES", "--device", "board"], 9, "no board"),
+        (["run", "PROGRAM", "--input", "SAMPLES", "--attach"], 3, "attach is for a board"),
+        (["compile", str(DIGITS), "--calibration", "SAMPLES", "--board", "Z9"], 7, "known boards"),
         (["check", "SAMPLES"], 4, ""),
         (["info", "SAMPLES"], 6, "not a program file"),
     ],

@@ -32,7 +32,7 @@ from .report import LayerReport, Report
 from .verify import Verifier
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Piece:
     """What is run at once of a batch: its tensors, and which sample of the batch is the first."""
 

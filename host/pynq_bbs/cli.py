@@ -165,6 +165,9 @@ def _add_run(commands: Any) -> None:
     )
     run.add_argument("--board", default="Pynq-Z2", help="board that modelled figures are for")
     run.add_argument("--bitfile", type=Path, help="the overlay's .bit, for a board")
+    run.add_argument(
+        "--attach", action="store_true", help="that overlay is loaded already: leave it as it is"
+    )
     run.add_argument("--threads", type=int, default=0, help="of the cpu device (default: all)")
 
 
@@ -275,6 +278,7 @@ def _run(args: argparse.Namespace) -> None:
             verify=args.verify,
             board=args.board,
             bitfile=args.bitfile,
+            attach=args.attach,
             threads=args.threads,
         ) as accelerator,
         progress("run", total) as advance,

@@ -269,7 +269,7 @@ def dequantize_output(spec: QuantOutput, tensor: NDArray[Any]) -> NDArray[Any]:
 def _dequantised(spec: QuantOutput, tensor: NDArray[Any]) -> Float:
     scale = spec.scale
     if scale.size == 1 and tensor.dtype == np.int8:
-        return _int8_values(float(scale.flat[0]), spec.zero_point)[tensor.view(np.uint8)]
+        return _int8_values(scale.item(), spec.zero_point)[tensor.view(np.uint8)]
     if scale.size > 1:  # one for each row, of every pixel or step
         pixels = tensor.shape[1] // (spec.steps * scale.size)
         scale = np.tile(np.repeat(scale, pixels), spec.steps)

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from ..errors import DeviceMemoryError
 from ..interface import Command
-from ..model.graph import QuantInput
 from ..pack.cycles import LayerCycles, Memory, layer_cycles
 from ..pack.layout import by_length
 from ..pack.plan import Plan, make_plan, program_bases
-from ..pack.program import Program, Tensor, as_sums
+from ..pack.program import Program
+from ..pack.sums import INPUT, SUMS, WEIGHTS, sums_program
 from .session import Session
 from .tensors import DeviceTensors
 
@@ -31,6 +31,8 @@ MOST_IMAGES = 64
 #: emulator is slower than a board, a loaded host slower still.
 _PATIENCE_S = 10.0
 _PATIENCE_FACTOR = 200.0
+#: Plans that are kept for batches of the same size.
+_MOST_PLANS = 8
 
 Tensors = Mapping[str, NDArray[np.generic]]
 
@@ -84,6 +86,8 @@ class EngineProgram:
         self._block: Any = None
         self._areas: list[Any] = []  # of each bank, its inputs and outputs
         self._tensors: DeviceTensors | None = None
+        #: What `_made` made: plan and cycles by samples, lengths, and whether weights are there.
+        self._planned: dict[tuple[int, tuple[int, ...], bool], tuple[Plan, list[LayerCycles]]] = {}
         #: The commands that load the weights, and those that find them in the block buffer.
         self._commands: dict[bool, _Commands] = {}
         self._columns: list[NDArray[np.int64] | None] = []  # of each bank, as `by_length`
@@ -137,10 +141,11 @@ class EngineProgram:
         if self._is_prepared(samples, lengths):
             return
         count, tiles = self._wanted(samples, lengths)
-        plan = self._made(count, tiles, resident=False)
+        plan, cycles = self._made(count, tiles, resident=False)
         with self._session.lock:
             self._plan = None  # until all of the new one lies in memory
             self._load(plan)
+        self._commands = {False: self._costed(plan, cycles, plan.first_command)}
         self._columns = [None] * self.banks
         self._plan = plan
 
@@ -225,30 +230,13 @@ class EngineProgram:
         """The INT32 sums that the device computes for layer `index`, of one sample after the
         other (N, M * pixels), from its input `x` (N, values of a sample) and, if its weights are
         a tensor, that one. Of a recurrent layer those of its gates, from the features of a step."""
-        original = self._program.layers[index]
-        layer = replace(as_sums(original), input="x", output="sums", first_row=0)
-        known = {name: tensor.alone for name, tensor in self._program.tensors.items()}
-        source, target = known[original.input], known[original.output]
-        rows = original.rows if original.first_row else target.features
-        if original.cell:
-            rows, source, target = original.rows, Tensor(original.features), Tensor(original.rows)
-        sums = replace(target, features=rows, bits=32)
-        tensors = {"x": source, "sums": sums}
-        given: dict[str, NDArray[np.generic]] = {"x": x}
+        alone = sums_program(self._program, index)
+        given: dict[str, NDArray[np.generic]] = {INPUT: x}
         if weights is not None:
-            layer = replace(layer, weight_tensor="weights")
-            tensors["weights"] = known[original.weight_tensor]
-            given["weights"] = weights
-        inputs = [
-            QuantInput(name, name, (tensors[name].size,), "int8", np.float32(1), 0)
-            for name in given
-        ]
-        alone = replace(
-            self._program, tensors=tensors, layers=[layer], inputs=inputs, outputs=[], lengths=""
-        )
+            given[WEIGHTS] = weights
         other = EngineProgram(alone, self._session, self._memory, dict(self._seconds))
         try:
-            return other.run(given, ["sums"])[0]["sums"].astype(np.int32, copy=False)
+            return other.run(given, [SUMS])[0][SUMS].astype(np.int32, copy=False)
         finally:
             other.close()
 
@@ -276,11 +264,23 @@ class EngineProgram:
             return False
         return (plan.samples, plan.lengths) == self._wanted(samples, lengths)
 
-    def _made(self, samples: int, lengths: tuple[int, ...], *, resident: bool) -> Plan:
-        return make_plan(
-            self._program, samples, self._memory,
-            every=self._every, resident=resident, lengths=lengths, banks=self.banks,
-        )  # fmt: skip
+    def _made(
+        self, samples: int, lengths: tuple[int, ...], *, resident: bool
+    ) -> tuple[Plan, list[LayerCycles]]:
+        """The plan for so many samples, and the cycles of every layer. Images run one after the
+        other, so commands and layout are those of any number of them."""
+        runs = samples if self._images else 1
+        key = (0 if self._images else samples, lengths, resident)
+        if key not in self._planned:
+            made = make_plan(
+                self._program, samples, self._memory,
+                every=self._every, resident=resident, lengths=lengths,
+            )  # fmt: skip
+            while len(self._planned) >= _MOST_PLANS:
+                del self._planned[next(iter(self._planned))]
+            self._planned[key] = made, self._layer_cycles(made.commands)
+        plan, cycles = self._planned[key]
+        return replace(plan, samples=samples, runs=runs, banks=self.banks), cycles
 
     def _block_words(self, plan: Plan) -> int:
         """All of the plan, and behind it the commands for weights that are there."""
@@ -300,22 +300,20 @@ class EngineProgram:
         ends = [first + bank * plan.bank_words for bank in range(plan.banks + 1)]
         self._areas = [self._block[a:b] for a, b in pairwise(ends)]
         self._tensors = DeviceTensors(self._program, plan, block)
-        self._commands = {False: self._costed(plan, plan.first_command)}
 
     def _load_commands(self, resident: bool) -> _Commands:
         """Those that find the weights in the block buffer, behind the others."""
         plan = self._plan
         assert plan is not None and resident
-        made = self._made(plan.samples, plan.lengths, resident=True)
+        made, cycles = self._made(plan.samples, plan.lengths, resident=True)
         area = self._block[plan.memory_words : self._block_words(plan)]
         np.asarray(area)[:] = made.words()
         with self._transfer:
             area.flush()
-        self._commands[resident] = self._costed(made, plan.memory_words)
+        self._commands[resident] = self._costed(made, cycles, plan.memory_words)
         return self._commands[resident]
 
-    def _costed(self, plan: Plan, first: int) -> _Commands:
-        cycles = self._layer_cycles(plan.commands)
+    def _costed(self, plan: Plan, cycles: list[LayerCycles], first: int) -> _Commands:
         modelled = plan.runs * sum(c.total for c in cycles) / self._memory.clock_hz
         layers = [self._program.layers[command.layer].name for command in plan.commands]
         return _Commands(first, layers, cycles, _PATIENCE_S + _PATIENCE_FACTOR * modelled)

@@ -100,8 +100,10 @@ class Function:
 
 def apply_functions(functions: tuple[Function, ...], x: Float) -> Float:
     """`x` through every function in turn."""
-    for function in functions:
-        x = function(x)
+    if functions:
+        with np.errstate(over="ignore"):
+            for function in functions:
+                x = function(x)
     return x
 
 

@@ -117,9 +117,10 @@ def lay_out(
     offsets = {name: start + offset for name, offset in offsets.items()}
     at = first_sample = start + activation_words
     laid: dict[str, Place] = {}
+    laid_spaces: dict[int, Space] = {}
     for index, space in spaces.items():
-        spaces[index] = replace(space, offset=at)
-        laid |= spaces[index].views()
+        laid_spaces[index] = replace(space, offset=at)
+        laid |= laid_spaces[index].views()
         at += space.words
     for name in roots:
         if name not in offsets:
@@ -135,7 +136,7 @@ def lay_out(
         tiles = tensor.step * (place.tiles // tensor.steps)  # of the steps before
         offset += (tiles * place.stride + tensor.first) * build.cols // PORT_BYTES
         laid[name] = replace(place, offset=offset)
-    return Layout(laid, spaces, blocks, activation_words, first_sample, at - first_sample)
+    return Layout(laid, laid_spaces, blocks, activation_words, first_sample, at - first_sample)
 
 
 def share(blocks: Sequence[Block]) -> tuple[dict[str, int], int]:

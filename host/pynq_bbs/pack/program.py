@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class Tensor:
         """Values of one sample."""
         return self.features * self.pixels * self.steps
 
-    @property
+    @cached_property
     def dtype(self) -> np.dtype[Any]:
         return np.dtype(f"int{self.bits}")
 
@@ -308,9 +309,3 @@ def _restored(fields: dict[str, Any]) -> dict[str, Any]:
     functions = restored_functions(fields["functions"])
     arrangement = Arrangement(**{k: tuple(v) for k, v in fields["arrangement"].items()})
     return {**fields, **tuples, "functions": functions, "arrangement": arrangement}
-
-
-def as_sums(layer: PackedLayer) -> PackedLayer:
-    """The same layer storing its INT32 sums, of the gates of a recurrent one: how a mismatch is
-    looked into."""
-    return replace(layer, sums_out=True, table=-1, combination=None, cell=None)
