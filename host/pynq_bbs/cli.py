@@ -101,6 +101,10 @@ def _add_compile(commands: Any) -> None:
     compile_ = _command(
         commands, "compile", _compile, "prune, quantise and pack a model into a program file"
     )
+    compile_.description = (
+        "Prune, quantise and pack a model into a program file. What the engine cannot run is the\n"
+        "host's: the file then holds several programs with the host's nodes in between."
+    )
     compile_.add_argument("model", type=Path, help="ONNX file, float or quantised")
     compile_.add_argument(
         "--sparsity",
