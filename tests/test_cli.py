@@ -101,8 +101,20 @@ def test_float_autoencoder_stays_close(tmp_path: Path) -> None:
 def test_check(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(DIGITS)]) == 0
     printed = capsys.readouterr().out
-    assert printed.split("\n")[2].split() == ["sums1", "Gemm", "engine", "linear", "layer"]
+    line = printed.split("\n")[2].split()
+    assert line == ["sums1", "Gemm", "engine", "19.4", "%", "linear", "layer"]
     assert "fused with the layer before it" in printed
+    assert printed.endswith(
+        "100.0 % of 84480 MACs on the engine, in 1 program: 2 crossings between host and engine\n"
+    )
+
+
+def test_check_of_a_program(program: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(program)]) == 0
+    printed = capsys.readouterr().out
+    line = printed.split("\n")[2].split()
+    assert line[:5] == ["sums1", "layer", "engine", "19.4", "%"]
+    assert "84480 MACs, 1 program(s): 2 crossings" in printed
 
 
 def test_info(program: Path, capsys: pytest.CaptureFixture[str]) -> None:

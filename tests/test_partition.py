@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from onnx_build import FLOAT, model, node, sample
 from pynq_bbs import Accelerator, Program
 from pynq_bbs import compile as compile_model
+from pynq_bbs.cli import main
 from pynq_bbs.errors import InputError, UnsupportedModelError
 from pynq_bbs.model.graph import Model, QuantModel
 from pynq_bbs.model.onnx_facts import Facts
@@ -104,7 +105,7 @@ def test_calibration_in_batches() -> None:
     assert str(whole) == str(pieces)
     seen: list[int] = []
     compile_model(partition, calibration=x, progress=seen.append)
-    assert seen == [32, 50]
+    assert seen == [8, 16, 24, 32, 40, 48, 50]
 
 
 def test_float_parts_need_calibration() -> None:
@@ -361,6 +362,44 @@ def test_what_neither_can_run_is_listed_whole() -> None:
     assert (
         reasons["n_a"] == "engine: the engine has no Einsum; host: operator Einsum is not supported"
     )
+
+
+def test_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every node with its share of the products, those of a compiled model with their time too."""
+    onnx.save(encoder(), tmp_path / "m.onnx")
+    assert main(["check", str(tmp_path / "m.onnx")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    of = {line.split()[0]: " ".join(line.split()[1:]) for line in lines}
+    total = 6 * (4 * 16**2 + 2 * 16 * 64 + 2 * 6 * 16)
+    engine = 6 * (4 * 16**2 + 2 * 16 * 64)
+    assert of["n_m_up"] == f"MatMul engine {100 * 6 * 16 * 64 / total:.1f} % linear layer"
+    assert of["n_scores"].startswith(f"MatMul host {100 * 6 * 6 * 16 / total:.1f} % both operands")
+    assert of["n_y"] == "LayerNormalization host - the engine has no LayerNormalization"
+    assert lines[-1] == (
+        f"{100 * engine / total:.1f} % of {total} MACs on the engine, in 3 programs: 6 crossings "
+        "between host and engine"
+    )
+    compile_model(read_model(encoder()), calibration=sample(2, 6, 16)).save(tmp_path / "p")
+    assert main(["check", str(tmp_path / "p")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "n_scores MatMul host - -" in [" ".join(line.split()) for line in lines]
+    assert f"{engine} MACs, 3 program(s): 6 crossings" in lines[-1]
+
+
+def test_check_of_what_cannot_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = [node("MatMul", "x w", "m"), node("Hardmax", "m", "y")]
+    onnx.save(model(nodes, {"x": (4,)}, {"y": FLOAT}, w=sample(4, 3)), tmp_path / "m.onnx")
+    assert main(["check", str(tmp_path / "m.onnx")]) == 5
+    printed = capsys.readouterr()
+    lines = [" ".join(line.split()) for line in printed.out.splitlines()]
+    assert "n_m MatMul engine 100.0 % linear layer" in lines
+    reason = "engine: the engine has no Hardmax; host: operator Hardmax is not supported"
+    assert f"n_y Hardmax unsupported - {reason}" in lines
+    assert "1 of 2 nodes" in printed.err
+    open_shape = model(nodes, {"x": ("rows", 4)}, {"y": FLOAT}, w=sample(4, 3))
+    onnx.save(open_shape, tmp_path / "m.onnx")
+    assert main(["check", str(tmp_path / "m.onnx")]) == 5
+    assert "has no fixed shape" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

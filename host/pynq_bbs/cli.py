@@ -91,12 +91,24 @@ def _command(
 
 def _add_check(commands: Any) -> None:
     check = _command(commands, "check", _check, "list every node of a model and where it runs")
-    check.add_argument("model", type=Path, help="ONNX file")
+    check.description = (
+        "Show every node of an ONNX model, whether the engine or the host runs it, why, and its\n"
+        "share of the products; at the end how often values cross between the two. Of a program\n"
+        "file also each layer's share of the modelled time."
+    )
+    check.add_argument("model", type=Path, help="ONNX file, or program file")
+    check.add_argument(
+        "--board", default="Pynq-Z2", help="whose clock and memory (default: Pynq-Z2)"
+    )
 
 
 def _add_compile(commands: Any) -> None:
     compile_ = _command(
         commands, "compile", _compile, "prune, quantise and pack a model into a program file"
+    )
+    compile_.description = (
+        "Prune, quantise and pack a model into a program file. What the engine cannot run is the\n"
+        "host's: the file then holds several programs with the host's nodes in between."
     )
     compile_.add_argument("model", type=Path, help="ONNX file, float or quantised")
     compile_.add_argument(
@@ -192,19 +204,23 @@ def _add_plan(commands: Any) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
+    from .boards import load_board
+    from .check import check_model, check_program
     from .errors import UnsupportedModelError
-    from .model.onnx_import import check_onnx
+    from .pack import archive
     from .report import table
 
-    nodes = check_onnx(args.model)
-    rows = [("node", "operator", "runs on", "why")]
-    rows += [(n.name, n.op, n.runs, n.reason) for n in nodes]
-    print(table(rows))
-    bad = [n for n in nodes if n.runs == "unsupported"]
-    if bad:
+    if archive.kind(args.model):
+        checked = check_program(args.model, load_board(args.board))
+    else:
+        checked = check_model(args.model)
+    print(table(checked.rows))
+    if checked.bad:
         raise UnsupportedModelError(
-            f"{len(bad)} of {len(nodes)} nodes of {args.model} cannot run; see the list above"
+            f"{checked.bad} of {len(checked.rows) - 1} nodes of {args.model} can run neither on "
+            "the engine nor on the host; see the list above"
         )
+    print(checked.summary)
 
 
 def _compile(args: argparse.Namespace) -> None:

@@ -27,7 +27,7 @@ from .pack.pipeline import (
 from .pack.program import Program
 
 #: Samples of calibration data worked on at a time.
-_BATCH = 32
+_BATCH = 8
 
 
 def compile_partition(

@@ -54,7 +54,7 @@ def folds(facts: Facts, nodes: set[int]) -> dict[int, int]:
     between the first and the last; what works place by place the same as the products beside it."""
     chosen: dict[int, int] = {}
     for index in sorted(nodes):
-        if facts.macs(index):
+        if facts.is_product(index):
             chosen[index] = _of_product(facts, index)
     # Behind a product first, then before one.
     for order, links in ((sorted(nodes), _before), (sorted(nodes, reverse=True), _behind)):

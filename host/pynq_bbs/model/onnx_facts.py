@@ -98,9 +98,18 @@ class Facts:
             self._values.update(zip(node.outputs, results, strict=False))
         return self._values[name]
 
+    def is_product(self, index: int) -> bool:
+        """Whether a node multiplies matrices or convolves."""
+        return self.nodes[index].op in _WEIGHTS
+
+    def macs_are_known(self, index: int) -> bool:
+        """Whether all dimensions are known that `macs` wants."""
+        node = self.nodes[index]
+        shapes = [self.shape(name) for name in (*node.inputs[:1], *node.outputs[:1])]
+        return not self.is_product(index) or all(s is not None and None not in s for s in shapes)
+
     def macs(self, index: int) -> int:
-        """Products of a node for a batch of one, or for each place where the batch is open; 0 where
-        it has none, or shapes are not known."""
+        """Products of a node, with 1 for dimensions that are not known; 0 where it has none."""
         node = self.nodes[index]
         at = _WEIGHTS.get(node.op)
         if at is None or at >= len(node.inputs) or not node.outputs:

@@ -26,7 +26,7 @@ from .onnx_facts import Facts, plain_attributes, simplified
 from .onnx_file import FileGraph, FileValue, read_graph
 from .onnx_import import lower
 from .onnx_operators import HOST
-from .onnx_reader import NodeCheck, Problem, Reading, read_values
+from .onnx_reader import UNSUPPORTED, NodeCheck, Problem, Reading, read_values
 from .onnx_values import UnsupportedNode
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class Partition:
     stages: list[Part | HostNode]
     constants: dict[str, NDArray[Any]] = field(repr=False)
     checks: list[NodeCheck] = field(repr=False)
+    problems: list[Problem] = field(default_factory=list, repr=False)
 
     @property
     def is_float(self) -> bool:
@@ -93,19 +94,36 @@ def read_model(
         UnsupportedModelError: valid, but with nodes that neither engine nor host can run; all are
             listed at once, in the message and in the error's `nodes`.
     """
+    found, _ = read_and_check(source)
+    if isinstance(found, Partition):
+        Reading(found.name, problems=found.problems).refuse()
+    return found
+
+
+def read_and_check(
+    source: str | PathLike[str] | bytes | ModelProto,
+) -> tuple[Model | QuantModel | Partition, list[NodeCheck]]:
+    """What `read_model` returns, or a partition with problems; and the verdict on every node.
+
+    Raises:
+        ModelError: missing, damaged or invalid file.
+        UnsupportedModelError: inputs that are no numbers, or of open shapes.
+    """
     graph = read_graph(source)
     reading = read_values(graph)
     if not reading.problems:
         try:
             model = lower(reading)
             if model.layers:  # else there is nothing for the engine to compute
-                return model
+                return model, reading.checks
         except UnsupportedModelError:
             pass
-    found = _Cut(simplified(graph)).run()
-    if len(found.stages) == 1 and isinstance(found.stages[0], Part) and not found.stages[0].folded:
-        return found.stages[0].model
-    return found
+    found = _Cut(simplified(graph), Facts(read_graph(source, batch=1))).run()
+    if len(found.stages) == 1 and not found.problems:
+        only = found.stages[0]
+        if isinstance(only, Part) and not only.folded:
+            return only.model, found.checks
+    return found, found.checks
 
 
 @dataclass
@@ -117,8 +135,9 @@ class _Segment:
 
 
 class _Cut:
-    def __init__(self, graph: FileGraph) -> None:
+    def __init__(self, graph: FileGraph, of_one: Facts) -> None:
         self.facts = Facts(graph)
+        self.of_one = of_one  # the same graph for a batch of one
         self.host: dict[int, str] = {}  # why a computed node is the host's
         self._read: dict[tuple[Group, tuple[str, ...]], _Segment] = {}
         for index in self.facts.nodes:
@@ -176,7 +195,7 @@ class _Cut:
             small = [
                 index
                 for group in found
-                if not any(self.facts.macs(i) or self._host_refuses(i) for i in group.nodes)
+                if not any(self.facts.is_product(i) or self._host_refuses(i) for i in group.nodes)
                 for index in group.nodes
             ]
             if not small:
@@ -248,8 +267,8 @@ class _Cut:
         return _Segment(None, refused or dict.fromkeys(group.nodes, "cannot be read"))
 
     def _places(self, group: Group) -> int:
-        shape = self.facts.shape(self._inputs(group)[0]) or ()
-        batch = self.facts.graph.inputs[0].shape or (1,)
+        shape = self.of_one.shape(self._inputs(group)[0]) or ()
+        batch = self.of_one.graph.inputs[0].shape or (1,)
         return prod(n or 1 for n in shape[: 1 + group.folded]) // (batch[0] or 1)
 
     def _graph(self, group: Group, outputs: tuple[str, ...]) -> FileGraph:
@@ -288,14 +307,14 @@ class _Cut:
 
     def _in_its_way(self, group: Group, index: int) -> list[int]:
         """Nodes without products right before one with products that the engine takes alone."""
-        if not self.facts.macs(index):
+        if not self.facts.is_product(index):
             return []
         alone = Group((index,), group.folded)
         outputs = tuple(filter(None, self.facts.nodes[index].outputs))
         if read_values(self._graph(alone, outputs)).problems:
             return []
         before = {self.facts.producer.get(name) for name in self.facts.reads(index)}
-        return [i for i in group.nodes if i in before and not self.facts.macs(i)]
+        return [i for i in group.nodes if i in before and not self.facts.is_product(i)]
 
     def _partition(
         self, found: list[Group], levels: dict[int, int], outputs: dict[Group, tuple[str, ...]]
@@ -319,7 +338,6 @@ class _Cut:
                 problems.append(Problem("node", node.name, node.op, reason))
         for name in facts.shown - facts.computed:
             constants[name] = facts.constant(name)
-        Reading(graph.name, problems=problems).refuse()
         placed.sort(key=lambda item: item[:2])
         return Partition(
             graph.name,
@@ -327,7 +345,8 @@ class _Cut:
             [facts.spec(spec.name) for spec in graph.outputs],
             [stage for _, _, stage in placed],
             constants,
-            self._checks(placed),
+            self._checks(placed, problems),
+            problems,
         )
 
     def _host_node(self, index: int, constants: dict[str, NDArray[Any]]) -> HostNode:
@@ -339,7 +358,9 @@ class _Cut:
         call = Call(self.facts.graph.opset, plain_attributes(node), len(node.outputs))
         return HostNode(node.name, node.op, tuple(node.inputs), tuple(node.outputs), call)
 
-    def _checks(self, placed: list[tuple[int, int, Part | HostNode]]) -> list[NodeCheck]:
+    def _checks(
+        self, placed: list[tuple[int, int, Part | HostNode]], problems: list[Problem]
+    ) -> list[NodeCheck]:
         """The verdict on every node, in the file's order."""
         verdicts: dict[str, NodeCheck] = {}
         for _, _, stage in placed:
@@ -348,8 +369,13 @@ class _Cut:
         for index, why in self.host.items():
             node = self.facts.nodes[index]
             verdicts[node.name] = NodeCheck(node.name, node.op, HOST, why)
+        for problem in problems:
+            verdicts[problem.name] = NodeCheck(
+                problem.name, problem.op, UNSUPPORTED, problem.reason
+            )
+        constant, unused = "constant, computed when the model is read", "unused: no output needs it"
         return [
             verdicts.get(node.name)
-            or NodeCheck(node.name, node.op, HOST, "constant, computed when the model is read")
-            for node in self.facts.graph.nodes
+            or NodeCheck(node.name, node.op, HOST, constant if i in self.facts.nodes else unused)
+            for i, node in enumerate(self.facts.graph.nodes)
         ]
