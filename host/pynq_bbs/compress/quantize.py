@@ -550,7 +550,7 @@ def _activations(model: Model, batch: Mapping[str, Float]) -> Iterator[tuple[str
 
 
 def _batches(model: Model, calibration: Iterable[Any]) -> Iterator[dict[str, Float]]:
-    whole = isinstance(calibration, (np.ndarray, Mapping))
+    whole = isinstance(calibration, Mapping) or hasattr(calibration, "__array__")
     for item in [calibration] if whole else calibration:
         batch = _model_inputs(model, item)
         for start in range(0, len(next(iter(batch.values()))), _CALIBRATION_BATCH):
@@ -582,7 +582,7 @@ def _model_inputs(model: Model, given: Any) -> dict[str, Float]:
     return batch
 
 
-def _lengths(model: Model, given: Any) -> Float:
+def _lengths(model: Model, given: Any) -> NDArray[Any]:
     """Steps of each sample, whole numbers."""
     lengths = _array(model.lengths, given)
     steps = max(spec.steps for spec in model.inputs)
@@ -596,7 +596,7 @@ def _lengths(model: Model, given: Any) -> Float:
             f"input {model.lengths!r} goes from {lengths.min()} to {lengths.max()}, a sample has 1 "
             f"to {steps} steps."
         )
-    return lengths.astype(np.float32)
+    return lengths.astype(np.int64)
 
 
 def _float_input(spec: GraphInput | QuantInput, x: Any) -> Float:

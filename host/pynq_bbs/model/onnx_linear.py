@@ -32,6 +32,7 @@ from .onnx_values import (
     Constant,
     Linear,
     ModelInput,
+    Opaque,
     Sum,
     UnsupportedNode,
     Value,
@@ -100,7 +101,7 @@ def _every_pixel(node: FileNode, value: Value, weights: Constant) -> Value:
     channels, height, width = image.shape
     window = Window(channels, height, width, (1, 1))
     taps = weights.each(lambda a: np.ascontiguousarray(a)[:, :, None, None])
-    return as_columns(result(Linear(node.name, image, taps, None, window)), value.shape[:-1])
+    return as_columns(result(Linear(node.name, image, taps, None, window)), value)
 
 
 def with_bias(value: Value, bias: Constant) -> Value:
@@ -208,7 +209,9 @@ def added(node: FileNode, left: Value, right: Value) -> Value:
 def _lying_as(value: Value, other: Value) -> Value:
     """An input of the model in the order in which another tensor lies; anything else as it is."""
     base, order = value.base, other.arrangement
-    if not isinstance(base, ModelInput) or isinstance(other.base, ModelInput):
+    if isinstance(base, Opaque):
+        return replace(value, base=Opaque(other.base.shape), arrangement=order)
+    if not isinstance(base, ModelInput) or isinstance(other.base, (ModelInput, Opaque)):
         return value
     if order == AS_IT_IS:
         return value.reshaped(other.base.shape)
