@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from .arrangement import AS_IT_IS
-from .graph import MOST_FIELD, Window, image_shape
+from .graph import MOST_FIELD, Function, Window, image_shape
 from .onnx_file import FileNode
 from .onnx_operands import (
     Context,
@@ -106,6 +106,7 @@ def _every_pixel(node: FileNode, value: Value, weights: Constant) -> Value:
 
 def with_bias(value: Value, bias: Constant) -> Value:
     """A constant that is the same for every sample, added to the result of a linear operator."""
+    value = with_factors(value)
     base = value.base
     if not isinstance(base, Linear) or value.steps:
         raise UnsupportedNode("adds a constant to what is not the result of Gemm, MatMul or Conv")
@@ -124,8 +125,25 @@ def _sum(first: Constant, second: Constant) -> Constant:
     return Constant(first.value.astype(np.float32) + second.value.astype(np.float32))
 
 
+def with_factors(value: Value) -> Value:
+    """The result of a linear operator with the numbers that it is multiplied by, and that are added
+    to it, in its weights and biases; anything else as it is."""
+    base, steps = value.base, value.steps
+    while isinstance(base, Linear) and steps:
+        step = steps[0]
+        if not isinstance(step, Function) or step.name != "affine":
+            break
+        gain, offset = step.parameters
+        bias = Constant(np.full(len(base.weights.array), offset, np.float32))
+        if base.bias is not None:
+            bias = _sum(base.bias.times(gain), bias)
+        base, steps = replace(base, weights=base.weights.times(gain), bias=bias), steps[1:]
+    return replace(value, base=base, steps=steps)
+
+
 def times(value: Value, factor: Constant) -> Value:
     """The result of a linear operator times a constant, as part of its weights."""
+    value = with_factors(value)
     base = value.base
     if not isinstance(base, Linear) or value.steps:
         raise UnsupportedNode("multiplies what is not the result of Gemm, MatMul or Conv")
@@ -184,8 +202,7 @@ def add(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
 
 def added(node: FileNode, left: Value, right: Value) -> Value:
     """Two tensors of one shape."""
-    for value in (left, right):
-        source(floats(value, "operand"))
+    left, right = (with_factors(source(floats(v, "operand"))) for v in (left, right))
     if left.axes != right.axes:
         raise UnsupportedNode(
             f"adds tensors of shapes {shown(left)} and {shown(right)}; two of the same shape are "
