@@ -101,11 +101,7 @@ class Accelerator:
     @property
     def outputs(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Name -> (shape without the batch, dtype) of every output."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        for o in self._program.outputs:  # of one name: parts of it, along the first axis
-            before = shapes[o.name][0] if o.name in shapes else 0
-            shapes[o.name] = (before + o.shape[0], *o.shape[1:]) if o.shape else ()
-        return {o.name: (shapes[o.name], o.dtype) for o in self._program.outputs}
+        return {o.name: (o.shape, o.dtype) for o in self._program.shown_outputs}
 
     def run(self, x: Any) -> Any:
         """Run a batch of any size.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from .model.graph import GraphInput, QuantInput, QuantOutput
     from .pack.program import PackedLayer, Tensor
 
 #: Columns of one step of the progress bar.
@@ -190,12 +191,14 @@ def _check(args: argparse.Namespace) -> None:
 
 def _compile(args: argparse.Namespace) -> None:
     from .compiler import compile as compile_model
+    from .model.onnx_import import load_onnx
 
+    model = load_onnx(args.model)
     samples = None if args.calibration is None else _load_arrays(args.calibration)
-    total = None if samples is None else len(next(iter(_arrays(samples))))
+    total = None if samples is None else _count(samples, model.inputs)
     with _progress("calibrate", total) as advance:
         program = compile_model(
-            args.model,
+            model,
             sparsity=args.sparsity,
             bank_size=args.bank_size,
             weight_bits=args.weight_bits,
@@ -216,13 +219,16 @@ def _run(args: argparse.Namespace) -> None:
     import numpy as np
 
     from .accelerator import Accelerator
+    from .pack.program import Program
 
-    x = _load_arrays(args.input)
-    total = len(next(iter(_arrays(x))))
+    program, x = Program.load(args.program), _load_arrays(args.input)
+    total = _count(x, program.inputs)
+    axes = {spec.name: spec.batch_axis for spec in program.inputs}
+    to_axes = {spec.name: spec.batch_axis for spec in program.outputs}
     parts: list[Any] = []
     with (
         Accelerator(
-            args.program,
+            program,
             args.device,
             verify=args.verify,
             board=args.board,
@@ -233,17 +239,20 @@ def _run(args: argparse.Namespace) -> None:
     ):
         for start in range(0, max(total, 1), _STEP):
             piece = slice(start, start + _STEP)
-            part = x[piece] if not isinstance(x, dict) else {n: a[piece] for n, a in x.items()}
-            parts.append(accelerator.run(part))
+            if isinstance(x, dict):
+                given = {n: _taken(a, piece, axes.get(n, 0)) for n, a in x.items()}
+                parts.append(accelerator.run(given))
+            else:
+                own = _taken(x, piece, program.inputs[0].batch_axis)
+                parts.append(accelerator.run(own))
             advance(min(start + _STEP, total))
         names = list(accelerator.outputs)
         print(accelerator.report())
     if args.output is None:
         return
     if len(names) == 1:
-        joined = {names[0]: np.concatenate(parts)}
-    else:
-        joined = {name: np.concatenate([p[name] for p in parts]) for name in names}
+        parts = [{names[0]: part} for part in parts]
+    joined = {name: np.concatenate([p[name] for p in parts], to_axes[name]) for name in names}
     _writing(args.output, lambda: _save_arrays(args.output, joined))
     print(f"{args.output}: " + ", ".join(f"{n} {a.dtype} {a.shape}" for n, a in joined.items()))
 
@@ -258,11 +267,11 @@ def _info(args: argparse.Namespace) -> None:
         f"{program.weight_bytes} bytes of weights and indices"
     )
     for i in program.inputs:
-        print(f"input {i.name}: {i.dtype} (N, {', '.join(map(str, i.shape))})")
+        print(f"input {i.name}: {i.dtype} {_shape_text(i)}")
     if program.lengths:
         print(f"input {program.lengths}: integers (N,), the steps of each sample")
-    for o in program.outputs:
-        print(f"output {o.name}: {o.dtype} (N, {', '.join(map(str, o.shape))})")
+    for o in program.shown_outputs:
+        print(f"output {o.name}: {o.dtype} {_shape_text(o)}")
     head = ("layer", "rows x features", "keep/bank", "weight bits", "index bits", "passes")
     rows = [(*head, "window", "pixels", "output")]
     for layer in program.layers:
@@ -365,8 +374,23 @@ def _doctor(args: argparse.Namespace) -> None:
         raise BbsError("something that every command needs is missing; see above")
 
 
-def _arrays(x: NDArray[Any] | dict[str, NDArray[Any]]) -> Iterator[NDArray[Any]]:
-    yield from x.values() if isinstance(x, dict) else (x,)
+def _taken(x: NDArray[Any], piece: slice, axis: int) -> NDArray[Any]:
+    """A piece of an axis; of an array that has too few, which is refused later, of its last."""
+    return x[(slice(None),) * min(axis, x.ndim - 1) + (piece,)]
+
+
+def _count(
+    x: NDArray[Any] | dict[str, NDArray[Any]], inputs: Iterable[GraphInput | QuantInput]
+) -> int:
+    """Samples in arrays for a model's inputs."""
+    axes = {spec.name: spec.batch_axis for spec in inputs}
+    name, array = next(iter(x.items())) if isinstance(x, dict) else (next(iter(axes)), x)
+    return int(array.shape[min(axes.get(name, 0), array.ndim - 1)])
+
+
+def _shape_text(spec: QuantInput | QuantOutput) -> str:
+    sizes = [*map(str, spec.shape)]
+    return f"({', '.join([*sizes[: spec.batch_axis], 'N', *sizes[spec.batch_axis :]])})"
 
 
 def _load_arrays(path: Path) -> NDArray[Any] | dict[str, NDArray[Any]]:
@@ -395,7 +419,7 @@ def _save_arrays(path: Path, arrays: dict[str, NDArray[np.generic]]) -> None:
 
     with open(path, "wb") as file:
         if path.suffix == ".npz":
-            np.savez(file, allow_pickle=False, **arrays)
+            np.savez(file, **arrays)
         elif len(arrays) == 1:
             np.save(file, next(iter(arrays.values())))
         else:
