@@ -282,3 +282,32 @@ def test_pipelines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "layer " in printed and "second " in printed
     assert "ms for 2 samples" in printed
+
+
+def test_sequences_have_their_batch_where_the_file_has_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """3000 samples are two pieces along axis 1 of (steps, N, features)."""
+    model = Path(__file__).parent / "models" / "gru2-states-script.onnx"
+    program, out = tmp_path / "p.bbs.npz", tmp_path / "y.npz"
+    rng = np.random.default_rng(0)
+    arrays = {
+        "x0": rng.standard_normal((6, 3000, 5)).astype(np.float32),
+        "x1": rng.uniform(-1, 1, (2, 3000, 8)).astype(np.float32),
+    }
+    np.savez(tmp_path / "x.npz", **arrays)
+    given = ["--calibration", str(tmp_path / "x.npz"), "--build", "32x4x1"]
+    assert main(["compile", str(model), *given, "-o", str(program)]) == 0
+    given = ["--input", str(tmp_path / "x.npz"), "--device", "cpu", "-o", str(out)]
+    assert main(["run", str(program), *given]) == 0
+    wanted = run_onnxruntime(model, arrays, optimise=False)
+    with np.load(out) as made:
+        assert len(made.files) == 2
+        for name, want in zip(made.files, wanted, strict=True):
+            assert made[name].shape == want.shape
+            assert np.abs(made[name] - want).max() < 0.06
+    capsys.readouterr()
+    assert main(["info", str(program)]) == 0
+    printed = capsys.readouterr().out
+    assert "input x0: float32 (6, N, 5)" in printed
+    assert printed.count("output ") == 2 and "float32 (2, N, 8)" in printed

@@ -21,9 +21,13 @@ from pynq_bbs.model.onnx_import import load_onnx
 def float_outputs(loaded, feeds):
     """What the float layers give, by `run_float`, and what the host makes of it."""
     tensors = run_float(loaded, feeds)
-    return [
+    shown = [
         apply_functions(o.functions, o.arrangement.apply(tensors[o.tensor])).reshape(-1, *o.shape)
         for o in loaded.outputs
+    ]
+    return [
+        np.moveaxis(values, 0, o.batch_axis)
+        for o, values in zip(loaded.outputs, shown, strict=True)
     ]
 
 

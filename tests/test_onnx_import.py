@@ -275,7 +275,8 @@ REFUSED = [
     ([node("MatMul", "x w", "t"), node("Reshape", "t flat", "y")], (4,), "batch dimension"),
     ([node("MatMul", "x w", "t"), node("Reshape", "t bad", "y")], (4,), "the 3 features"),
     ([node("MatMul", "x w", "t"), node("Flatten", "t", "y", axis=0)], (4,), "mixes samples"),
-    ([node("MatMul", "x w", "t"), node("Transpose", "t", "y")], (4,), "the batch must stay first"),
+    ([node("Transpose", "x", "t"), node("MatMul", "t w", "y")], (4,), "features must be last"),
+    ([node("Transpose", "x", "t"), node("Gemm", "t w", "y")], (4,), "with the batch in front"),
     ([node("MatMul", "x w", "t"), node("Cast", "t", "y", to=INT32)], (4,), "other than float32"),
 ]  # fmt: skip
 

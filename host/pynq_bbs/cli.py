@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from . import cli_sensitivity
 from .bench.command import add_bench
-from .cli_files import arrays_of, load_arrays, progress, save_arrays, writing
+from .cli_files import load_arrays, progress, save_arrays, writing
 from .errors import BbsError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from .choices import LayerChoice
+    from .model.graph import QuantInput, QuantOutput
     from .pack.cycles import Memory
+    from .pack.pipeline import Border
     from .pack.program import PackedLayer, Program, Tensor
 
 #: Columns of one step of the progress bar.
@@ -228,7 +232,7 @@ def _compile(args: argparse.Namespace) -> None:
     from .builds import load_build
     from .choices import choose, read_layers
     from .compiler import compile as compile_model
-    from .model.partition import read_model
+    from .model.partition import Partition, read_model
     from .pack.pipeline import Pipeline
 
     model = read_model(args.model)
@@ -241,7 +245,10 @@ def _compile(args: argparse.Namespace) -> None:
     build = load_build(args.build or load_board(args.board).build)
     chosen = choose(model, build, **asked)
     samples = None if args.calibration is None else load_arrays(args.calibration)
-    total = None if samples is None else len(next(iter(arrays_of(samples))))
+    axes: dict[str, int] = {}
+    if not isinstance(model, Partition):
+        axes = {spec.name: spec.batch_axis for spec in model.inputs}
+    total = None if samples is None else _count(samples, axes)
     with progress("calibrate", total) as advance:
         program = compile_model(
             model,
@@ -283,13 +290,16 @@ def _run(args: argparse.Namespace) -> None:
     import numpy as np
 
     from .accelerator import Accelerator
+    from .pack.pipeline import load_any
 
-    x = load_arrays(args.input)
-    total = len(next(iter(arrays_of(x))))
+    program, x = load_any(args.program), load_arrays(args.input)
+    axes = {spec.name: spec.batch_axis for spec in program.inputs}
+    to_axes = {spec.name: spec.batch_axis for spec in program.outputs}
+    total = _count(x, axes)
     parts: list[Any] = []
     with (
         Accelerator(
-            args.program,
+            program,
             args.device,
             verify=args.verify,
             board=args.board,
@@ -301,17 +311,20 @@ def _run(args: argparse.Namespace) -> None:
     ):
         for start in range(0, max(total, 1), _STEP):
             piece = slice(start, start + _STEP)
-            part = x[piece] if not isinstance(x, dict) else {n: a[piece] for n, a in x.items()}
-            parts.append(accelerator.run(part))
+            if isinstance(x, dict):
+                given = {n: _taken(a, piece, axes.get(n, 0)) for n, a in x.items()}
+                parts.append(accelerator.run(given))
+            else:
+                own = _taken(x, piece, program.inputs[0].batch_axis)
+                parts.append(accelerator.run(own))
             advance(min(start + _STEP, total))
         names = list(accelerator.outputs)
         print(accelerator.report())
     if args.output is None:
         return
     if len(names) == 1:
-        joined = {names[0]: np.concatenate(parts)}
-    else:
-        joined = {name: np.concatenate([p[name] for p in parts]) for name in names}
+        parts = [{names[0]: part} for part in parts]
+    joined = {name: np.concatenate([p[name] for p in parts], to_axes[name]) for name in names}
     writing(args.output, lambda: save_arrays(args.output, joined))
     print(f"{args.output}: " + ", ".join(f"{n} {a.dtype} {a.shape}" for n, a in joined.items()))
 
@@ -329,12 +342,12 @@ def _info(args: argparse.Namespace) -> None:
     for part in program.programs if isinstance(program, Pipeline) else [program]:
         print(f"the least that runs at once takes {least_use(part)}, and its commands")
     for i in program.inputs:
-        print(f"input {i.name}: {i.dtype} ({_shape_text('N', i.shape)})")
+        print(f"input {i.name}: {i.dtype} {_shape_text(i)}")
     if not isinstance(program, Pipeline):
         if program.lengths:
             print(f"input {program.lengths}: integers (N,), the steps of each sample")
-    for o in program.outputs:
-        print(f"output {o.name}: {o.dtype} ({_shape_text('N', o.shape)})")
+    for o in program.outputs if isinstance(program, Pipeline) else program.shown_outputs:
+        print(f"output {o.name}: {o.dtype} {_shape_text(o)}")
     if not isinstance(program, Pipeline):
         _print_layers(program)
         return
@@ -347,9 +360,10 @@ def _info(args: argparse.Namespace) -> None:
         _print_layers(stage.program)
 
 
-def _shape_text(batch: str, shape: tuple[int, ...]) -> str:
+def _shape_text(spec: QuantInput | QuantOutput | Border) -> str:
     """A shape whose -1 is not known before."""
-    return ", ".join([batch, *("?" if n < 0 else str(n) for n in shape)])
+    sizes = ["?" if n < 0 else str(n) for n in spec.shape]
+    return f"({', '.join([*sizes[: spec.batch_axis], 'N', *sizes[spec.batch_axis :]])})"
 
 
 def _print_layers(program: Program) -> None:
@@ -471,6 +485,17 @@ def _doctor(args: argparse.Namespace) -> None:
         print(f"{'ok' if finding.good else '--':3} {finding.name}: {finding.text}")
     if any(finding.needed and not finding.good for finding in findings):
         raise BbsError("something that every command needs is missing; see above")
+
+
+def _taken(x: NDArray[Any], piece: slice, axis: int) -> NDArray[Any]:
+    """A piece of an axis; of an array that has too few, which is refused later, of its last."""
+    return x[(slice(None),) * min(axis, x.ndim - 1) + (piece,)]
+
+
+def _count(x: NDArray[Any] | dict[str, NDArray[Any]], axes: Mapping[str, int]) -> int:
+    """Samples in arrays for inputs whose batch is that axis, or the first."""
+    name, array = next(iter(x.items())) if isinstance(x, dict) else (next(iter(axes), ""), x)
+    return int(array.shape[min(axes.get(name, 0), array.ndim - 1)])
 
 
 if __name__ == "__main__":

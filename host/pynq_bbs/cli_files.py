@@ -45,7 +45,7 @@ def save_arrays(path: Path, arrays: dict[str, NDArray[np.generic]]) -> None:
 
     with open(path, "wb") as file:
         if path.suffix == ".npz":
-            np.savez(file, allow_pickle=False, **arrays)
+            np.savez(file, **arrays)
         elif len(arrays) == 1:
             np.save(file, next(iter(arrays.values())))
         else:

@@ -26,11 +26,7 @@ class Endpoints:
         self.inputs: Described = {i.name: (i.shape, i.dtype) for i in program.inputs}
         if program.lengths:
             self.inputs[program.lengths] = ((), "int64")
-        shapes: dict[str, tuple[int, ...]] = {}
-        for o in program.outputs:  # of one name: parts of it, along the first axis
-            before = shapes[o.name][0] if o.name in shapes else 0
-            shapes[o.name] = (before + o.shape[0], *o.shape[1:]) if o.shape else ()
-        self.outputs: Described = {o.name: (shapes[o.name], o.dtype) for o in program.outputs}
+        self.outputs: Described = {o.name: (o.shape, o.dtype) for o in program.shown_outputs}
         #: The tensors that the outputs are made of.
         self.tensors = list(dict.fromkeys(o.tensor for o in program.outputs))
 

@@ -6,8 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from .accelerator import Accelerator
 from .builds import Build
 from .compress.quantize import Calibration
@@ -89,7 +87,7 @@ def _border(spec: FileValue) -> Border:
 
 
 def _batches(borders: list[Border], calibration: Any, size: int) -> Iterator[Tensors]:
-    whole = isinstance(calibration, (np.ndarray, Mapping))
+    whole = isinstance(calibration, Mapping) or hasattr(calibration, "__array__")
     items: Iterable[Any] = [calibration] if whole else calibration
     for item in items:
         given = checked_inputs(borders, item)

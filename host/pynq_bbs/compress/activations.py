@@ -141,7 +141,7 @@ def written(layer: Layer | FloatRecurrent) -> tuple[str, ...]:
 
 
 def batches(model: Model, calibration: Iterable[Any]) -> Iterator[dict[str, Float]]:
-    whole = isinstance(calibration, (np.ndarray, Mapping))
+    whole = isinstance(calibration, Mapping) or hasattr(calibration, "__array__")
     values = sum(spec.features for spec in model.inputs)
     values += sum(
         prod(window_shape(len(la.weights), la.window))
@@ -181,7 +181,7 @@ def model_inputs(model: Model, given: Any) -> dict[str, Float]:
     return batch
 
 
-def _lengths(model: Model, given: Any) -> Float:
+def _lengths(model: Model, given: Any) -> NDArray[Any]:
     """Steps of each sample, whole numbers."""
     lengths = as_array(model.lengths, given)
     steps = max(spec.steps for spec in model.inputs)
@@ -195,7 +195,7 @@ def _lengths(model: Model, given: Any) -> Float:
             f"input {model.lengths!r} goes from {lengths.min()} to {lengths.max()}, a sample has 1 "
             f"to {steps} steps."
         )
-    return lengths.astype(np.float32)
+    return lengths.astype(np.int64)
 
 
 def float_input(spec: GraphInput | QuantInput, x: Any) -> Float:

@@ -172,8 +172,9 @@ def _one_function(kind: str, left: Value, right: Value) -> Value | None:
 
 
 def _takes_factors(value: Value) -> bool:
-    """Whether constants can be part of the layer's weights and biases."""
-    return isinstance(value.base, Linear) and not value.steps
+    """Whether constants have to be part of the scale of a layer's integers."""
+    base = value.base
+    return isinstance(base, Linear) and not value.steps and base.weights.array.dtype.kind != "f"
 
 
 def _with_number(left: Operand, right: Operand) -> tuple[Value | None, float | None]:

@@ -25,6 +25,7 @@ from .graph import (
 )
 from .onnx_file import read_graph
 from .onnx_integers import integer_model
+from .onnx_linear import with_factors
 from .onnx_plan import Plan, unmoved
 from .onnx_reader import NodeCheck, Problem, Reading, read_values
 from .onnx_values import (
@@ -203,7 +204,9 @@ def _float_layers(
     clamp."""
     output, functions = plan.tensor(operator, steps), _functions(steps)
     if not isinstance(operator, Sum):
-        return [_float_layer(plan, operator, output, functions)]
+        whole = with_factors(Value(operator, steps, operator.shape, "float32"))
+        assert isinstance(whole.base, (Linear, Pool))
+        return [_float_layer(plan, whole.base, output, _functions(whole.steps))]
     own = plan.adds.get(operator, 0)
     source = operator.sources[own]
     if operator in plan.adds:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from .arrangement import AS_IT_IS
-from .graph import MOST_FIELD, Window, image_shape
+from .graph import MOST_FIELD, Function, Window, image_shape
 from .onnx_file import FileNode
 from .onnx_operands import (
     Context,
@@ -32,6 +32,7 @@ from .onnx_values import (
     Constant,
     Linear,
     ModelInput,
+    Opaque,
     Product,
     Sum,
     UnsupportedNode,
@@ -101,11 +102,12 @@ def _every_pixel(node: FileNode, value: Value, weights: Constant) -> Value:
     channels, height, width = image.shape
     window = Window(channels, height, width, (1, 1))
     taps = weights.each(lambda a: np.ascontiguousarray(a)[:, :, None, None])
-    return as_columns(result(Linear(node.name, image, taps, None, window)), value.shape[:-1])
+    return as_columns(result(Linear(node.name, image, taps, None, window)), value)
 
 
 def with_bias(value: Value, bias: Constant) -> Value:
     """A constant that is the same for every sample, added to the result of a linear operator."""
+    value = with_factors(value)
     base = value.base
     if not isinstance(base, Linear) or value.steps:
         raise UnsupportedNode("adds a constant to what is not the result of Gemm, MatMul or Conv")
@@ -124,8 +126,25 @@ def _sum(first: Constant, second: Constant) -> Constant:
     return Constant(first.value.astype(np.float32) + second.value.astype(np.float32))
 
 
+def with_factors(value: Value) -> Value:
+    """The result of a linear operator with the numbers that it is multiplied by, and that are added
+    to it, in its weights and biases; anything else as it is."""
+    base, steps = value.base, value.steps
+    while isinstance(base, Linear) and steps:
+        step = steps[0]
+        if not isinstance(step, Function) or step.name != "affine":
+            break
+        gain, offset = step.parameters
+        bias = Constant(np.full(len(base.weights.array), offset, np.float32))
+        if base.bias is not None:
+            bias = _sum(base.bias.times(gain), bias)
+        base, steps = replace(base, weights=base.weights.times(gain), bias=bias), steps[1:]
+    return replace(value, base=base, steps=steps)
+
+
 def times(value: Value, factor: Constant) -> Value:
     """The result of a linear operator times a constant, as part of its weights."""
+    value = with_factors(value)
     base = value.base
     if not isinstance(base, Linear) or value.steps:
         raise UnsupportedNode("multiplies what is not the result of Gemm, MatMul or Conv")
@@ -194,8 +213,7 @@ def multiplied(node: FileNode, left: Value, right: Value) -> Value:
 
 def _paired(node: FileNode, left: Value, right: Value, kind: type[Sum]) -> Value:
     does = "multiplies" if kind is Product else "adds"
-    for value in (left, right):
-        source(floats(value, "operand"))
+    left, right = (with_factors(source(floats(v, "operand"))) for v in (left, right))
     if left.axes != right.axes:
         raise UnsupportedNode(
             f"{does} tensors of shapes {shown(left)} and {shown(right)}; two of the same shape are "
@@ -219,7 +237,9 @@ def _paired(node: FileNode, left: Value, right: Value, kind: type[Sum]) -> Value
 def _lying_as(value: Value, other: Value) -> Value:
     """An input of the model in the order in which another tensor lies; anything else as it is."""
     base, order = value.base, other.arrangement
-    if not isinstance(base, ModelInput) or isinstance(other.base, ModelInput):
+    if isinstance(base, Opaque):
+        return replace(value, base=Opaque(other.base.shape), arrangement=order)
+    if not isinstance(base, ModelInput) or isinstance(other.base, (ModelInput, Opaque)):
         return value
     if order == AS_IT_IS:
         return value.reshaped(other.base.shape)

@@ -205,8 +205,8 @@ def as_image(value: Value) -> Value:
     return image.reshaped(lies)
 
 
-def as_columns(image: Value, columns: Sequence[int]) -> Value:
-    """An image (K, H, W) as (columns, K)."""
-    last = len(columns)
+def as_columns(image: Value, like: Value) -> Value:
+    """An image (K, H, W) with the columns and the batch of `like`, (..., K)."""
+    columns = like.shape[:-1]
     seen = image.reshaped((image.shape[0], *columns))
-    return seen.transposed((*range(1, last + 1), 0))
+    return seen.transposed((*range(1, len(columns) + 1), 0)).placed(like.batch)

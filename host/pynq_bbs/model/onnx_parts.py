@@ -30,11 +30,11 @@ def concat(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     values = [computed(x, "every input") for x in inputs]
     if context.sequences:
         return joined_features(context, node, values)
-    if all(_is_last(node, value) for value in values):
-        columns = {value.shape[:-1] for value in values}
-        if len(columns) > 1:
+    axis = node.attributes.get("axis", 0)
+    if isinstance(axis, int) and all(_is_last(value, axis) for value in values):
+        if len({value.axes[:-1] for value in values}) > 1:
             raise UnsupportedNode(f"joins {', '.join(map(shown, values))} along their last axis")
-        return as_columns(_joined(node, [as_image(source(v)) for v in values]), *columns)
+        return as_columns(_joined(node, [as_image(source(v)) for v in values]), values[0])
     return joined(node, values)
 
 
@@ -64,14 +64,8 @@ def _joined(node: FileNode, values: list[Value]) -> Value:
 
 
 def split(context: Context, node: FileNode, inputs: list[Operand]) -> list[Value]:
-    whole = value = computed(inputs[0], "input")
-    axis, in_columns = 1, False
-    if context.sequences:
-        axis = checked_axis(node.attributes.get("axis", 0), len(value.axes))
-    elif in_columns := _is_last(node, value):
-        value = as_image(source(value))
-    else:
-        value = _channels(node, value)
+    value = computed(inputs[0], "input")
+    axis = checked_axis(node.attributes.get("axis", 0), len(value.axes))
     channels, count = value.axes[axis], len(node.outputs)
     if channels is None:
         raise UnsupportedNode("splits the batch")
@@ -85,10 +79,7 @@ def split(context: Context, node: FileNode, inputs: list[Operand]) -> list[Value
     if len(sizes) != count or min(sizes) < 1 or sum(sizes) != channels:
         raise UnsupportedNode(f"splits {channels} channels into {sizes} for {count} outputs")
     firsts = np.cumsum([0, *sizes])
-    if context.sequences:
-        return [picked(node, value, axis, int(firsts[i]), n) for i, n in enumerate(sizes)]
-    parts = [_part(node, value, int(firsts[i]), n) for i, n in enumerate(sizes)]
-    return [as_columns(part, whole.shape[:-1]) for part in parts] if in_columns else parts
+    return [_cut(context, node, value, axis, int(firsts[i]), n) for i, n in enumerate(sizes)]
 
 
 def slice_channels(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
@@ -110,33 +101,28 @@ def slice_channels(context: Context, node: FileNode, inputs: list[Operand]) -> V
     steps = [1] * len(axes) if given[2] is None else given[2]
     if not len(starts) == len(ends) == len(axes) == len(steps) or max([0, *axes]) >= rank:
         raise UnsupportedNode("its starts, ends, axes and steps do not fit its input")
-    if context.sequences:
-        for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-            size = value.axes[axis]
-            inside = range(size or 0)[int(start) : int(end) : int(step)]
-            if size is None or step != 1 or not inside:
-                raise UnsupportedNode(
-                    f"cuts axis {axis} of {shown(value)} from {start} to {end} in steps of {step}"
-                )
-            value = picked(node, value, axis, inside[0], len(inside))
-        return value
-    last = len(value.shape) > 1 and {*axes} == {len(value.shape)}
-    kept = range(value.shape[-1 if last else 0])
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        if axis == 0 or step != 1:
+        size = value.axes[axis]
+        if size is None or step != 1:
             raise UnsupportedNode("cuts samples, or takes some of several; channels one after the "
                                   "other are supported")  # fmt: skip
-        inside = range(value.shape[axis - 1])[int(start) : int(end)]
-        if axis == 1 or last:
-            kept = inside
-        elif len(inside) < value.shape[axis - 1]:
-            raise UnsupportedNode(f"cuts along axis {axis}; along channels, axis 1, is supported")
-    if not kept:
-        raise UnsupportedNode("nothing is left of its channels")
-    if last:
-        part = _part(node, as_image(source(value)), kept[0], len(kept))
-        return as_columns(part, value.shape[:-1])
-    return _part(node, _channels(node, value, axis=1), kept[0], len(kept))
+        inside = range(size)[int(start) : int(end)]
+        if not inside:
+            raise UnsupportedNode("nothing is left of its channels")
+        if len(inside) < size:
+            value = _cut(context, node, value, axis, inside[0], len(inside))
+    return value
+
+
+def _cut(
+    context: Context, node: FileNode, value: Value, axis: int, first: int, count: int
+) -> Value:
+    """So many of what lies along `axis`, from the `first` on."""
+    if context.sequences:
+        return picked(node, value, axis, first, count)
+    if _is_last(value, axis):
+        return as_columns(_part(node, as_image(source(value)), first, count), value)
+    return _part(node, _channels(node, value, axis), first, count)
 
 
 def _part(node: FileNode, value: Value, first: int, channels: int) -> Value:
@@ -150,10 +136,9 @@ def _part(node: FileNode, value: Value, first: int, channels: int) -> Value:
     return result(base, (channels, *value.shape[1:]), value.dtype)
 
 
-def _is_last(node: FileNode, value: Value) -> bool:
-    """Whether a node works along the last axis of a value of several columns."""
-    axis = node.attributes.get("axis", 0)
-    return len(value.shape) > 1 and axis in (-1, len(value.shape))
+def _is_last(value: Value, axis: int) -> bool:
+    """Whether it is the last axis of a value of several columns."""
+    return len(value.shape) > 1 and axis in (-1, len(value.shape)) and value.axes[axis] is not None
 
 
 def _channels(node: FileNode, value: Value, axis: int | None = None) -> Value:
@@ -166,7 +151,7 @@ def _channels(node: FileNode, value: Value, axis: int | None = None) -> Value:
         if not isinstance(axis, int):
             raise UnsupportedNode(f"its axis is {axis}, must be an integer")
         axis = checked_axis(axis, rank)
-    if axis != 1 or not 2 <= rank <= 4:
+    if axis != 1 or not 2 <= rank <= 4 or value.batch:
         raise UnsupportedNode(
             f"works along axis {axis} of {rank}; axis 1, the channels of images, sequences and "
             "plain features, is supported"

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from .onnx_file import FileGraph, FileNode
+from .onnx_file import FileGraph, FileNode, FileValue
 
 #: The first input of these has the axes of the output.
 _KEEP_AXES = {
@@ -19,8 +19,8 @@ def is_recurrent(graph: FileGraph) -> bool:
 
 
 def batch_axes(graph: FileGraph) -> dict[str, int]:
-    """Which axis of every input is the batch: the one that recurrent layers behind it take for it,
-    else the first."""
+    """Which axis of every input is the batch: the one that recurrent layers behind it take for it;
+    beside them, of an input that they do not tell of, the only open one; else the first."""
     axes: dict[str, int] = {}
     for node in reversed(graph.nodes):
         if node.op in ("LSTM", "GRU"):
@@ -34,7 +34,14 @@ def batch_axes(graph: FileGraph) -> dict[str, int]:
             before = _before(node, known[0], graph)
             if before is not None:
                 axes[node.inputs[0]] = before
-    return {spec.name: axes.get(spec.name, 0) for spec in graph.inputs}
+    others = {spec.name: _only_open(spec) if axes else 0 for spec in graph.inputs}
+    return {spec.name: axes.get(spec.name, others[spec.name]) for spec in graph.inputs}
+
+
+def _only_open(spec: FileValue) -> int:
+    """The axis that has no number, if there is just one; else the first."""
+    places = [i for i, size in enumerate(spec.shape or ()) if size is None]
+    return places[0] if len(places) == 1 else 0
 
 
 def _before(node: FileNode, axis: int, graph: FileGraph) -> int | None:

@@ -117,7 +117,5 @@ def transpose(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     if any(isinstance(step, Function) and step.on_host for step in value.steps):
         raise UnsupportedNode("stands behind Softmax; transpose before it")
     batch = axes.index(value.batch)
-    if batch and not context.sequences:
-        raise UnsupportedNode(f"perm {axes} mixes samples with features; the batch must stay first")
     order = tuple(axis - (axis > value.batch) for axis in axes if axis != value.batch)
     return value.transposed(order).placed(batch)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ class Border:
     name: str
     shape: tuple[int, ...]
     dtype: str
+    batch_axis: ClassVar[int] = 0
 
 
 @dataclass(frozen=True)

@@ -186,6 +186,16 @@ class Program:
     lengths: str = ""  #: the input that says how many steps each sample has; none: all of them
 
     @property
+    def shown_outputs(self) -> list[QuantOutput]:
+        """One entry for each output: what has several, which are parts of it, as a whole."""
+        whole: dict[str, QuantOutput] = {}
+        for part in self.outputs:
+            before = whole[part.name].shape[0] if part.name in whole else 0
+            shape = (before + part.shape[0], *part.shape[1:]) if part.shape else ()
+            whole[part.name] = replace(part, shape=shape)
+        return list(whole.values())
+
+    @property
     def has_pixels(self) -> bool:
         """Whether columns are pixels, and samples run one after the other."""
         if any(layer.window or layer.sum_columns for layer in self.layers):
