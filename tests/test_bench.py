@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,17 @@ from pynq_bbs.accelerator import Accelerator
 from pynq_bbs.bench.chain import chain_of
 from pynq_bbs.bench.dense import dense_program
 from pynq_bbs.bench.machine import facts
-from pynq_bbs.bench.peers import FLOAT, SAME, Form, check, fastest, library_forms, verdict
+from pynq_bbs.bench.peers import (
+    FLOAT,
+    SAME,
+    Form,
+    Verdict,
+    check,
+    competing,
+    judge,
+    judge_form,
+    library_forms,
+)
 from pynq_bbs.bench.power import MeterFile, Rapl, find_meter
 from pynq_bbs.bench.record import Record
 from pynq_bbs.bench.report_html import html_report
@@ -154,7 +165,20 @@ def test_peers_on_digits(library: str, digits: Program, pixels: NDArray[np.float
     names = [form.name for form in forms]
     if library == "onnxruntime":
         assert names == ["model as it is", "QDQ", "MatMulInteger", "DynamicQuantizeLinear"]
-    assert fastest(forms, pixels) in forms
+    assert competing(forms, ours, pixels)[0][0] in forms
+
+
+def test_the_fastest_form_competes_and_a_right_one() -> None:
+    ours = np.arange(4.0)
+
+    def form(name: str, y: NDArray[np.float64], seconds: float) -> Form:
+        return Form("lib", name, SAME, lambda x: time.sleep(seconds) or y)
+
+    forms = [form("slow", ours, 0.02), form("right", ours, 0.01), form("wrong", 2 * ours, 0)]
+    found = competing(forms, ours, None)
+    assert [(f.name, v.wrong) for f, v in found] == [("wrong", True), ("right", False)]
+    assert [f.name for f, _ in competing(forms[:2], ours, None)] == ["right"]
+    assert [f.name for f, _ in competing(forms[2:], ours, None)] == ["wrong"]
 
 
 @pytest.mark.parametrize("kind", ["plain", "table", "sums"])
@@ -208,13 +232,35 @@ def test_what_is_no_chain_is_said() -> None:
 def test_a_saturating_peer_is_flagged() -> None:
     ours = np.array([[100.0, -50.0], [7.0, 20.0]], np.float32)
     found = check(ours, np.clip(ours, -30, 30))
-    assert (found.outputs, found.differ) == (4, 2)
-    assert found.most == pytest.approx(0.7)
-    assert verdict(SAME, found).startswith("WRONG: 2 of 4 outputs differ")
-    assert verdict(FLOAT, found).startswith("float32: 2 of 4")
+    assert (found.outputs, found.differ, found.most) == (4, 2, 70)
+    assert found.rms == pytest.approx(np.sqrt((70**2 + 20**2) / 4) / 100)
+    assert judge(SAME, found).words.startswith("WRONG: 2 of 4 outputs differ")
+    assert judge(SAME, found).wrong and judge(SAME, found, unit=20).wrong
+    assert judge(FLOAT, found).words.startswith("float32: 2 of 4")
+    assert not judge(FLOAT, found).wrong
+    rounded = judge(SAME, check(ours, ours + np.float32([[1, 0], [0, 0]])), unit=1)
+    assert (rounded.same, rounded.wrong) == (False, False)
+    assert rounded.words == "1 of 4 outputs differ, by one unit: it rounds otherwise at ties"
+    assert judge(SAME, check(ours, ours)) == Verdict(True, False, "same outputs")
     assert check(ours, np.where(ours == 7, np.nan, ours)).differ == 1
     assert check(ours, ours[:1]).differ == 4
     assert check({"a": ours, "b": ours}, {"b": ours, "a": ours}).differ == 0
+
+
+def test_dynamic_form_against_its_own_arithmetic(
+    digits: Program, pixels: NDArray[np.float32]
+) -> None:
+    """Weights of 4 bits do not saturate; if large ones do, on this processor, that is said."""
+    pytest.importorskip("onnxruntime")
+    model = compile_model(DIGITS, weight_bits=4, calibration=pixels)
+    forms = library_forms("onnxruntime", chain_of(model), "", None, threads=1)
+    (form,) = (f for f in forms if f.name == "DynamicQuantizeLinear")
+    assert form.exact is not None
+    assert check(form.exact(pixels), form.run(pixels)).rms < 1e-3
+    assert not judge_form(form, cpu_outputs(model, pixels), pixels).wrong
+    saturated = replace(form, run=lambda x: np.clip(form.run(x), -1e-3, 1e-3))
+    found = judge_form(saturated, cpu_outputs(model, pixels), pixels)
+    assert found.wrong and found.words.startswith("WRONG, its sums saturate")
 
 
 def test_samples_go_round_and_random_ones_use_the_range(digits: Program) -> None:

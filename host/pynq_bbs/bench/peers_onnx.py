@@ -8,6 +8,7 @@ our multiplier.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from .chain import Chain, FloatLayer, IntegerLayer
-from .peers import FLOAT, OWN, SAME, Batch, Form
+from .peers import FLOAT, OWN, SAME, Batch, Form, rows_of
 
 _OPSET = 17
 
@@ -32,7 +33,8 @@ def onnxruntime_forms(
             graph = make(chain)
             if graph is not None:
                 run = _runner(_session(graph, threads), chain)
-                forms.append(Form("onnxruntime INT8", name, arithmetic, run))
+                exact = partial(_exact_dynamic, chain) if make is _dynamic else None
+                forms.append(Form("onnxruntime INT8", name, arithmetic, run, exact))
     if not forms:
         raise InputError(f"there is no ONNX file, and {why_none}")
     return forms
@@ -218,6 +220,20 @@ def _dynamic(chain: Chain) -> Any:
         if np.isfinite(layer.low):
             h = graph.node("Clip", h, np.float32(layer.low), np.float32(layer.high))
     return graph.model(chain, h, np.float32)
+
+
+def _exact_dynamic(chain: Chain, x: Batch) -> Any:
+    """What `_dynamic` gives where sums of products do not saturate."""
+    h = rows_of(x)
+    for exact, layer in zip(chain.layers, chain.float_layers(), strict=True):
+        low, high = min(float(h.min()), 0.0), max(float(h.max()), 0.0)
+        scale = np.float32((high - low) / 255 or 1.0)
+        zero = np.clip(np.rint(-low / scale), 0, 255)
+        q = np.clip(np.rint(h / scale) + zero, 0, 255) - zero
+        sums = q.astype(np.float64) @ exact.weights.T.astype(np.float64)  # exact integers
+        h = (sums * (scale * _weight_scale(exact, layer))).astype(np.float32) + layer.bias
+        h = np.clip(h, layer.low, layer.high)
+    return chain.finished(h)
 
 
 #: Form -> what makes its model, or None where it cannot hold this one, and its arithmetic.

@@ -29,7 +29,16 @@ from .layers import Cost, clocks, dense_macs
 from .machine import facts, load
 from .measure import Candidate, Turns, interleave
 from .peaks import measure_peaks
-from .peers import SAME, Check, Form, check, fastest, library_forms, limit_threads, verdict
+from .peers import (
+    SAME,
+    Form,
+    Verdict,
+    check,
+    competing,
+    judge,
+    library_forms,
+    limit_threads,
+)
 from .power import Meter, find_meter
 from .record import Entry, Record
 from .subject import Subject
@@ -233,12 +242,20 @@ class _Scenario:
     def entries(self, meter: Meter | None, progress: Callable[[float], None] | None) -> list[Entry]:
         """Measure, and put together what was found."""
         reference = self.own[0].accelerator.run(self.queries[0])
-        checks = {o.name: check(reference, o.accelerator.run(self.queries[0])) for o in self.own}
+        verdicts = {
+            o.name: judge(SAME, check(reference, o.accelerator.run(self.queries[0])))
+            for o in self.own
+        }
         before = {o.name: deepcopy(o.accelerator.report()) for o in self.own}
         stamps: dict[str, list[NDArray[np.float64]]] = {o.name: [] for o in self.own}
-        chosen = [fastest(forms, self.queries[0]) for forms in self.forms.values()]
+        unit = _unit(self.subject.program)
+        chosen = [
+            peer
+            for forms in self.forms.values()
+            for peer in competing(forms, reference, self.queries[0], unit)
+        ]
         candidates = [self._candidate(o, stamps[o.name]) for o in self.own]
-        candidates += [Candidate(form.label, self._asks(form.run)) for form in chosen]
+        candidates += [Candidate(form.label, self._asks(form.run)) for form, _ in chosen]
         turns = interleave(
             candidates,
             self.options.seconds,
@@ -248,14 +265,11 @@ class _Scenario:
         joules = {name: _joules(taken, meter) for name, taken in turns.items()}
         entries = []
         for o in self.own:
-            entry = self._entry(o.name, o.role, turns[o.name], SAME, checks[o.name])
+            entry = self._entry(o.name, o.role, turns[o.name], verdicts[o.name])
             cost = Cost.between(before[o.name], o.accelerator.report(), stamps[o.name])
             entries.append(self._with_cost(entry, o, cost))
-        for form in chosen:
-            found = check(reference, form.run(self.queries[0]))
-            entries.append(
-                self._entry(form.label, "peer", turns[form.label], form.arithmetic, found)
-            )
+        for form, verdict in chosen:
+            entries.append(self._entry(form.label, "peer", turns[form.label], verdict))
         return [replace(entry, joules=joules[entry.name]) for entry in entries]
 
     def _candidate(self, own: _Own, stamps: list[NDArray[np.float64]]) -> Candidate:
@@ -273,16 +287,16 @@ class _Scenario:
         queries, count = self.queries, len(self.queries)
         return lambda index: run(queries[index % count])
 
-    def _entry(self, name: str, role: str, turns: Turns, arithmetic: str, found: Check) -> Entry:
+    def _entry(self, name: str, role: str, turns: Turns, verdict: Verdict) -> Entry:
         return Entry(
             name,
             role,
             self.name,
             self.samples,
             turns.seconds,
-            verdict(arithmetic, found),
-            found.differ == 0,
-            arithmetic == SAME and found.differ > 0,
+            verdict.words,
+            verdict.same,
+            verdict.wrong,
             dense_macs(self.subject.program, self.samples),
         )
 
@@ -297,6 +311,14 @@ class _Scenario:
             if cpu
             else cost.modelled(own.program.build, board.name, Memory.of(board)),
         )
+
+
+def _unit(program: Program) -> float:
+    """One step of an output that is INT8; 0 where there are several, sums, or functions."""
+    outputs = program.outputs
+    if len(outputs) > 1 or outputs[0].functions or program.tensors[outputs[0].tensor].bits > 8:
+        return 0.0
+    return float(outputs[0].scale.max()) if outputs[0].dtype == "float32" else 1.0
 
 
 def _joules(turns: Turns, meter: Meter | None) -> float | None:
