@@ -164,7 +164,8 @@ def test_peers_on_digits(library: str, digits: Program, pixels: NDArray[np.float
             assert found.rms < 0.03, form.label
     names = [form.name for form in forms]
     if library == "onnxruntime":
-        assert names == ["model as it is", "QDQ", "MatMulInteger", "DynamicQuantizeLinear"]
+        integers = ["QDQ", "QDQ uint8", "MatMulInteger", "MatMulInteger uint8"]
+        assert names == ["model as it is", *integers, "DynamicQuantizeLinear"]
     assert competing(forms, ours, pixels)[0][0] in forms
 
 
@@ -194,10 +195,10 @@ def test_integer_forms_are_our_integers(kind: str) -> None:
     x = rng.integers(-128, 128, (9, 70)).astype(np.int8)
     forms = _integer_forms(layer, x)
     expected = {"MatMulInteger"} if kind == "sums" else {"QDQ", "MatMulInteger"}
-    assert set(forms) == expected
+    assert set(forms) == {f"{name}{kind}" for name in expected for kind in ("", " uint8")}
     if kind != "sums":
         layer.bias[:] = 0
-        assert set(_integer_forms(layer, x)) == {*expected, "QLinearMatMul"}
+        assert set(_integer_forms(layer, x)) == {*forms, "QLinearMatMul", "QLinearMatMul uint8"}
 
 
 def _integer_forms(layer: Any, x: NDArray[np.int8]) -> dict[str, Form]:

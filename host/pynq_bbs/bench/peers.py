@@ -126,7 +126,7 @@ def competing(
             start = time.perf_counter()
             form.run(x)
             least[index] = min(least[index], time.perf_counter() - start)
-    chosen = []
+    chosen: list[tuple[Form, Verdict]] = []
     for index in sorted(range(len(forms)), key=lambda i: least[i]):
         verdict = judge_form(forms[index], ours, x, unit)
         if not chosen or not verdict.wrong:
