@@ -26,6 +26,7 @@ from pynq_bbs.bench.peers import (
     FLOAT,
     SAME,
     Form,
+    Rounding,
     Verdict,
     check,
     competing,
@@ -236,12 +237,15 @@ def test_a_saturating_peer_is_flagged() -> None:
     assert (found.outputs, found.differ, found.most) == (4, 2, 70)
     assert found.rms == pytest.approx(np.sqrt((70**2 + 20**2) / 4) / 100)
     assert judge(SAME, found).words.startswith("WRONG: 2 of 4 outputs differ")
-    assert judge(SAME, found).wrong and judge(SAME, found, unit=20).wrong
+    assert judge(SAME, found).wrong and judge(SAME, found, Rounding(20)).wrong
     assert judge(FLOAT, found).words.startswith("float32: 2 of 4")
     assert not judge(FLOAT, found).wrong
-    rounded = judge(SAME, check(ours, ours + np.float32([[1, 0], [0, 0]])), unit=1)
+    rounded = judge(SAME, check(ours, ours + np.float32([[1, 0], [0, 0]])), Rounding(1))
     assert (rounded.same, rounded.wrong) == (False, False)
     assert rounded.words == "1 of 4 outputs differ, by one unit: it rounds otherwise at ties"
+    slightly = check(ours, ours + np.float32([[1.5, 0], [0, 0]]))
+    assert [judge(SAME, slightly, Rounding(1, deep)).wrong for deep in (False, True)] == [1, 0]
+    assert judge(SAME, found, Rounding(1, deep=True)).wrong
     assert judge(SAME, check(ours, ours)) == Verdict(True, False, "same outputs")
     assert check(ours, np.where(ours == 7, np.nan, ours)).differ == 1
     assert check(ours, ours[:1]).differ == 4

@@ -84,28 +84,38 @@ class Verdict:
     words: str
 
 
-def judge(arithmetic: str, found: Check, unit: float = 0.0) -> Verdict:
-    """What the outputs of a form are worth.
+@dataclass(frozen=True)
+class Rounding:
+    """How far outputs of the same integers may be off by rounding otherwise at ties: one `unit` of
+    an INT8 output. In a model of several layers (`deep`) what is off in one goes on to the next."""
 
-    Args:
-        found: its outputs against ours.
-        unit: one step of an INT8 output; what is no further off is rounded, not wrong.
-    """
+    unit: float = 0.0
+    deep: bool = False
+
+
+_EXACT = Rounding()
+
+
+def judge(arithmetic: str, found: Check, rounding: Rounding = _EXACT) -> Verdict:
+    """What the outputs of a form are worth; `found` compares them with ours."""
     if found.differ == 0:
         return Verdict(True, False, "same outputs")
     text = f"{found.differ} of {found.outputs} outputs differ"
-    if arithmetic == SAME and found.most <= 1.01 * unit:
+    if arithmetic == SAME and found.most <= 1.01 * rounding.unit:
         return Verdict(False, False, f"{text}, by one unit: it rounds otherwise at ties")
     text += f", RMS {found.rms:.2%} of the largest"
+    if arithmetic == SAME and rounding.deep and found.rms < _ROUNDED:
+        words = "the same integers, but ties are rounded otherwise, or few sums saturate"
+        return Verdict(False, False, f"{text}: {words}")
     if arithmetic == SAME:
         return Verdict(False, True, f"WRONG: {text}: the same integers, so its sums saturate")
     return Verdict(False, False, f"{arithmetic}: {text}")
 
 
-def judge_form(form: Form, ours: Any, x: Batch, unit: float = 0.0) -> Verdict:
+def judge_form(form: Form, ours: Any, x: Batch, rounding: Rounding = _EXACT) -> Verdict:
     """As `judge`, of a form's outputs for the batch `x`, for which ours are `ours`."""
     y = form.run(x)
-    verdict = judge(form.arithmetic, check(ours, y), unit)
+    verdict = judge(form.arithmetic, check(ours, y), rounding)
     if form.exact is None or verdict.same:
         return verdict
     off = check(form.exact(x), y)
@@ -116,7 +126,7 @@ def judge_form(form: Form, ours: Any, x: Batch, unit: float = 0.0) -> Verdict:
 
 
 def competing(
-    forms: Sequence[Form], ours: Any, x: Batch, unit: float = 0.0
+    forms: Sequence[Form], ours: Any, x: Batch, rounding: Rounding = _EXACT
 ) -> list[tuple[Form, Verdict]]:
     """The form that runs `x` in the least time, the best of some trials; and if it is wrong, the
     fastest of those that are right too. Others as `judge_form`."""
@@ -128,7 +138,7 @@ def competing(
             least[index] = min(least[index], time.perf_counter() - start)
     chosen: list[tuple[Form, Verdict]] = []
     for index in sorted(range(len(forms)), key=lambda i: least[i]):
-        verdict = judge_form(forms[index], ours, x, unit)
+        verdict = judge_form(forms[index], ours, x, rounding)
         if not chosen or not verdict.wrong:
             chosen.append((forms[index], verdict))
         if not verdict.wrong:

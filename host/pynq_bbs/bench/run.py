@@ -32,6 +32,7 @@ from .peaks import measure_peaks
 from .peers import (
     SAME,
     Form,
+    Rounding,
     Verdict,
     check,
     competing,
@@ -248,11 +249,11 @@ class _Scenario:
         }
         before = {o.name: deepcopy(o.accelerator.report()) for o in self.own}
         stamps: dict[str, list[NDArray[np.float64]]] = {o.name: [] for o in self.own}
-        unit = _unit(self.subject.program)
+        rounding = _rounding(self.subject.program)
         chosen = [
             peer
             for forms in self.forms.values()
-            for peer in competing(forms, reference, self.queries[0], unit)
+            for peer in competing(forms, reference, self.queries[0], rounding)
         ]
         candidates = [self._candidate(o, stamps[o.name]) for o in self.own]
         candidates += [Candidate(form.label, self._asks(form.run)) for form, _ in chosen]
@@ -313,12 +314,14 @@ class _Scenario:
         )
 
 
-def _unit(program: Program) -> float:
-    """One step of an output that is INT8; 0 where there are several, sums, or functions."""
-    outputs = program.outputs
-    if len(outputs) > 1 or outputs[0].functions or program.tensors[outputs[0].tensor].bits > 8:
-        return 0.0
-    return float(outputs[0].scale.max()) if outputs[0].dtype == "float32" else 1.0
+def _rounding(program: Program) -> Rounding:
+    """Of the outputs, where all are INT8 and have no functions behind them; sums are exact."""
+    unit, deep = 0.0, len(program.layers) > 1
+    for output in program.outputs:
+        if output.functions or program.tensors[output.tensor].bits > 8:
+            return Rounding(0.0, deep)
+        unit = max(unit, float(output.scale.max()) if output.dtype == "float32" else 1.0)
+    return Rounding(unit, deep)
 
 
 def _joules(turns: Turns, meter: Meter | None) -> float | None:
