@@ -395,10 +395,17 @@ def test_a_program_file_and_random_numbers(
 ) -> None:
     path = str(tmp_path / "d.bbs.npz")
     digits.save(path)
+    power, stored = tmp_path / "power.csv", str(tmp_path / "r.json")
+    power.write_text(f"seconds,watts\n{time.time() - 9},5\n{time.time() + 999},5\n")
     arguments = ["bench", path, "--seconds", "0.1", "--samples", "3", "--against", "onnxruntime"]
-    assert main([*arguments, "--scenario", "offline"]) == 0
+    more = ["--scenario", "offline", "--power-csv", str(power), "--json", stored]
+    assert main([*arguments, *more]) == 0
     printed = capsys.readouterr().out
     assert "offline, 3 samples" in printed and "single-stream" not in printed
+    assert "energy: meter: power.csv" in printed
+    for entry in Record.load(stored).entries:
+        runs = np.concatenate([np.array(turn) for turn in entry.turns])
+        assert entry.joules is not None and entry.joules >= 5 * runs.mean() * (1 - 1e-3)
     assert main([*arguments, "--sparsity", "0.5"]) == 3
     assert "is compiled already" in capsys.readouterr().err
     assert "calibrated on random numbers" in " ".join(load_subject(DIGITS).notes)
@@ -425,6 +432,14 @@ def test_wrong_usage(
 ) -> None:
     assert main(["bench", *arguments]) == code
     assert text in capsys.readouterr().err
+
+
+def test_nothing_to_measure(tmp_path: Path) -> None:
+    x = QuantInput("x", "x", (8,), "int8", np.float32(1), 0)
+    nothing = QuantModel("nothing", [x], [], [QuantOutput("y", "x", (8,), "int8")])
+    pack(nothing, {}, load_build("8x32")).save(tmp_path / "p.npz")
+    with pytest.raises(InputError, match="has no layers"):
+        load_subject(tmp_path / "p.npz")
 
 
 def test_options_are_checked_before_anything_runs() -> None:

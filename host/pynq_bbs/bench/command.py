@@ -162,7 +162,8 @@ def _measure(args: argparse.Namespace) -> None:
 
 
 def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+    """What stands between commas, each once."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def _compiling(args: argparse.Namespace, path: Path) -> dict[str, Any]:

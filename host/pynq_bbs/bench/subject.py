@@ -43,6 +43,7 @@ def load_subject(path: Path, calibration: Any = None, **options: Any) -> Subject
             on random numbers, which gives the speed of the model but not its accuracy.
 
     Raises:
+        InputError: there are no layers.
         ProgramError, ModelError, UnsupportedModelError, BuildError: as `Program.load`, `compile`.
     """
     notes = []
@@ -60,6 +61,8 @@ def load_subject(path: Path, calibration: Any = None, **options: Any) -> Subject
                 "model's, its outputs mean nothing"
             )
         program, model = compile_model(loaded, calibration=calibration, **options), str(path)
+    if not program.layers:
+        raise InputError(f"{path} has no layers: there is nothing to measure")
     subject = Subject(program, path.name, model, notes=notes)
     if any(is_pruned(layer) for layer in program.layers):
         subject.dense = dense_program(program)
