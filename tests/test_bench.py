@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from bench_records import a_record, an_entry
 from layers import a_network, alone, images, model_of, random_layer, random_window_layer
 from pynq_bbs.accelerator import Accelerator
+from pynq_bbs.bench import run
 from pynq_bbs.bench.chain import chain_of
 from pynq_bbs.bench.dense import dense_program
 from pynq_bbs.bench.machine import facts
@@ -39,7 +40,7 @@ from pynq_bbs.bench.record import Record
 from pynq_bbs.bench.report_html import html_report
 from pynq_bbs.bench.report_text import interval_text, seconds_text, text_report
 from pynq_bbs.bench.run import Options
-from pynq_bbs.bench.subject import load_subject, samples_for
+from pynq_bbs.bench.subject import Subject, load_subject, samples_for
 from pynq_bbs.builds import load_build
 from pynq_bbs.cli import main
 from pynq_bbs.compiler import compile as compile_model
@@ -432,6 +433,30 @@ def test_wrong_usage(
 ) -> None:
     assert main(["bench", *arguments]) == code
     assert text in capsys.readouterr().err
+
+
+def test_who_fails_is_left_out(
+    digits: Program, pixels: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(x: Any) -> Any:
+        raise RuntimeError("no kernel\nand more")
+
+    def forms(library: str, *_: Any) -> list[Form]:
+        if library == "scipy":
+            raise ImportError("No module named 'scipy'")
+        return [Form(library, "odd", FLOAT, broken), Form(library, "fine", FLOAT, lambda x: ours)]
+
+    ours = cpu_outputs(digits, pixels[:2])
+    monkeypatch.setattr(run, "library_forms", forms)
+    options = Options(against=("numpy", "scipy"), scenarios=("offline",), seconds=0.01, samples=2)
+    subject = Subject(digits, "digits", None)
+    record = run.benchmark(subject, {"pixels": pixels[:2]}, options)
+    assert [entry.name for entry in record.entries] == ["cpu", "numpy fine"]
+    assert record.entries[1].same
+    assert record.missing == {
+        "numpy odd": "cannot run this model: no kernel",
+        "scipy": "not installed (No module named 'scipy')",
+    }
 
 
 def test_nothing_to_measure(tmp_path: Path) -> None:

@@ -117,8 +117,9 @@ def benchmark(
     missing: dict[str, str] = {}
     entries: list[Entry] = []
     with ExitStack() as cleanup:
-        own = _open_devices(subject, options, missing, cleanup)
-        forms = _open_peers(subject, options, missing)
+        one = _queries("single-stream", x)[0]
+        own = _open_devices(subject, options, one, missing, cleanup)
+        forms = _open_peers(subject, options, one, missing)
         for scenario in options.scenarios:
             told = partial(progress, scenario) if progress else None
             bench = _Scenario(scenario, subject, options, own, forms, _queries(scenario, x))
@@ -155,8 +156,13 @@ def _about(subject: Subject) -> dict[str, str]:
 
 
 def _open_devices(
-    subject: Subject, options: Options, missing: dict[str, str], cleanup: ExitStack
+    subject: Subject,
+    options: Options,
+    one: dict[str, NDArray[Any]],
+    missing: dict[str, str],
+    cleanup: ExitStack,
 ) -> list[_Own]:
+    """Ours, those that can run `one` sample."""
     programs = [("device", "", subject.program)]
     if subject.dense:
         programs.append(("dense", " dense", subject.dense))
@@ -166,18 +172,20 @@ def _open_devices(
     for device in options.devices:
         for role, suffix, program in programs:
             try:
-                accelerator = Accelerator(
-                    program,
-                    device,
-                    board=options.board,
-                    bitfile=options.bitfile,
-                    threads=options.threads,
+                accelerator = cleanup.enter_context(
+                    Accelerator(
+                        program,
+                        device,
+                        board=options.board,
+                        bitfile=options.bitfile,
+                        threads=options.threads,
+                    )
                 )
+                accelerator.run(one)
             # The other devices can be measured without this one.
             except (DeviceError, BuildError) as error:
                 missing[device + suffix] = str(error)
                 continue
-            cleanup.enter_context(accelerator)
             own.append(_Own(device + suffix, role, device, program, accelerator))
     if not own:
         raise DeviceError("; ".join(f"{name}: {why}" for name, why in missing.items()))
@@ -185,28 +193,38 @@ def _open_devices(
 
 
 def _open_peers(
-    subject: Subject, options: Options, missing: dict[str, str]
+    subject: Subject, options: Options, one: dict[str, NDArray[Any]], missing: dict[str, str]
 ) -> dict[str, list[Form]]:
-    """The forms of every library that competes."""
+    """The forms of every library that can run `one` sample."""
     forms: dict[str, list[Form]] = {}
     for library in options.against:
         if library == "dense":
             continue
+        # A library that is there may still fail at this model in ways of its own.
         try:
             found = library_forms(
                 library, subject.chain, subject.why_no_chain, subject.model, options.threads
             )
         except ImportError as error:
             missing[library] = f"not installed ({error})"
-        # A library that is there may still fail at this model in ways of its own.
+            continue
         except Exception as error:
-            missing[library] = f"cannot run this model: {str(error).splitlines()[0]}"
-        else:
-            for form in found:
-                if subject.dense and form.library == "onnxruntime":  # it runs the file
-                    form = replace(form, arithmetic=f"{form.arithmetic}, not pruned")
-                forms.setdefault(form.library, []).append(form)
+            missing[library] = f"cannot run this model: {_first_line(error)}"
+            continue
+        for form in found:
+            try:
+                form.run(one)
+            except Exception as error:
+                missing[form.label] = f"cannot run this model: {_first_line(error)}"
+                continue
+            if subject.dense and form.library == "onnxruntime":  # it runs the file
+                form = replace(form, arithmetic=f"{form.arithmetic}, not pruned")
+            forms.setdefault(form.library, []).append(form)
     return forms
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _offered(forms: dict[str, list[Form]]) -> list[str]:
