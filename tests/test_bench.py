@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from bench_records import a_record, an_entry
 from layers import a_network, alone, images, model_of, random_layer, random_window_layer
 from pynq_bbs.accelerator import Accelerator
-from pynq_bbs.bench import run
+from pynq_bbs.bench import contestants
 from pynq_bbs.bench.chain import chain_of
 from pynq_bbs.bench.dense import dense_program
 from pynq_bbs.bench.machine import facts
+from pynq_bbs.bench.options import Options
 from pynq_bbs.bench.peers import (
     FLOAT,
     SAME,
@@ -39,7 +40,7 @@ from pynq_bbs.bench.power import MeterFile, Rapl, find_meter
 from pynq_bbs.bench.record import Record
 from pynq_bbs.bench.report_html import html_report
 from pynq_bbs.bench.report_text import interval_text, seconds_text, text_report
-from pynq_bbs.bench.run import Options
+from pynq_bbs.bench.run import benchmark
 from pynq_bbs.bench.subject import Subject, load_subject, samples_for
 from pynq_bbs.builds import load_build
 from pynq_bbs.cli import main
@@ -421,6 +422,7 @@ def test_a_program_file_and_random_numbers(
         ([str(DIGITS), "--seconds", "nan"], 3, "more than zero"),
         ([str(DIGITS), "--threads", "0"], 3, "more than zero"),
         ([str(DIGITS), "--device", ","], 3, "nothing to measure"),
+        ([str(DIGITS), "--board", "Nexys"], 7, "Nexys"),
         ([str(DIGITS), "--device", "board"], 9, "there is no board"),
         ([str(DIGITS), str(DIGITS)], 3, "2 models given"),
         (["missing.bbs.npz"], 6, "no program file"),
@@ -447,10 +449,10 @@ def test_who_fails_is_left_out(
         return [Form(library, "odd", FLOAT, broken), Form(library, "fine", FLOAT, lambda x: ours)]
 
     ours = cpu_outputs(digits, pixels[:2])
-    monkeypatch.setattr(run, "library_forms", forms)
+    monkeypatch.setattr(contestants, "library_forms", forms)
     options = Options(against=("numpy", "scipy"), scenarios=("offline",), seconds=0.01, samples=2)
     subject = Subject(digits, "digits", None)
-    record = run.benchmark(subject, {"pixels": pixels[:2]}, options)
+    record = benchmark(subject, {"pixels": pixels[:2]}, options)
     assert [entry.name for entry in record.entries] == ["cpu", "numpy fine"]
     assert record.entries[1].same
     assert record.missing == {

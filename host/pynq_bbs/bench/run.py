@@ -8,26 +8,25 @@ samples a second.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..accelerator import Accelerator
 from ..boards import load_board
-from ..errors import BuildError, DeviceError, InputError
 from ..pack.cycles import Memory
 from ..pack.program import Program
+from .contestants import Own, open_devices, open_peers
 from .layers import Cost, clocks, dense_macs
 from .machine import facts, load
 from .measure import Candidate, Turns, interleave
+from .options import EMULATED, Options
 from .peaks import measure_peaks
 from .peers import (
     SAME,
@@ -37,62 +36,14 @@ from .peers import (
     check,
     competing,
     judge,
-    library_forms,
     limit_threads,
 )
 from .power import Meter, find_meter
 from .record import Entry, Record
 from .subject import Subject
 
-SCENARIOS = ("single-stream", "offline")
-EMULATED = "emulated"
-DEVICES = ("cpu", EMULATED, "board")
-PEERS = ("onnxruntime", "torch", "scipy", "numpy", "dense")
 #: Turns of an emulator, whose own time is of no interest: enough to say what it was.
 _EMULATOR_TURNS = 1
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `bbs bench` is asked for; `seconds` are of each scenario."""
-
-    devices: Sequence[str] = ("cpu",)
-    against: Sequence[str] = ()
-    scenarios: Sequence[str] = SCENARIOS
-    threads: int = 1
-    samples: int = 64
-    seconds: float = 10.0
-    board: str = "Pynq-Z2"
-    bitfile: Path | None = None
-    power: Path | None = None
-
-    def __post_init__(self) -> None:
-        for kind, given, known in (
-            ("device", self.devices, DEVICES),
-            ("peer", self.against, PEERS),
-            ("scenario", self.scenarios, SCENARIOS),
-        ):
-            for name in given:
-                if name not in known:
-                    raise InputError(f"unknown {kind} {name!r}; known: {', '.join(known)}")
-        if not self.devices or not self.scenarios:
-            raise InputError("nothing to measure: name a device and a scenario at least")
-        if self.threads < 1 or self.samples < 1 or not self.seconds > 0:
-            raise InputError(
-                f"{self.threads} threads, {self.samples} samples and {self.seconds} seconds: "
-                "all must be more than zero"
-            )
-
-
-@dataclass(frozen=True)
-class _Own:
-    """A program on an open device."""
-
-    name: str
-    role: str
-    device: str
-    program: Program
-    accelerator: Accelerator
 
 
 def benchmark(
@@ -107,9 +58,10 @@ def benchmark(
         progress: called with the scenario and the share of its time that is over, 0 to 1.
 
     Raises:
-        InputError: `x` does not fit the model.
+        InputError: `x` does not fit the model. BuildError: unknown board.
         DeviceError: no device at all can be opened. ToolchainError: there is no compiler.
     """
+    load_board(options.board)  # an unknown one is no matter of a single device
     machine = facts()
     blas = limit_threads(options.threads)
     peaks = measure_peaks(options.threads)
@@ -118,8 +70,8 @@ def benchmark(
     entries: list[Entry] = []
     with ExitStack() as cleanup:
         one = _queries("single-stream", x)[0]
-        own = _open_devices(subject, options, one, missing, cleanup)
-        forms = _open_peers(subject, options, one, missing)
+        own = open_devices(subject, options, one, missing, cleanup)
+        forms = open_peers(subject, options, one, missing)
         for scenario in options.scenarios:
             told = partial(progress, scenario) if progress else None
             bench = _Scenario(scenario, subject, options, own, forms, _queries(scenario, x))
@@ -155,78 +107,6 @@ def _about(subject: Subject) -> dict[str, str]:
     }
 
 
-def _open_devices(
-    subject: Subject,
-    options: Options,
-    one: dict[str, NDArray[Any]],
-    missing: dict[str, str],
-    cleanup: ExitStack,
-) -> list[_Own]:
-    """Ours, those that can run `one` sample."""
-    programs = [("device", "", subject.program)]
-    if subject.dense:
-        programs.append(("dense", " dense", subject.dense))
-    elif "dense" in options.against:
-        missing["dense"] = "nothing is pruned: what is measured is our dense mode"
-    own = []
-    for device in options.devices:
-        for role, suffix, program in programs:
-            try:
-                accelerator = cleanup.enter_context(
-                    Accelerator(
-                        program,
-                        device,
-                        board=options.board,
-                        bitfile=options.bitfile,
-                        threads=options.threads,
-                    )
-                )
-                accelerator.run(one)
-            # The other devices can be measured without this one.
-            except (DeviceError, BuildError) as error:
-                missing[device + suffix] = str(error)
-                continue
-            own.append(_Own(device + suffix, role, device, program, accelerator))
-    if not own:
-        raise DeviceError("; ".join(f"{name}: {why}" for name, why in missing.items()))
-    return own
-
-
-def _open_peers(
-    subject: Subject, options: Options, one: dict[str, NDArray[Any]], missing: dict[str, str]
-) -> dict[str, list[Form]]:
-    """The forms of every library that can run `one` sample."""
-    forms: dict[str, list[Form]] = {}
-    for library in options.against:
-        if library == "dense":
-            continue
-        # A library that is there may still fail at this model in ways of its own.
-        try:
-            found = library_forms(
-                library, subject.chain, subject.why_no_chain, subject.model, options.threads
-            )
-        except ImportError as error:
-            missing[library] = f"not installed ({error})"
-            continue
-        except Exception as error:
-            missing[library] = f"cannot run this model: {_first_line(error)}"
-            continue
-        for form in found:
-            try:
-                form.run(one)
-            except Exception as error:
-                missing[form.label] = f"cannot run this model: {_first_line(error)}"
-                continue
-            if subject.dense and form.library == "onnxruntime":  # it runs the file
-                form = replace(form, arithmetic=f"{form.arithmetic}, not pruned")
-            forms.setdefault(form.library, []).append(form)
-    return forms
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
 def _offered(forms: dict[str, list[Form]]) -> list[str]:
     return [
         f"{library}: the fastest of {', '.join(form.name for form in offered)}"
@@ -249,7 +129,7 @@ class _Scenario:
     name: str
     subject: Subject
     options: Options
-    own: list[_Own]
+    own: list[Own]
     forms: dict[str, list[Form]]
     queries: list[dict[str, NDArray[Any]]]
 
@@ -291,7 +171,7 @@ class _Scenario:
             entries.append(self._entry(form.label, "peer", turns[form.label], verdict))
         return [replace(entry, joules=joules[entry.name]) for entry in entries]
 
-    def _candidate(self, own: _Own, stamps: list[NDArray[np.float64]]) -> Candidate:
+    def _candidate(self, own: Own, stamps: list[NDArray[np.float64]]) -> Candidate:
         """One of ours, its clocks behind every run put into `stamps`."""
         report = own.accelerator.report()
         return Candidate(
@@ -319,7 +199,7 @@ class _Scenario:
             dense_macs(self.subject.program, self.samples),
         )
 
-    def _with_cost(self, entry: Entry, own: _Own, cost: Cost) -> Entry:
+    def _with_cost(self, entry: Entry, own: Own, cost: Cost) -> Entry:
         cpu, board = own.device == "cpu", load_board(self.options.board)
         return replace(
             entry,
