@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from bench_records import a_record, an_entry
 from layers import a_network, alone, images, model_of, random_layer, random_window_layer
+from oracle import onnxruntime_is_exact, shared_file
 from pynq_bbs.accelerator import Accelerator
 from pynq_bbs.bench import contestants
 from pynq_bbs.bench.chain import chain_of
@@ -459,6 +460,22 @@ def test_who_fails_is_left_out(
         "numpy odd": "cannot run this model: no kernel",
         "scipy": "not installed (No module named 'scipy')",
     }
+
+
+@pytest.mark.parametrize(("name", "shape"), [("ad_int8", (640,)), ("ic_int8", (32, 32, 3))])
+def test_a_quantised_file_is_our_integers(name: str, shape: tuple[int, ...]) -> None:
+    """Made by others: onnxruntime runs it as it is, but for ties and saturation."""
+    pytest.importorskip("onnxruntime")
+    subject = load_subject(shared_file("models", "mlperf-tiny", f"{name}.onnx"))
+    assert subject.quantised and subject.dense is None
+    x = samples_for(subject.program, None, 4)
+    assert next(iter(x.values())).shape == (4, *shape)
+    options = Options(against=("onnxruntime", "dense"), scenarios=("offline",), seconds=0.01)
+    record = benchmark(subject, x, options)
+    assert "our dense mode" in record.missing["dense"]
+    file = next(e for e in record.entries if e.name == "onnxruntime model as it is")
+    exact = file.same or "ties are rounded otherwise" in file.verdict
+    assert exact or (file.wrong and not onnxruntime_is_exact())
 
 
 def test_nothing_to_measure(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from ..accelerator import Accelerator
 from ..errors import BuildError, DeviceError
 from ..pack.program import Program
 from .options import Options
-from .peers import Form, library_forms
+from .peers import SAME, Form, library_forms
 from .subject import Subject
 
 
@@ -93,10 +93,16 @@ def open_peers(
             except Exception as error:
                 missing[form.label] = f"cannot run this model: {_first_line(error)}"
                 continue
-            if subject.dense and form.library == "onnxruntime":  # it runs the file
-                form = replace(form, arithmetic=f"{form.arithmetic}, not pruned")
+            if form.library == "onnxruntime":  # it runs the file
+                form = replace(form, arithmetic=_of_the_file(subject, form.arithmetic))
             forms.setdefault(form.library, []).append(form)
     return forms
+
+
+def _of_the_file(subject: Subject, arithmetic: str) -> str:
+    if subject.dense:
+        return f"{arithmetic}, not pruned"
+    return SAME if subject.quantised else arithmetic
 
 
 def _first_line(error: Exception) -> str:
