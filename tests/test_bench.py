@@ -20,7 +20,7 @@ from bench_records import a_record, an_entry
 from layers import a_network, alone, images, model_of, random_layer, random_window_layer
 from oracle import onnxruntime_is_exact, shared_file
 from pynq_bbs.accelerator import Accelerator
-from pynq_bbs.bench import contestants
+from pynq_bbs.bench import contestants, machine
 from pynq_bbs.bench.chain import chain_of
 from pynq_bbs.bench.dense import dense_program
 from pynq_bbs.bench.machine import facts
@@ -317,6 +317,21 @@ def test_facts_of_this_machine() -> None:
     assert known["numpy"] == np.__version__
 
 
+def test_facts_of_a_board(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel of a 64-bit arm tells them."""
+    texts = {
+        "/proc/cpuinfo": "processor\t: 0\nFeatures\t: fp asimd crc32\nCPU implementer\t: 0x41\n"
+        "CPU part\t: 0xd03\n\nprocessor\t: 1\nCPU part\t: 0xd99\n",
+        "/proc/device-tree/model": "xlnx,zynqmp",
+    }
+    monkeypatch.setattr(machine, "_text", lambda path: texts.get(str(path), ""))
+    known = facts()
+    assert known["processor"] == "arm core 0xd03 of maker 0x41"
+    assert known["instruction sets"] == "asimd"
+    assert known["board"] == "xlnx,zynqmp"
+    assert "clock" not in known and "virtual machine" not in known
+
+
 def test_html_needs_nothing_else() -> None:
     entries = [
         an_entry("cpu", [[1e-3, 2e-3]] * 8),
@@ -491,12 +506,34 @@ def test_options_are_checked_before_anything_runs() -> None:
         Options(samples=0)
 
 
+HEAVY = ("onnx", "onnxruntime", "scipy", "torch", "tqdm", "threadpoolctl", "psutil")
+
+
 def test_nothing_heavy_is_imported() -> None:
-    """The command line starts without numpy, and a board has no other library."""
+    """The command line starts without numpy."""
     code = (
         "import sys, pynq_bbs.cli; assert 'numpy' not in sys.modules\n"
         "import pynq_bbs.bench.run, pynq_bbs.bench.report_html, pynq_bbs.bench.compare\n"
-        "heavy = {'onnx', 'onnxruntime', 'scipy', 'torch', 'tqdm', 'pynq', 'threadpoolctl'}\n"
-        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+        f"found = {{*{HEAVY}, 'pynq'}} & set(sys.modules); assert not found, found"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_board_has_numpy_only(digits: Program, tmp_path: Path) -> None:
+    digits.save(tmp_path / "d.bbs.npz")
+    arguments = ["bench", str(tmp_path / "d.bbs.npz"), "--device", "cpu,emulated", "--against"]
+    arguments += ["onnxruntime,torch,scipy,numpy", "--seconds", "0.1", "--samples", "4"]
+    arguments += ["--report", str(tmp_path / "r.html"), "--json", str(tmp_path / "r.json")]
+    code = (
+        "import sys\n"
+        f"for name in {HEAVY}: sys.modules[name] = None\n"
+        f"from pynq_bbs.cli import main; sys.exit(main({arguments}))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    record = Record.load(tmp_path / "r.json")
+    assert {e.name for e in record.entries if e.role == "peer"} == {"numpy float32"}
+    assert [record.missing[name][:13] for name in ("onnxruntime", "torch", "scipy")] == [
+        "not installed"
+    ] * 3
+    assert record.settings["threads of numpy's BLAS"] == "1 by OMP_NUM_THREADS"
