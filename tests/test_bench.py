@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -17,17 +18,31 @@ from numpy.typing import NDArray
 
 from bench_records import a_record, an_entry
 from layers import a_network, alone, images, model_of, random_layer, random_window_layer
+from oracle import onnxruntime_is_exact, shared_file
 from pynq_bbs.accelerator import Accelerator
+from pynq_bbs.bench import contestants, machine
 from pynq_bbs.bench.chain import chain_of
 from pynq_bbs.bench.dense import dense_program
 from pynq_bbs.bench.machine import facts
-from pynq_bbs.bench.peers import FLOAT, SAME, Form, check, fastest, library_forms, verdict
+from pynq_bbs.bench.options import Options
+from pynq_bbs.bench.peers import (
+    FLOAT,
+    SAME,
+    Form,
+    Rounding,
+    Verdict,
+    check,
+    competing,
+    judge,
+    judge_form,
+    library_forms,
+)
 from pynq_bbs.bench.power import MeterFile, Rapl, find_meter
 from pynq_bbs.bench.record import Record
 from pynq_bbs.bench.report_html import html_report
 from pynq_bbs.bench.report_text import interval_text, seconds_text, text_report
-from pynq_bbs.bench.run import Options
-from pynq_bbs.bench.subject import load_subject, samples_for
+from pynq_bbs.bench.run import benchmark
+from pynq_bbs.bench.subject import Subject, load_subject, samples_for
 from pynq_bbs.builds import load_build
 from pynq_bbs.cli import main
 from pynq_bbs.compiler import compile as compile_model
@@ -153,8 +168,22 @@ def test_peers_on_digits(library: str, digits: Program, pixels: NDArray[np.float
             assert found.rms < 0.03, form.label
     names = [form.name for form in forms]
     if library == "onnxruntime":
-        assert names == ["model as it is", "QDQ", "MatMulInteger", "DynamicQuantizeLinear"]
-    assert fastest(forms, pixels) in forms
+        integers = ["QDQ", "QDQ uint8", "MatMulInteger", "MatMulInteger uint8"]
+        assert names == ["model as it is", *integers, "DynamicQuantizeLinear"]
+    assert competing(forms, ours, pixels)[0][0] in forms
+
+
+def test_the_fastest_form_competes_and_a_right_one() -> None:
+    ours = np.arange(4.0)
+
+    def form(name: str, y: NDArray[np.float64], seconds: float) -> Form:
+        return Form("lib", name, SAME, lambda x: time.sleep(seconds) or y)
+
+    forms = [form("slow", ours, 0.02), form("right", ours, 0.01), form("wrong", 2 * ours, 0)]
+    found = competing(forms, ours, None)
+    assert [(f.name, v.wrong) for f, v in found] == [("wrong", True), ("right", False)]
+    assert [f.name for f, _ in competing(forms[:2], ours, None)] == ["right"]
+    assert [f.name for f, _ in competing(forms[2:], ours, None)] == ["wrong"]
 
 
 @pytest.mark.parametrize("kind", ["plain", "table", "sums"])
@@ -170,10 +199,10 @@ def test_integer_forms_are_our_integers(kind: str) -> None:
     x = rng.integers(-128, 128, (9, 70)).astype(np.int8)
     forms = _integer_forms(layer, x)
     expected = {"MatMulInteger"} if kind == "sums" else {"QDQ", "MatMulInteger"}
-    assert set(forms) == expected
+    assert set(forms) == {f"{name}{kind}" for name in expected for kind in ("", " uint8")}
     if kind != "sums":
         layer.bias[:] = 0
-        assert set(_integer_forms(layer, x)) == {*expected, "QLinearMatMul"}
+        assert set(_integer_forms(layer, x)) == {*forms, "QLinearMatMul", "QLinearMatMul uint8"}
 
 
 def _integer_forms(layer: Any, x: NDArray[np.int8]) -> dict[str, Form]:
@@ -208,13 +237,38 @@ def test_what_is_no_chain_is_said() -> None:
 def test_a_saturating_peer_is_flagged() -> None:
     ours = np.array([[100.0, -50.0], [7.0, 20.0]], np.float32)
     found = check(ours, np.clip(ours, -30, 30))
-    assert (found.outputs, found.differ) == (4, 2)
-    assert found.most == pytest.approx(0.7)
-    assert verdict(SAME, found).startswith("WRONG: 2 of 4 outputs differ")
-    assert verdict(FLOAT, found).startswith("float32: 2 of 4")
+    assert (found.outputs, found.differ, found.most) == (4, 2, 70)
+    assert found.rms == pytest.approx(np.sqrt((70**2 + 20**2) / 4) / 100)
+    assert judge(SAME, found).words.startswith("WRONG: 2 of 4 outputs differ")
+    assert judge(SAME, found).wrong and judge(SAME, found, Rounding(20)).wrong
+    assert judge(FLOAT, found).words.startswith("float32: 2 of 4")
+    assert not judge(FLOAT, found).wrong
+    rounded = judge(SAME, check(ours, ours + np.float32([[1, 0], [0, 0]])), Rounding(1))
+    assert (rounded.same, rounded.wrong) == (False, False)
+    assert rounded.words == "1 of 4 outputs differ, by one unit: it rounds otherwise at ties"
+    slightly = check(ours, ours + np.float32([[1.5, 0], [0, 0]]))
+    assert [judge(SAME, slightly, Rounding(1, deep)).wrong for deep in (False, True)] == [1, 0]
+    assert judge(SAME, found, Rounding(1, deep=True)).wrong
+    assert judge(SAME, check(ours, ours)) == Verdict(True, False, "same outputs")
     assert check(ours, np.where(ours == 7, np.nan, ours)).differ == 1
     assert check(ours, ours[:1]).differ == 4
     assert check({"a": ours, "b": ours}, {"b": ours, "a": ours}).differ == 0
+
+
+def test_dynamic_form_against_its_own_arithmetic(
+    digits: Program, pixels: NDArray[np.float32]
+) -> None:
+    """Weights of 4 bits do not saturate; if large ones do, on this processor, that is said."""
+    pytest.importorskip("onnxruntime")
+    model = compile_model(DIGITS, weight_bits=4, calibration=pixels)
+    forms = library_forms("onnxruntime", chain_of(model), "", None, threads=1)
+    (form,) = (f for f in forms if f.name == "DynamicQuantizeLinear")
+    assert form.exact is not None
+    assert check(form.exact(pixels), form.run(pixels)).rms < 1e-3
+    assert not judge_form(form, cpu_outputs(model, pixels), pixels).wrong
+    saturated = replace(form, run=lambda x: np.clip(form.run(x), -1e-3, 1e-3))
+    found = judge_form(saturated, cpu_outputs(model, pixels), pixels)
+    assert found.wrong and found.words.startswith("WRONG, its sums saturate")
 
 
 def test_samples_go_round_and_random_ones_use_the_range(digits: Program) -> None:
@@ -261,6 +315,21 @@ def test_facts_of_this_machine() -> None:
     known = facts()
     assert {"processor", "architecture", "processors", "python", "numpy", "pynq-bbs"} <= set(known)
     assert known["numpy"] == np.__version__
+
+
+def test_facts_of_a_board(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel of a 64-bit arm tells them."""
+    texts = {
+        "/proc/cpuinfo": "processor\t: 0\nFeatures\t: fp asimd crc32\nCPU implementer\t: 0x41\n"
+        "CPU part\t: 0xd03\n\nprocessor\t: 1\nCPU part\t: 0xd99\n",
+        "/proc/device-tree/model": "xlnx,zynqmp",
+    }
+    monkeypatch.setattr(machine, "_text", lambda path: texts.get(str(path), ""))
+    known = facts()
+    assert known["processor"] == "arm core 0xd03 of maker 0x41"
+    assert known["instruction sets"] == "asimd"
+    assert known["board"] == "xlnx,zynqmp"
+    assert "clock" not in known and "virtual machine" not in known
 
 
 def test_html_needs_nothing_else() -> None:
@@ -344,10 +413,17 @@ def test_a_program_file_and_random_numbers(
 ) -> None:
     path = str(tmp_path / "d.bbs.npz")
     digits.save(path)
+    power, stored = tmp_path / "power.csv", str(tmp_path / "r.json")
+    power.write_text(f"seconds,watts\n{time.time() - 9},5\n{time.time() + 999},5\n")
     arguments = ["bench", path, "--seconds", "0.1", "--samples", "3", "--against", "onnxruntime"]
-    assert main([*arguments, "--scenario", "offline"]) == 0
+    more = ["--scenario", "offline", "--power-csv", str(power), "--json", stored]
+    assert main([*arguments, *more]) == 0
     printed = capsys.readouterr().out
     assert "offline, 3 samples" in printed and "single-stream" not in printed
+    assert "energy: meter: power.csv" in printed
+    for entry in Record.load(stored).entries:
+        runs = np.concatenate([np.array(turn) for turn in entry.turns])
+        assert entry.joules is not None and entry.joules >= 5 * runs.mean() * (1 - 1e-3)
     assert main([*arguments, "--sparsity", "0.5"]) == 3
     assert "is compiled already" in capsys.readouterr().err
     assert "calibrated on random numbers" in " ".join(load_subject(DIGITS).notes)
@@ -362,6 +438,7 @@ def test_a_program_file_and_random_numbers(
         ([str(DIGITS), "--seconds", "nan"], 3, "more than zero"),
         ([str(DIGITS), "--threads", "0"], 3, "more than zero"),
         ([str(DIGITS), "--device", ","], 3, "nothing to measure"),
+        ([str(DIGITS), "--board", "Nexys"], 7, "Nexys"),
         ([str(DIGITS), "--device", "board"], 9, "there is no board"),
         ([str(DIGITS), str(DIGITS)], 3, "2 models given"),
         (["missing.bbs.npz"], 6, "no program file"),
@@ -376,17 +453,87 @@ def test_wrong_usage(
     assert text in capsys.readouterr().err
 
 
+def test_who_fails_is_left_out(
+    digits: Program, pixels: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(x: Any) -> Any:
+        raise RuntimeError("no kernel\nand more")
+
+    def forms(library: str, *_: Any) -> list[Form]:
+        if library == "scipy":
+            raise ImportError("No module named 'scipy'")
+        return [Form(library, "odd", FLOAT, broken), Form(library, "fine", FLOAT, lambda x: ours)]
+
+    ours = cpu_outputs(digits, pixels[:2])
+    monkeypatch.setattr(contestants, "library_forms", forms)
+    options = Options(against=("numpy", "scipy"), scenarios=("offline",), seconds=0.01, samples=2)
+    subject = Subject(digits, "digits", None)
+    record = benchmark(subject, {"pixels": pixels[:2]}, options)
+    assert [entry.name for entry in record.entries] == ["cpu", "numpy fine"]
+    assert record.entries[1].same
+    assert record.missing == {
+        "numpy odd": "cannot run this model: no kernel",
+        "scipy": "not installed (No module named 'scipy')",
+    }
+
+
+@pytest.mark.parametrize(("name", "shape"), [("ad_int8", (640,)), ("ic_int8", (32, 32, 3))])
+def test_a_quantised_file_is_our_integers(name: str, shape: tuple[int, ...]) -> None:
+    """Made by others: onnxruntime runs it as it is, but for ties and saturation."""
+    pytest.importorskip("onnxruntime")
+    subject = load_subject(shared_file("models", "mlperf-tiny", f"{name}.onnx"))
+    assert subject.quantised and subject.dense is None
+    x = samples_for(subject.program, None, 4)
+    assert next(iter(x.values())).shape == (4, *shape)
+    options = Options(against=("onnxruntime", "dense"), scenarios=("offline",), seconds=0.01)
+    record = benchmark(subject, x, options)
+    assert "our dense mode" in record.missing["dense"]
+    file = next(e for e in record.entries if e.name == "onnxruntime model as it is")
+    exact = file.same or "ties are rounded otherwise" in file.verdict
+    assert exact or (file.wrong and not onnxruntime_is_exact())
+
+
+def test_nothing_to_measure(tmp_path: Path) -> None:
+    x = QuantInput("x", "x", (8,), "int8", np.float32(1), 0)
+    nothing = QuantModel("nothing", [x], [], [QuantOutput("y", "x", (8,), "int8")])
+    pack(nothing, {}, load_build("8x32")).save(tmp_path / "p.npz")
+    with pytest.raises(InputError, match="has no layers"):
+        load_subject(tmp_path / "p.npz")
+
+
 def test_options_are_checked_before_anything_runs() -> None:
     with pytest.raises(InputError, match="0 samples"):
         Options(samples=0)
 
 
+HEAVY = ("onnx", "onnxruntime", "scipy", "torch", "tqdm", "threadpoolctl", "psutil")
+
+
 def test_nothing_heavy_is_imported() -> None:
-    """The command line starts without numpy, and a board has no other library."""
+    """The command line starts without numpy."""
     code = (
         "import sys, pynq_bbs.cli; assert 'numpy' not in sys.modules\n"
         "import pynq_bbs.bench.run, pynq_bbs.bench.report_html, pynq_bbs.bench.compare\n"
-        "heavy = {'onnx', 'onnxruntime', 'scipy', 'torch', 'tqdm', 'pynq', 'threadpoolctl'}\n"
-        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+        f"found = {{*{HEAVY}, 'pynq'}} & set(sys.modules); assert not found, found"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_board_has_numpy_only(digits: Program, tmp_path: Path) -> None:
+    digits.save(tmp_path / "d.bbs.npz")
+    arguments = ["bench", str(tmp_path / "d.bbs.npz"), "--device", "cpu,emulated", "--against"]
+    arguments += ["onnxruntime,torch,scipy,numpy", "--seconds", "0.1", "--samples", "4"]
+    arguments += ["--report", str(tmp_path / "r.html"), "--json", str(tmp_path / "r.json")]
+    code = (
+        "import sys\n"
+        f"for name in {HEAVY}: sys.modules[name] = None\n"
+        f"from pynq_bbs.cli import main; sys.exit(main({arguments}))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    record = Record.load(tmp_path / "r.json")
+    assert {e.name for e in record.entries if e.role == "peer"} == {"numpy float32"}
+    assert [record.missing[name][:13] for name in ("onnxruntime", "torch", "scipy")] == [
+        "not installed"
+    ] * 3
+    assert record.settings["threads of numpy's BLAS"] == "1 by OMP_NUM_THREADS"

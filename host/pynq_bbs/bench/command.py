@@ -125,9 +125,10 @@ def _measure(args: argparse.Namespace) -> None:
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = str(args.threads)  # read when numpy or torch are imported
 
+    from .options import Options
     from .report_html import html_report
     from .report_text import text_report
-    from .run import Options, benchmark
+    from .run import benchmark
     from .subject import load_subject, samples_for
 
     options = Options(
@@ -162,7 +163,8 @@ def _measure(args: argparse.Namespace) -> None:
 
 
 def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+    """What stands between commas, each once."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def _compiling(args: argparse.Namespace, path: Path) -> dict[str, Any]:

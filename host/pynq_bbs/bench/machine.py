@@ -27,7 +27,7 @@ def facts() -> dict[str, str]:
     """What is known of this machine and of the software, by name; what is not is left out."""
     info = _cpuinfo()
     found = {
-        "processor": info.get("model name") or info.get("Hardware") or platform.processor(),
+        "processor": _processor(info),
         "architecture": platform.machine(),
         "instruction sets": _features(info.get("flags") or info.get("Features") or ""),
         "clock": _clock(info),
@@ -90,6 +90,14 @@ def _cpuinfo() -> dict[str, str]:
         name, _, value = line.partition(":")
         found.setdefault(name.strip(), value.strip())
     return found
+
+
+def _processor(info: dict[str, str]) -> str:
+    """Its name, or on 64-bit arm, whose kernel tells none, the numbers of maker and core."""
+    name = info.get("model name") or info.get("Hardware")
+    if not name and "CPU part" in info:
+        name = f"arm core {info['CPU part']} of maker {info.get('CPU implementer', '?')}"
+    return name or platform.processor()
 
 
 def _features(flags: str) -> str:

@@ -113,19 +113,27 @@ def _scenario(scenario: str, entries: Sequence[Entry]) -> list[str]:
                 s.p95,
             )
         )
-    rows: list[Row] = [(_classes(entry), list(row(entry, entries[0]))) for entry in entries]
+    rows: list[Row] = [
+        (_classes(entry), [*row(entry, entries[0]), _executed(entry)]) for entry in entries
+    ]
     return [
         f"<h2>{escape(scenario.capitalize())}</h2>",
         f"<p>{escape(query_text(entries[0]))}. Bars are the time of a query: the shorter the "
         "better. The line over a bar's end is the 95 % interval of the median, the tick the 95th "
         "percentile, where it is not far out.</p>",
         bars(f"time of a query, {scenario}", chart),
-        _table(HEAD, rows),
-        '<p class="soft">GOPS are dense-equivalent. times: as long as the first one. joules: of '
-        "all that the machine did during a query.</p>",
+        _table([*HEAD, "executed GOPS"], rows),
+        '<p class="soft">GOPS are dense-equivalent where nothing else is said; what peers execute '
+        "is not known. times: as long as the first one. joules: of all that the machine did during "
+        "a query.</p>",
         "<p>Outputs, compared with the first one's:</p>",
         _facts({entry.name: entry.verdict for entry in entries[1:]}),
     ]
+
+
+def _executed(entry: Entry) -> str:
+    gops = entry.executed_gops
+    return "-" if gops is None else f"{'~' * entry.emulated}{gops:.2f}"
 
 
 def _classes(entry: Entry) -> str:

@@ -8,81 +8,42 @@ samples a second.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..accelerator import Accelerator
 from ..boards import load_board
-from ..errors import BuildError, DeviceError, InputError
 from ..pack.cycles import Memory
 from ..pack.program import Program
+from .contestants import Own, open_devices, open_peers
 from .layers import Cost, clocks, dense_macs
 from .machine import facts, load
 from .measure import Candidate, Turns, interleave
+from .options import EMULATED, Options
 from .peaks import measure_peaks
-from .peers import SAME, Check, Form, check, fastest, library_forms, limit_threads, verdict
+from .peers import (
+    SAME,
+    Form,
+    Rounding,
+    Verdict,
+    check,
+    competing,
+    judge,
+    limit_threads,
+)
 from .power import Meter, find_meter
 from .record import Entry, Record
 from .subject import Subject
 
-SCENARIOS = ("single-stream", "offline")
-EMULATED = "emulated"
-DEVICES = ("cpu", EMULATED, "board")
-PEERS = ("onnxruntime", "torch", "scipy", "numpy", "dense")
 #: Turns of an emulator, whose own time is of no interest: enough to say what it was.
 _EMULATOR_TURNS = 1
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `bbs bench` is asked for; `seconds` are of each scenario."""
-
-    devices: Sequence[str] = ("cpu",)
-    against: Sequence[str] = ()
-    scenarios: Sequence[str] = SCENARIOS
-    threads: int = 1
-    samples: int = 64
-    seconds: float = 10.0
-    board: str = "Pynq-Z2"
-    bitfile: Path | None = None
-    power: Path | None = None
-
-    def __post_init__(self) -> None:
-        for kind, given, known in (
-            ("device", self.devices, DEVICES),
-            ("peer", self.against, PEERS),
-            ("scenario", self.scenarios, SCENARIOS),
-        ):
-            for name in given:
-                if name not in known:
-                    raise InputError(f"unknown {kind} {name!r}; known: {', '.join(known)}")
-        if not self.devices or not self.scenarios:
-            raise InputError("nothing to measure: name a device and a scenario at least")
-        if self.threads < 1 or self.samples < 1 or not self.seconds > 0:
-            raise InputError(
-                f"{self.threads} threads, {self.samples} samples and {self.seconds} seconds: "
-                "all must be more than zero"
-            )
-
-
-@dataclass(frozen=True)
-class _Own:
-    """A program on an open device."""
-
-    name: str
-    role: str
-    device: str
-    program: Program
-    accelerator: Accelerator
 
 
 def benchmark(
@@ -97,9 +58,10 @@ def benchmark(
         progress: called with the scenario and the share of its time that is over, 0 to 1.
 
     Raises:
-        InputError: `x` does not fit the model.
+        InputError: `x` does not fit the model. BuildError: unknown board.
         DeviceError: no device at all can be opened. ToolchainError: there is no compiler.
     """
+    load_board(options.board)  # an unknown one is no matter of a single device
     machine = facts()
     blas = limit_threads(options.threads)
     peaks = measure_peaks(options.threads)
@@ -107,8 +69,9 @@ def benchmark(
     missing: dict[str, str] = {}
     entries: list[Entry] = []
     with ExitStack() as cleanup:
-        own = _open_devices(subject, options, missing, cleanup)
-        forms = _open_peers(subject, options, missing)
+        one = _queries("single-stream", x)[0]
+        own = open_devices(subject, options, one, missing, cleanup)
+        forms = open_peers(subject, options, one, missing)
         for scenario in options.scenarios:
             told = partial(progress, scenario) if progress else None
             bench = _Scenario(scenario, subject, options, own, forms, _queries(scenario, x))
@@ -144,61 +107,6 @@ def _about(subject: Subject) -> dict[str, str]:
     }
 
 
-def _open_devices(
-    subject: Subject, options: Options, missing: dict[str, str], cleanup: ExitStack
-) -> list[_Own]:
-    programs = [("device", "", subject.program)]
-    if subject.dense:
-        programs.append(("dense", " dense", subject.dense))
-    elif "dense" in options.against:
-        missing["dense"] = "nothing is pruned: what is measured is our dense mode"
-    own = []
-    for device in options.devices:
-        for role, suffix, program in programs:
-            try:
-                accelerator = Accelerator(
-                    program,
-                    device,
-                    board=options.board,
-                    bitfile=options.bitfile,
-                    threads=options.threads,
-                )
-            # The other devices can be measured without this one.
-            except (DeviceError, BuildError) as error:
-                missing[device + suffix] = str(error)
-                continue
-            cleanup.enter_context(accelerator)
-            own.append(_Own(device + suffix, role, device, program, accelerator))
-    if not own:
-        raise DeviceError("; ".join(f"{name}: {why}" for name, why in missing.items()))
-    return own
-
-
-def _open_peers(
-    subject: Subject, options: Options, missing: dict[str, str]
-) -> dict[str, list[Form]]:
-    """The forms of every library that competes."""
-    forms: dict[str, list[Form]] = {}
-    for library in options.against:
-        if library == "dense":
-            continue
-        try:
-            found = library_forms(
-                library, subject.chain, subject.why_no_chain, subject.model, options.threads
-            )
-        except ImportError as error:
-            missing[library] = f"not installed ({error})"
-        # A library that is there may still fail at this model in ways of its own.
-        except Exception as error:
-            missing[library] = f"cannot run this model: {str(error).splitlines()[0]}"
-        else:
-            for form in found:
-                if subject.dense and form.library == "onnxruntime":  # it runs the file
-                    form = replace(form, arithmetic=f"{form.arithmetic}, not pruned")
-                forms.setdefault(form.library, []).append(form)
-    return forms
-
-
 def _offered(forms: dict[str, list[Form]]) -> list[str]:
     return [
         f"{library}: the fastest of {', '.join(form.name for form in offered)}"
@@ -221,7 +129,7 @@ class _Scenario:
     name: str
     subject: Subject
     options: Options
-    own: list[_Own]
+    own: list[Own]
     forms: dict[str, list[Form]]
     queries: list[dict[str, NDArray[Any]]]
 
@@ -233,12 +141,20 @@ class _Scenario:
     def entries(self, meter: Meter | None, progress: Callable[[float], None] | None) -> list[Entry]:
         """Measure, and put together what was found."""
         reference = self.own[0].accelerator.run(self.queries[0])
-        checks = {o.name: check(reference, o.accelerator.run(self.queries[0])) for o in self.own}
+        verdicts = {
+            o.name: judge(SAME, check(reference, o.accelerator.run(self.queries[0])))
+            for o in self.own
+        }
         before = {o.name: deepcopy(o.accelerator.report()) for o in self.own}
         stamps: dict[str, list[NDArray[np.float64]]] = {o.name: [] for o in self.own}
-        chosen = [fastest(forms, self.queries[0]) for forms in self.forms.values()]
+        rounding = _rounding(self.subject.program)
+        chosen = [
+            peer
+            for forms in self.forms.values()
+            for peer in competing(forms, reference, self.queries[0], rounding)
+        ]
         candidates = [self._candidate(o, stamps[o.name]) for o in self.own]
-        candidates += [Candidate(form.label, self._asks(form.run)) for form in chosen]
+        candidates += [Candidate(form.label, self._asks(form.run)) for form, _ in chosen]
         turns = interleave(
             candidates,
             self.options.seconds,
@@ -248,17 +164,14 @@ class _Scenario:
         joules = {name: _joules(taken, meter) for name, taken in turns.items()}
         entries = []
         for o in self.own:
-            entry = self._entry(o.name, o.role, turns[o.name], SAME, checks[o.name])
+            entry = self._entry(o.name, o.role, turns[o.name], verdicts[o.name])
             cost = Cost.between(before[o.name], o.accelerator.report(), stamps[o.name])
             entries.append(self._with_cost(entry, o, cost))
-        for form in chosen:
-            found = check(reference, form.run(self.queries[0]))
-            entries.append(
-                self._entry(form.label, "peer", turns[form.label], form.arithmetic, found)
-            )
+        for form, verdict in chosen:
+            entries.append(self._entry(form.label, "peer", turns[form.label], verdict))
         return [replace(entry, joules=joules[entry.name]) for entry in entries]
 
-    def _candidate(self, own: _Own, stamps: list[NDArray[np.float64]]) -> Candidate:
+    def _candidate(self, own: Own, stamps: list[NDArray[np.float64]]) -> Candidate:
         """One of ours, its clocks behind every run put into `stamps`."""
         report = own.accelerator.report()
         return Candidate(
@@ -273,20 +186,20 @@ class _Scenario:
         queries, count = self.queries, len(self.queries)
         return lambda index: run(queries[index % count])
 
-    def _entry(self, name: str, role: str, turns: Turns, arithmetic: str, found: Check) -> Entry:
+    def _entry(self, name: str, role: str, turns: Turns, verdict: Verdict) -> Entry:
         return Entry(
             name,
             role,
             self.name,
             self.samples,
             turns.seconds,
-            verdict(arithmetic, found),
-            found.differ == 0,
-            arithmetic == SAME and found.differ > 0,
+            verdict.words,
+            verdict.same,
+            verdict.wrong,
             dense_macs(self.subject.program, self.samples),
         )
 
-    def _with_cost(self, entry: Entry, own: _Own, cost: Cost) -> Entry:
+    def _with_cost(self, entry: Entry, own: Own, cost: Cost) -> Entry:
         cpu, board = own.device == "cpu", load_board(self.options.board)
         return replace(
             entry,
@@ -297,6 +210,16 @@ class _Scenario:
             if cpu
             else cost.modelled(own.program.build, board.name, Memory.of(board)),
         )
+
+
+def _rounding(program: Program) -> Rounding:
+    """Of the outputs, where all are INT8 and have no functions behind them; sums are exact."""
+    unit, deep = 0.0, len(program.layers) > 1
+    for output in program.outputs:
+        if output.functions or program.tensors[output.tensor].bits > 8:
+            return Rounding(0.0, deep)
+        unit = max(unit, float(output.scale.max()) if output.dtype == "float32" else 1.0)
+    return Rounding(unit, deep)
 
 
 def _joules(turns: Turns, meter: Meter | None) -> float | None:

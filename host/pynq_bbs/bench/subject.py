@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..model.graph import GraphInput, Model, QuantInput
+from ..model.graph import GraphInput, Model, QuantInput, QuantModel
 from ..pack.program import Program
 from .chain import Chain, chain_of
 from .dense import dense_program, is_pruned
@@ -24,11 +24,12 @@ _RANDOM_SAMPLES = 64
 @dataclass
 class Subject:
     """`dense` is None where nothing is pruned, `chain` where the program is more than layers one
-    after the other (`why_no_chain`)."""
+    after the other (`why_no_chain`); `quantised` says that the file has our integers already."""
 
     program: Program
     file: str
     model: str | None  # path of the ONNX file, if it is one
+    quantised: bool = False
     dense: Program | None = None
     chain: Chain | None = None
     why_no_chain: str = ""
@@ -43,11 +44,12 @@ def load_subject(path: Path, calibration: Any = None, **options: Any) -> Subject
             on random numbers, which gives the speed of the model but not its accuracy.
 
     Raises:
+        InputError: there are no layers.
         ProgramError, ModelError, UnsupportedModelError, BuildError: as `Program.load`, `compile`.
     """
     notes = []
     if path.suffix == ".npz":
-        program, model = Program.load(path), None
+        program, model, quantised = Program.load(path), None, False
     else:
         from ..compiler import compile as compile_model
         from ..model.partition import read_model
@@ -59,14 +61,17 @@ def load_subject(path: Path, calibration: Any = None, **options: Any) -> Subject
                 "calibrated on random numbers, for want of --calibration: the speed is the "
                 "model's, its outputs mean nothing"
             )
-        compiled, model = compile_model(loaded, calibration=calibration, **options), str(path)
+        compiled = compile_model(loaded, calibration=calibration, **options)
         if not isinstance(compiled, Program):
             raise InputError(
                 f"{path} needs the host between several programs, which bbs bench cannot measure "
                 "yet; bbs check shows where it can be cut"
             )
         program = compiled
-    subject = Subject(program, path.name, model, notes=notes)
+        model, quantised = str(path), isinstance(loaded, QuantModel)
+    if not program.layers:
+        raise InputError(f"{path} has no layers: there is nothing to measure")
+    subject = Subject(program, path.name, model, quantised, notes=notes)
     if any(is_pruned(layer) for layer in program.layers):
         subject.dense = dense_program(program)
     try:
