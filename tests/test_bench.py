@@ -37,6 +37,7 @@ from pynq_bbs.bench.peers import (
     competing,
     judge,
     judge_form,
+    judge_own,
     library_forms,
 )
 from pynq_bbs.bench.power import MeterFile, Rapl, find_meter
@@ -252,6 +253,8 @@ def test_a_saturating_peer_is_flagged() -> None:
     assert [judge(SAME, slightly, Rounding(1, deep)).wrong for deep in (False, True)] == [1, 0]
     assert judge(SAME, found, Rounding(1, deep=True)).wrong
     assert judge(SAME, check(ours, ours)) == Verdict(True, False, "same outputs")
+    assert judge_own(check(ours, ours)).same
+    assert judge_own(found).wrong and "--verify" in judge_own(found).words
     assert check(ours, np.where(ours == 7, np.nan, ours)).differ == 1
     assert check(ours, ours[:1]).differ == 4
     assert check({"a": ours, "b": ours}, {"b": ours, "a": ours}).differ == 0
@@ -399,6 +402,7 @@ def test_text_marks_what_is_modelled() -> None:
     lines = text_report(a_record(entries)).splitlines()
     assert lines[3].split()[:6] == ["cpu", "1", "ms", "+0.0%", "+0.0%", "1"]
     assert lines[4].split()[:4] == ["emulated", "~4", "ms", "modelled"]
+    assert (lines[3].split()[-2], lines[4].split()[-2]) == ("1.00", "~1.00")
     assert "torch: not installed" in "\n".join(lines) and "energy: unknown" in "\n".join(lines)
     assert [seconds_text(s) for s in (2.0, 0.5, 1.5e-6, 3e-10)] == [
         "2 s",

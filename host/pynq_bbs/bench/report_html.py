@@ -115,7 +115,7 @@ def _scenario(scenario: str, entries: Sequence[Entry]) -> list[str]:
             )
         )
     rows: list[Row] = [
-        (_classes(entry), [*row(entry, entries[0]), _executed(entry)]) for entry in entries
+        (_classes(entry), [*row(entry, entries), _executed(entry)]) for entry in entries
     ]
     return [
         f"<h2>{escape(scenario.capitalize())}</h2>",
@@ -125,8 +125,8 @@ def _scenario(scenario: str, entries: Sequence[Entry]) -> list[str]:
         bars(f"time of a query, {scenario}", chart),
         _table([*HEAD, "executed GOPS"], rows),
         '<p class="soft">GOPS are dense-equivalent where nothing else is said; what peers execute '
-        "is not known. times: as long as the first one. joules: of all that the machine did during "
-        "a query.</p>",
+        "is not known. times: as long as the first one measured, or modelled. joules: of all that "
+        "the machine did during a query.</p>",
         "<p>Outputs, compared with the first one's:</p>",
         _facts({entry.name: entry.verdict for entry in entries[1:]}),
     ]
