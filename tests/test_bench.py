@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from pynq_bbs.accelerator import Accelerator
 from pynq_bbs.bench import contestants, machine
 from pynq_bbs.bench.chain import chain_of
 from pynq_bbs.bench.dense import dense_program
+from pynq_bbs.bench.layers import Cost, clocks
 from pynq_bbs.bench.machine import facts
 from pynq_bbs.bench.options import Options
 from pynq_bbs.bench.peers import (
@@ -35,6 +37,7 @@ from pynq_bbs.bench.peers import (
     competing,
     judge,
     judge_form,
+    judge_own,
     library_forms,
 )
 from pynq_bbs.bench.power import MeterFile, Rapl, find_meter
@@ -250,6 +253,8 @@ def test_a_saturating_peer_is_flagged() -> None:
     assert [judge(SAME, slightly, Rounding(1, deep)).wrong for deep in (False, True)] == [1, 0]
     assert judge(SAME, found, Rounding(1, deep=True)).wrong
     assert judge(SAME, check(ours, ours)) == Verdict(True, False, "same outputs")
+    assert judge_own(check(ours, ours)).same
+    assert judge_own(found).wrong and "--verify" in judge_own(found).words
     assert check(ours, np.where(ours == 7, np.nan, ours)).differ == 1
     assert check(ours, ours[:1]).differ == 4
     assert check({"a": ours, "b": ours}, {"b": ours, "a": ours}).differ == 0
@@ -332,12 +337,43 @@ def test_facts_of_a_board(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "clock" not in known and "virtual machine" not in known
 
 
+def test_cost_of_a_run_is_a_median(digits: Program, pixels: NDArray[np.float32]) -> None:
+    with Accelerator(digits, "standin") as accelerator:
+        accelerator.run(pixels)
+        before, once = deepcopy(accelerator.report()), accelerator.report().cycles
+        accelerator.run(pixels)
+        accelerator.run(pixels)
+        report = accelerator.report()
+        parts = len(report.seconds)
+        # Of three runs the last two are measured behind each other: medians of 2, 4 and 9 seconds.
+        first = clocks(before)
+        step = np.array([1, *[1.0] * parts, *[0.5] * len(report.layers)])
+        seconds = [first, first + step * 2, first + step * 6, first + step * 15]
+        for run, stamp in enumerate(seconds):
+            stamp[0] = first[0] + run
+        cost = Cost.between(before, report, seconds[1:])
+    assert cost.parts == dict.fromkeys(report.seconds, pytest.approx(4.0))
+    assert [la.seconds for la in cost.layers] == [pytest.approx(2.0)] * 3
+    assert 0 < sum(la.cycles for la in cost.layers) <= once
+    figures = cost.figures(digits, 40, cpu=False)
+    assert [f.macs for f in figures] == [40 * 4096, 40 * 16384, 40 * 640]
+    assert [f.dense_macs for f in figures] == [4 * f.macs for f in figures]
+    assert all(f.seconds is None and f.cycles and f.bytes > 0 for f in figures)
+    cpu = cost.figures(digits, 40, cpu=True)
+    # INT8 weights with INT32 places, INT8 inputs and outputs, INT32 sums at the end.
+    assert [f.bytes for f in cpu] == [
+        5 * 4096 + 40 * (64 + 256),
+        5 * 16384 + 40 * (256 + 256),
+        5 * 640 + 40 * (256 + 4 * 10),
+    ]
+
+
 def test_html_needs_nothing_else() -> None:
     entries = [
         an_entry("cpu", [[1e-3, 2e-3]] * 8),
         an_entry("cpu dense", [[2e-3]] * 3, role="dense"),
         an_entry("emulated", [[1.0]], modelled=1e-3),
-        an_entry("a < peer & more", [[5e-4]] * 9, role="peer"),
+        replace(an_entry("a < peer & more", [[5e-4]] * 9, role="peer"), same=False, wrong=True),
     ]
     text = html_report(a_record(entries))
     page = ET.fromstring(text.split("\n", 1)[1])
@@ -349,6 +385,11 @@ def test_html_needs_nothing_else() -> None:
     # What is modelled is hatched and says so, and nothing else is.
     marked = [rect for rect in page.iter("rect") if "modelled" in rect.get("class", "")]
     assert [rect.find("title").text for rect in marked] == ["emulated: ~1 ms modelled"]  # type: ignore[union-attr]
+    (bad,) = (row for row in page.iter("tr") if row.get("class") == "bad")
+    assert bad[0].text == "a < peer & more"
+    assert [text.text for text in page.iter("text") if text.get("class") == "peer bad"] == [
+        "a < peer & more", "500 us"
+    ]  # fmt: skip
     roofs = [line.get("class") for line in page.iter("polyline")]
     assert roofs == ["roof measured", "roof measured", "roof modelled"]
     for row in page.iter("tr"):
@@ -361,6 +402,7 @@ def test_text_marks_what_is_modelled() -> None:
     lines = text_report(a_record(entries)).splitlines()
     assert lines[3].split()[:6] == ["cpu", "1", "ms", "+0.0%", "+0.0%", "1"]
     assert lines[4].split()[:4] == ["emulated", "~4", "ms", "modelled"]
+    assert (lines[3].split()[-2], lines[4].split()[-2]) == ("1.00", "~1.00")
     assert "torch: not installed" in "\n".join(lines) and "energy: unknown" in "\n".join(lines)
     assert [seconds_text(s) for s in (2.0, 0.5, 1.5e-6, 3e-10)] == [
         "2 s",
@@ -393,14 +435,15 @@ def test_command(
         assert (entry.modelled is not None) == entry.emulated == entry.name.startswith("emulated")
         if entry.name.startswith("cpu"):
             assert all(la.seconds and la.seconds > 0 for la in entry.layers)
-            assert sum(la.seconds or 0 for la in entry.layers) < entry.parts["device"]
+            assert set(entry.parts) == {"quantise", "device", "output"}
     sparse, dense = (sum(la.macs for la in e.layers) for e in record.entries[:2])
     assert (sparse, dense) == (21120, 84480)
     ET.fromstring(Path(page).read_text().split("\n", 1)[1])
     stored = json.loads(Path(old).read_text())
-    for entry in stored["entries"]:  # as if everything had been twice as fast
-        entry["turns"] = [[s / 2 for s in turn] for turn in entry["turns"]]
-    Path(new).write_text(json.dumps(stored))
+    for path, seconds in ((old, 1e-3), (new, 5e-4)):  # as if everything had been twice as fast
+        for entry in stored["entries"]:
+            entry["turns"] = [[seconds * (1 + i / 1000)] for i in range(20)]
+        Path(path).write_text(json.dumps(stored))
     assert main(["bench", "compare", old, new, "--fail-slower", "5"]) == 0
     assert "-50.0%" in capsys.readouterr().out
     assert main(["bench", "compare", new, old]) == 0

@@ -94,12 +94,13 @@ class Rounding:
 
 
 _EXACT = Rounding()
+_SAME_OUTPUTS = Verdict(True, False, "same outputs")
 
 
 def judge(arithmetic: str, found: Check, rounding: Rounding = _EXACT) -> Verdict:
     """What the outputs of a form are worth; `found` compares them with ours."""
     if found.differ == 0:
-        return Verdict(True, False, "same outputs")
+        return _SAME_OUTPUTS
     text = f"{found.differ} of {found.outputs} outputs differ"
     if arithmetic == SAME and found.most <= 1.01 * rounding.unit:
         return Verdict(False, False, f"{text}, by one unit: it rounds otherwise at ties")
@@ -110,6 +111,14 @@ def judge(arithmetic: str, found: Check, rounding: Rounding = _EXACT) -> Verdict
     if arithmetic == SAME:
         return Verdict(False, True, f"WRONG: {text}: the same integers, so its sums saturate")
     return Verdict(False, False, f"{arithmetic}: {text}")
+
+
+def judge_own(found: Check) -> Verdict:
+    """What the outputs of a device of ours are worth, whose integers all are the same."""
+    if found.differ == 0:
+        return _SAME_OUTPUTS
+    text = f"{found.differ} of {found.outputs} outputs differ"
+    return Verdict(False, True, f"WRONG: {text}: bbs run --verify finds the layer")
 
 
 def judge_form(form: Form, ours: Any, x: Batch, rounding: Rounding = _EXACT) -> Verdict:

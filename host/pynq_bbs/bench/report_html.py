@@ -21,19 +21,20 @@ _STYLE = """
   --rule: #343c46; --own: #5b9bf0; --dense: #35588a; --peer: #67707c; --modelled: #f0a35c;
   --bad: #ff7b7b; --hatch: #4a3420; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground);
-  max-width: 1080px; margin: 2em auto; padding: 0 1em; }
+  max-width: 1180px; margin: 2em auto; padding: 0 1em; }
 h1 { font-size: 1.6em; margin-bottom: 0; }
 h2 { margin-top: 2em; border-bottom: 1px solid var(--rule); }
 p.soft, .soft { color: var(--soft); } .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { padding: 3px 9px; text-align: right; border-bottom: 1px solid var(--rule);
+th, td { padding: 3px 8px; text-align: right; border-bottom: 1px solid var(--rule);
   white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } th { color: var(--soft); font-weight: 500; }
 table.facts td { text-align: left; white-space: normal; }
 tr.modelled td, .modelled-words { color: var(--modelled); font-style: italic; }
-tr.bad td, .bad { color: var(--bad); }
+tr.bad td { color: var(--bad); }
 svg { width: 100%; height: auto; } svg text { font-size: 13px; fill: var(--ink); }
 svg text.modelled { fill: var(--modelled); font-style: italic; }
+svg text.bad { fill: var(--bad); }
 rect.own, .part3 { fill: var(--own); } rect.dense { fill: var(--dense); }
 rect.peer { fill: var(--peer); }
 rect.modelled { fill: url(#hatch); stroke: var(--modelled); stroke-dasharray: 4 2; }
@@ -90,7 +91,7 @@ def _summary(record: Record) -> str:
 def _role(entry: Entry) -> str:
     if entry.emulated:
         return "modelled"
-    return {"device": "own"}.get(entry.role, entry.role)
+    return {"device": "own"}.get(entry.role, entry.role) + " bad" * entry.wrong
 
 
 def _scenario(scenario: str, entries: Sequence[Entry]) -> list[str]:
@@ -114,7 +115,7 @@ def _scenario(scenario: str, entries: Sequence[Entry]) -> list[str]:
             )
         )
     rows: list[Row] = [
-        (_classes(entry), [*row(entry, entries[0]), _executed(entry)]) for entry in entries
+        (_classes(entry), [*row(entry, entries), _executed(entry)]) for entry in entries
     ]
     return [
         f"<h2>{escape(scenario.capitalize())}</h2>",
@@ -124,8 +125,8 @@ def _scenario(scenario: str, entries: Sequence[Entry]) -> list[str]:
         bars(f"time of a query, {scenario}", chart),
         _table([*HEAD, "executed GOPS"], rows),
         '<p class="soft">GOPS are dense-equivalent where nothing else is said; what peers execute '
-        "is not known. times: as long as the first one. joules: of all that the machine did during "
-        "a query.</p>",
+        "is not known. times: as long as the first one measured, or modelled. joules: of all that "
+        "the machine did during a query.</p>",
         "<p>Outputs, compared with the first one's:</p>",
         _facts({entry.name: entry.verdict for entry in entries[1:]}),
     ]

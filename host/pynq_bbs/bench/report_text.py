@@ -15,12 +15,12 @@ def text_report(record: Record) -> str:
     """What `bbs bench` prints: a table for each scenario, and what must be known beside it."""
     parts = []
     for scenario, entries in record.scenarios().items():
-        rows = [HEAD, *(row(entry, entries[0]) for entry in entries)]
+        rows = [HEAD, *(row(entry, entries) for entry in entries)]
         parts.append(f"{scenario}, {query_text(entries[0])}:\n{table(rows)}\n{_outputs(entries)}")
     parts.append(
         "~ is modelled, not measured: the engine alone on a board, without the host; all else is "
         "measured on this machine.\nGOPS are dense-equivalent, 2 x products over the time as if no "
-        "weight were zero."
+        "weight were zero; times are as long as the first one's, or the first ~."
     )
     facts = [f"left out: {name}: {reason}" for name, reason in record.missing.items()]
     facts += [f"note: {note}" for note in record.notes]
@@ -47,14 +47,14 @@ HEAD = ("candidate", "median", "95 % interval", "p95", "p99", "least", "runs", "
         "GOPS", "times", "joules")  # fmt: skip
 
 
-def row(entry: Entry, first: Entry) -> tuple[str, ...]:
-    """Of a candidate; `times` is how many times as long as the first one it takes. An emulated
-    device is compared with nothing but another one."""
+def row(entry: Entry, entries: Sequence[Entry]) -> tuple[str, ...]:
+    """Of a candidate; `times` is how many times as long it takes as the first of the `entries` that
+    is measured, or modelled, as it is."""
     rate, gops = entry.samples / entry.seconds, entry.dense_gops
-    energy = "unknown" if entry.joules is None else f"{entry.joules:.3g}"
+    times = entry.seconds / next(e for e in entries if e.emulated == entry.emulated).seconds
     if entry.emulated:
         shown = (f"~{seconds_text(entry.seconds)}", *["modelled"] + ["-"] * 4)
-        return (entry.name, *shown, f"~{rate:.0f}", f"~{gops:.2f}", "-", "-")
+        return (entry.name, *shown, f"~{rate:.0f}", f"~{gops:.2f}", f"~{times:.2f}", "-")
     s = entry.summary
     shown = (
         seconds_text(s.median),
@@ -62,8 +62,8 @@ def row(entry: Entry, first: Entry) -> tuple[str, ...]:
         *(seconds_text(v) for v in (s.p95, s.p99, s.least)),
         str(s.runs),
     )
-    times = "-" if first.emulated else f"{s.median / first.seconds:.2f}"
-    return (entry.name, *shown, f"{rate:.0f}", f"{gops:.2f}", times, energy)
+    energy = "unknown" if entry.joules is None else f"{entry.joules:.3g}"
+    return (entry.name, *shown, f"{rate:.0f}", f"{gops:.2f}", f"{times:.2f}", energy)
 
 
 def query_text(entry: Entry) -> str:

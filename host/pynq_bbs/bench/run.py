@@ -29,13 +29,12 @@ from .measure import Candidate, Turns, interleave
 from .options import EMULATED, Options
 from .peaks import measure_peaks
 from .peers import (
-    SAME,
     Form,
     Rounding,
     Verdict,
     check,
     competing,
-    judge,
+    judge_own,
     limit_threads,
 )
 from .power import Meter, find_meter
@@ -142,7 +141,7 @@ class _Scenario:
         """Measure, and put together what was found."""
         reference = self.own[0].accelerator.run(self.queries[0])
         verdicts = {
-            o.name: judge(SAME, check(reference, o.accelerator.run(self.queries[0])))
+            o.name: judge_own(check(reference, o.accelerator.run(self.queries[0])))
             for o in self.own
         }
         before = {o.name: deepcopy(o.accelerator.report()) for o in self.own}
