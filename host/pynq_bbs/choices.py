@@ -58,7 +58,7 @@ def choose(
         _check(key, getattr(asked, key), "")
     by_name = {layer.name: layer for layer in model.layers}
     chosen = dict.fromkeys(by_name, asked)
-    fixed = {layer.name: reason for layer in model.layers if (reason := _without_matrix(layer))}
+    fixed = {layer.name: reason for layer in model.layers if (reason := without_matrix(layer))}
     usual = _kept_by_default(model, fixed)
     if sparsity > 0:
         for name, reason in (usual | fixed).items():
@@ -165,7 +165,7 @@ def _near(name: str, known: Sequence[str]) -> str:
     return f"; there are {', '.join(map(repr, known[:8]))}{more}"
 
 
-def _without_matrix(layer: AnyLayer) -> str:
+def without_matrix(layer: AnyLayer) -> str:
     """Why a layer has no weights that could be removed; empty where it has."""
     if isinstance(layer, RecurrentLayer):
         return ""

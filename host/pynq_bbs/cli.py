@@ -190,10 +190,29 @@ def _check(args: argparse.Namespace) -> None:
     rows += [(n.name, n.op, n.runs, n.reason) for n in nodes]
     print(table(rows))
     bad = [n for n in nodes if n.runs == "unsupported"]
+    if not bad and (found := _sparsity_text(args.model)):
+        print(found)
     if bad:
         raise UnsupportedModelError(
             f"{len(bad)} of {len(nodes)} nodes of {args.model} cannot run; see the list above"
         )
+
+
+def _sparsity_text(path: Path) -> str:
+    """The layers whose weights have zeros that a bank leaves out, with keep/bank."""
+    from .builds import load_build
+    from .choices import without_matrix
+    from .compiler import found_bank
+    from .model.onnx_import import load_onnx
+    from .model.recurrent import RecurrentLayer
+
+    build, found = load_build("8x32"), []
+    for layer in load_onnx(path).layers:
+        if not isinstance(layer, RecurrentLayer) and not without_matrix(layer):
+            size, keep = found_bank(layer.weights, build)
+            if keep < size:
+                found.append(f"{layer.name} {keep}/{size}")
+    return f"zeros that the weights have, keep/bank: {', '.join(found)}" if found else ""
 
 
 def _compile(args: argparse.Namespace) -> None:

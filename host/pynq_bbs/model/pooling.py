@@ -102,7 +102,8 @@ def tap_counts(window: Window, counted: Pads) -> NDArray[np.int64]:
 def kinds_of_taps(window: Window, counted: Pads) -> NDArray[np.int64]:
     """The different numbers in `tap_counts`, from the least on, without making all of them."""
     along_y, along_x = (np.unique(side) for side in _counts_along(window, counted))
-    return np.unique(np.outer(along_y, along_x))
+    kinds: NDArray[np.int64] = np.unique(np.outer(along_y, along_x))
+    return kinds
 
 
 def _counts_along(window: Window, counted: Pads) -> list[NDArray[np.int64]]:
