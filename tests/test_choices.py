@@ -180,8 +180,11 @@ def test_zeros_of_a_float_model_are_found(
     arguments = ["--calibration", str(paths[1]), "-o", str(paths[2])]
     assert main(["compile", str(paths[0]), *arguments]) == 0
     assert main(["info", str(paths[2])]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("conv3")]
-    assert len(lines) == 2 and all(" 2/4 " in line for line in lines)
+    assert main(["check", str(paths[0])]) == 0
+    printed = capsys.readouterr().out
+    lines = [line for line in printed.splitlines() if line.startswith("conv3")]
+    assert sum(" 2/4 " in line for line in lines) == 2
+    assert printed.endswith("keep/bank: conv2 2/4, conv3 2/4\n")
 
 
 @pytest.mark.parametrize(

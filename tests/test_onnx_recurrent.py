@@ -17,7 +17,7 @@ from onnx_build import FLOAT, INT32, node, onnx, refused
 from oracle import run_onnxruntime
 from pynq_bbs import Accelerator, Program
 from pynq_bbs import compile as compile_model
-from pynq_bbs.compress.quantize import run_float
+from pynq_bbs.compress.activations import run_float
 from pynq_bbs.errors import InputError, UnsupportedModelError
 from pynq_bbs.model.onnx_import import check_onnx, load_onnx
 

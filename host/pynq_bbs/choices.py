@@ -61,7 +61,7 @@ def choose(
     whole = _whole(model)
     by_name = {layer.name: layer for layer in whole.layers}
     chosen = dict.fromkeys(by_name, asked)
-    fixed = {layer.name: reason for layer in whole.layers if (reason := _without_matrix(layer))}
+    fixed = {layer.name: reason for layer in whole.layers if (reason := without_matrix(layer))}
     usual = _kept_by_default(whole, fixed)
     if sparsity > 0:
         for name, reason in (usual | fixed).items():
@@ -90,14 +90,21 @@ class _Whole:
     outputs: set[str]
 
 
+def layers_of(model: Model | QuantModel | Partition) -> list[AnyLayer]:
+    """The layers of all programs that a model becomes."""
+    return [layer for part in _parts(model) for layer in part.layers]
+
+
+def _parts(model: Model | QuantModel | Partition) -> list[Model | QuantModel]:
+    if not isinstance(model, Partition):
+        return [model]
+    return [stage.model for stage in model.stages if isinstance(stage, Part)]
+
+
 def _whole(model: Model | QuantModel | Partition) -> _Whole:
-    parts: list[Model | QuantModel] = []
-    if isinstance(model, Partition):
-        parts += [stage.model for stage in model.stages if isinstance(stage, Part)]
-    else:
-        parts.append(model)
+    parts = _parts(model)
     return _Whole(
-        [layer for part in parts for layer in part.layers],
+        layers_of(model),
         {view.output: view.reads for part in parts for view in part.views},
         {spec.tensor for part in parts[:1] for spec in part.inputs},
         {spec.tensor for part in parts[-1:] for spec in part.outputs},
@@ -193,7 +200,7 @@ def _near(name: str, known: Sequence[str]) -> str:
     return f"; there are {', '.join(map(repr, known[:8]))}{more}"
 
 
-def _without_matrix(layer: AnyLayer) -> str:
+def without_matrix(layer: AnyLayer) -> str:
     """Why a layer has no weights that could be removed; empty where it has."""
     if isinstance(layer, (FloatRecurrent, RecurrentLayer)):
         return ""

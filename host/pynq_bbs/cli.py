@@ -219,12 +219,31 @@ def _check(args: argparse.Namespace) -> None:
     else:
         checked = check_model(args.model)
     print(table(checked.rows))
+    if not checked.bad and not archive.kind(args.model) and (found := _sparsity_text(args.model)):
+        print(found)
     if checked.bad:
         raise UnsupportedModelError(
             f"{checked.bad} of {len(checked.rows) - 1} nodes of {args.model} can run neither on "
             "the engine nor on the host; see the list above"
         )
     print(checked.summary)
+
+
+def _sparsity_text(path: Path) -> str:
+    """The layers whose weights have zeros that a bank leaves out, with keep/bank."""
+    from .builds import load_build
+    from .choices import layers_of, without_matrix
+    from .compiler import found_bank
+    from .model.graph import Layer, QuantLayer
+    from .model.partition import read_model
+
+    build, found = load_build("8x32"), []
+    for layer in layers_of(read_model(path)):
+        if isinstance(layer, (Layer, QuantLayer)) and not without_matrix(layer):
+            size, keep = found_bank(layer.weights, build)
+            if keep < size:
+                found.append(f"{layer.name} {keep}/{size}")
+    return f"zeros that the weights have, keep/bank: {', '.join(found)}" if found else ""
 
 
 def _compile(args: argparse.Namespace) -> None:

@@ -205,12 +205,16 @@ def _bank(layer: QuantLayer, choice: LayerChoice | None, build: Build) -> tuple[
         return None
     if choice is not None and choice.sparsity > 0:
         return bank_for(layer.weights.shape, choice, build)
-    if layer.weights.ndim == 2:
-        return bank_of(layer.weights, build, layer.weight_bits)
-    taps = layer.weights.reshape(*layer.weights.shape[:2], -1)
+    return found_bank(layer.weights, build, layer.weight_bits)
+
+
+def found_bank(weights: NDArray[Any], build: Build, weight_bits: int = 8) -> tuple[int, int]:
+    """Bank size and keep that cover the nonzero weights of a layer, (M, K) or (M, C, kernel height,
+    width), dense where nothing is won by less."""
+    taps = weights.reshape(*weights.shape[:2], -1)
     if taps.shape[2] == 1:
-        return bank_of(taps[:, :, 0], build, layer.weight_bits)
-    return bank_of(np.swapaxes(taps, 1, 2), build, layer.weight_bits)
+        return bank_of(taps[:, :, 0], build, weight_bits)
+    return bank_of(np.swapaxes(taps, 1, 2), build, weight_bits)
 
 
 def _pruned(layer: AnyLayer, choice: LayerChoice, build: Build) -> AnyLayer:

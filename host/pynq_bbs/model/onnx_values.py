@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from .arrangement import AS_IT_IS, Arrangement
 from .graph import Float, Function, Window, window_shape
 from .moving import Pads
-from .pooling import tap_counts
+from .pooling import kinds_of_taps
 from .recurrent_floats import RecurrentWeights
 
 
@@ -187,7 +187,7 @@ class Pool:
     @property
     def taps(self) -> list[int]:
         """What an average divides by, all the numbers that its places have."""
-        return [int(n) for n in np.unique(tap_counts(self.window, self.counted))]
+        return [int(n) for n in kinds_of_taps(self.window, self.counted)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,8 +51,7 @@ def average_pool(
     Raises:
         ModelError: a window that counts nothing, or scales too far apart.
     """
-    counts = tap_counts(window, counted)
-    kinds = np.unique(counts)
+    kinds = kinds_of_taps(window, counted)
     if kinds[0] < 1:
         raise ModelError(f"an average over {window} has windows that see nothing of the image")
     channels, size = window.channels, (window.out_height, window.out_width)
@@ -75,7 +74,7 @@ def average_pool(
     if len(kinds) == 1:
         return [first], []
     first.name = first.output = f"{name}:kinds"
-    of_kind = (counts == kinds[:, None, None]).astype(np.int8)
+    of_kind = (tap_counts(window, counted) == kinds[:, None, None]).astype(np.int8)
     mask = Constant(f"{name}:mask", np.tile(of_kind, (channels, 1, 1)))
     first.combination = Combination(mask.name, 1, y[1], 0, 0, 0, y[1], product=True)
     second = QuantLayer(
@@ -96,6 +95,19 @@ def average_pool(
 def tap_counts(window: Window, counted: Pads) -> NDArray[np.int64]:
     """How many taps of each window count, (output height, width): those in the image and in as
     much of its padding as is `counted`."""
+    along_y, along_x = _counts_along(window, counted)
+    return np.outer(along_y, along_x)
+
+
+def kinds_of_taps(window: Window, counted: Pads) -> NDArray[np.int64]:
+    """The different numbers in `tap_counts`, from the least on, without making all of them."""
+    along_y, along_x = (np.unique(side) for side in _counts_along(window, counted))
+    kinds: NDArray[np.int64] = np.unique(np.outer(along_y, along_x))
+    return kinds
+
+
+def _counts_along(window: Window, counted: Pads) -> list[NDArray[np.int64]]:
+    """Taps that count, at every place along y and along x."""
     sides = []
     for axis, size in enumerate((window.height, window.width)):
         out = (window.out_height, window.out_width)[axis]
@@ -103,8 +115,7 @@ def tap_counts(window: Window, counted: Pads) -> NDArray[np.int64]:
         taps = first[:, None] + np.arange(window.kernel[axis]) * window.dilations[axis]
         inside = (taps >= -counted[axis]) & (taps < size + counted[axis + 2])
         sides.append(inside.sum(axis=1))
-    along_y, along_x = sides
-    return np.outer(along_y, along_x)
+    return sides
 
 
 def global_maximum(name: str, source: str, shape: Shape) -> list[QuantLayer]:
