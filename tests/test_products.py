@@ -73,6 +73,20 @@ def test_product_of_tensors(length: int, width: int, depth: int) -> None:
     assert len(np.unique(known["context"])) > 20
 
 
+@pytest.mark.parametrize("verify", [True, False])
+def test_products_in_the_background(verify: bool) -> None:
+    """Each bank's values are the weights of its own product."""
+    program = pack(attention(64, 40, 8), {}, BUILD)
+    rng = np.random.default_rng(3)
+    x = [rng.integers(-128, 128, (64, 40)).astype(np.int8) for _ in range(5)]
+    with Accelerator(program, device="standin", verify=verify) as accelerator:
+        futures = [accelerator.submit(own) for own in x]
+        for future, own in zip(futures, x, strict=True):
+            wanted = CpuDevice(program).run({"x": own})
+            for name, y in future.result(60).items():
+                np.testing.assert_array_equal(y, wanted[name])
+
+
 def test_a_slice_as_weights() -> None:
     """Values and scores by one layer: the scores are read where they lie, the values are copied,
     because weights lie one after the other."""

@@ -119,6 +119,7 @@ class Accelerator:
         self._submissions: Submissions[_Piece] | None = None
         self._cost = _Cost([])
         self._closed = False
+        self._images = self._program.has_pixels
         with ExitStack() as cleanup:
             if session is None and not on_cpu:
                 session = cleanup.enter_context(
@@ -272,7 +273,7 @@ class Accelerator:
         if self._verifier:
             wanted = self._verifier.tensors
         results = self._engine.get([name for name in wanted if name not in given], bank)
-        runs = piece.samples if self._program.has_pixels else 1
+        runs = piece.samples if self._images else 1
         if cycles is not self._cost.cycles:
             self._charge(_Cost(cycles))
         self._cost.runs += runs
