@@ -137,11 +137,6 @@ class Accelerator:
             VerificationError: the device's integers are not the cpu device's.
             DeviceError and its kinds: the device refused, ran out of memory or out of time.
         """
-        outputs = self.run_named(x)
-        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
-
-    def run_named(self, x: Any) -> dict[str, NDArray[Any]]:
-        """As `run`; a dict of arrays by output name also of one output."""
         tensors, lengths = self._quantised(x)
         columns = len(next(iter(tensors.values())))
         wanted = {output.tensor for output in self._program.outputs}
@@ -167,7 +162,7 @@ class Accelerator:
             for output in self._program.outputs
         }
         self._report.seconds["output"] += time.perf_counter() - start
-        return outputs
+        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
     def report(self) -> Report:
         """What all runs so far cost; prints itself."""

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 
 from .accelerator import Accelerator
 from .boards import load_board
-from .device.session import DEFAULT_BOARD, MEMORY_BYTES, Session, open_device
+from .device.session import DEFAULT_BOARD, Session, open_device
 from .errors import InputError
 from .pack.cycles import Memory
 from .pack.pipeline import Pipeline, Segment, Tensors, checked_inputs, run_folded, run_stages
@@ -35,13 +37,11 @@ class PipelineAccelerator(Accelerator):
         *,
         verify: bool = False,
         board: str = DEFAULT_BOARD,
-        bitfile: str | Path | None = None,
         threads: int = 0,
-        memory_bytes: int = MEMORY_BYTES,
-        strict: bool | None = None,
         session: Session | None = None,
+        **opening: Any,
     ) -> None:
-        """As of `Accelerator`; `verify` holds for every program."""
+        """As of `Accelerator`; `verify` holds for every program, `opening` is for `open_device`."""
         assert not isinstance(program, Program)
         self._pipeline = program if isinstance(program, Pipeline) else Pipeline.load(program)
         self._board = load_board(board)
@@ -49,29 +49,29 @@ class PipelineAccelerator(Accelerator):
         self._verified = verify
         self._samples = self._batches = 0
         self._host_seconds = 0.0
+        self._background: ThreadPoolExecutor | None = None
         with ExitStack() as cleanup:
             if device != "cpu" and session is None and self._pipeline.programs:
-                session = cleanup.enter_context(
-                    open_device(
-                        device,
-                        self._pipeline.build,
-                        board=board,
-                        memory_bytes=memory_bytes,
-                        strict=strict,
-                        bitfile=bitfile,
-                    )
-                )
+                build = self._pipeline.build
+                session = cleanup.enter_context(open_device(device, build, board=board, **opening))
             self._device = session.name if session else "cpu"
             self._stages = {
-                index: (stage, cleanup.enter_context(
-                    Accelerator(
-                        stage.program, device, verify=verify, board=board, threads=threads,
-                        session=session,
-                    )
-                ))
+                index: (
+                    stage,
+                    cleanup.enter_context(
+                        Accelerator(
+                            stage.program,
+                            device,
+                            verify=verify,
+                            board=board,
+                            threads=threads,
+                            session=session,
+                        )
+                    ),
+                )
                 for index, stage in enumerate(self._pipeline.stages)
                 if isinstance(stage, Segment)
-            }  # fmt: skip
+            }
             self._cleanup = cleanup.pop_all()
 
     @property
@@ -84,8 +84,19 @@ class PipelineAccelerator(Accelerator):
         """Name -> (shape without the batch, dtype) of every output; -1 is not known before."""
         return {border.name: (border.shape, border.dtype) for border in self._pipeline.outputs}
 
-    def run_named(self, x: Any) -> Tensors:
-        """As `Accelerator.run_named`; where the model's file fixes the batch, N is a multiple."""
+    def run(self, x: Any) -> Any:
+        """As `Accelerator.run`; where the model's file fixes the batch, N is a multiple of it."""
+        outputs = self._run(x)
+        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+
+    def submit(self, x: Any) -> Future[Any]:
+        """`run` in the background, one batch after the other: the future has what it returns or
+        raises. `x` must not change until then."""
+        if self._background is None:
+            self._background = ThreadPoolExecutor(1, "pipeline")
+        return self._background.submit(self.run, x)
+
+    def _run(self, x: Any) -> Tensors:
         given = checked_inputs(self._pipeline.inputs, x)
         samples = len(next(iter(given.values())))
         step = self._pipeline.batch or samples
@@ -128,8 +139,15 @@ class PipelineAccelerator(Accelerator):
             seconds,
         )
 
-    def close(self) -> None:
-        """Free the device's memory and let go of it. May be called again."""
+    def close(self, *, cancel: bool = False) -> None:
+        """Wait for what was submitted, free the device's memory and let go of it. May be called
+        again.
+
+        Args:
+            cancel: batches that were submitted and have not begun are cancelled instead.
+        """
+        if self._background is not None:
+            self._background.shutdown(cancel_futures=cancel)
         self._cleanup.close()
 
     def _piece(self, given: Tensors) -> Tensors:
@@ -140,7 +158,7 @@ class PipelineAccelerator(Accelerator):
             nonlocal on_programs
             began = time.perf_counter()
             segment, runner = self._stages[index]
-            results = run_folded(segment.folded, tensors, runner.run_named)
+            results = run_folded(segment.folded, tensors, partial(run_named, runner))
             on_programs += time.perf_counter() - began
             return results
 
@@ -148,3 +166,11 @@ class PipelineAccelerator(Accelerator):
         results = run_stages(self._pipeline.stages, tensors, list(self.outputs), run_program)
         self._host_seconds += time.perf_counter() - start - on_programs
         return results
+
+
+def run_named(accelerator: Accelerator, x: Any) -> Tensors:
+    """As `Accelerator.run`; a dict of arrays by output name also of one output."""
+    results = accelerator.run(x)
+    if len(accelerator.outputs) > 1:
+        return dict(results)
+    return dict.fromkeys(accelerator.outputs, results)
