@@ -404,3 +404,15 @@ def test_mlperf_tiny_float():
     np.testing.assert_allclose(
         run_float(loaded, x)[loaded.outputs[0].tensor], wanted, rtol=1e-4, atol=1e-4
     )
+
+
+def test_slice_of_a_tensor_without_features() -> None:
+    """Of a shape that is computed; the node is refused, not the reader stuck."""
+    nodes = [
+        node("Gemm", "x w", "g"), node("Shape", "g", "s"), node("Slice", "s a b", "y"),
+    ]  # fmt: skip
+    proto = model(
+        nodes, {"x": (4,)}, {"y": onnx.TensorProto.INT64}, w=sample(4, 3), a=np.array([0]),
+        b=np.array([1]),
+    )  # fmt: skip
+    assert refused(proto)["n_y"] == "its input has a batch dimension only"

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ from pynq_bbs.model.onnx_file import MIN_OPSET, read_graph
 from pynq_bbs.model.partition import Part, Partition, read_model
 from pynq_bbs.operators.node import HostNode
 from pynq_bbs.pack.pipeline import Pipeline
+from pynq_bbs.pipeline_accelerator import run_named
 from test_operators import cases, data_of
 
 onnx = pytest.importorskip("onnx")
@@ -179,11 +183,11 @@ def test_encoder_of_bert_small() -> None:
     proto, x = encoder(tokens=128, width=512, heads=8, layers=4), sample(4, 128, 512, seed=9)
     partition = read_model(proto)
     assert isinstance(partition, Partition)
-    facts = Facts(read_graph(proto, batch=1))
+    facts = Facts(read_graph(proto))
     runs = {check.name: check.runs for check in partition.checks}
     macs = {"engine": 0, "host": 0}
     for index, checked in facts.nodes.items():
-        macs[runs[checked.name]] += facts.macs(index)
+        macs[runs[checked.name]] += facts.macs(index) or 0
     assert sum(macs.values()) == 4 * 128 * (4 * 512**2 + 2 * 512 * 2048 + 2 * 128 * 512)
     assert macs["engine"] / sum(macs.values()) == pytest.approx(0.96)
     pipeline = compile_model(partition, calibration=x)
@@ -416,6 +420,99 @@ def test_inputs_that_cannot_be(inputs: dict[str, Any], reason: str) -> None:
         read_model(proto)
 
 
+def test_quantised_encoder() -> None:
+    """As onnxruntime quantises one: the same numbers, whoever computes them."""
+    runtime = pytest.importorskip("onnxruntime")
+    quantization = pytest.importorskip("onnxruntime.quantization")
+
+    class Samples(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.left = [{"x": sample(4, 6, 16, seed=i)} for i in range(5)]
+
+        def get_next(self) -> Any:
+            return self.left.pop() if self.left else None
+
+    options = runtime.SessionOptions()
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    with TemporaryDirectory() as folder:
+        paths = [Path(folder) / name for name in ("float.onnx", "quantised.onnx")]
+        onnx.save(encoder(), paths[0])
+        quantization.quantize_static(
+            *paths, Samples(), weight_type=quantization.QuantType.QInt8, per_channel=True
+        )
+        partition, x = read_model(paths[1]), sample(3, 6, 16, seed=77)
+        session = runtime.InferenceSession(str(paths[1]), options)
+        (expected,) = session.run(None, {"x": x})
+    assert isinstance(partition, Partition) and not partition.is_float
+    with Accelerator(compile_model(partition), "standin", verify=True) as accelerator:
+        assert distance(accelerator.run(x), expected) < 1e-3
+
+
+def test_shapes_that_an_exporter_computes() -> None:
+    """x.view(n, 2, c // 2, h, w) of an open batch, as a channel shuffle has it."""
+    nodes = [
+        node("Conv", "x w1", "c"),
+        node("Shape", "c", "shape"),
+        node("Gather", "shape zero", "n"),
+        node("Gather", "shape one", "channels"),
+        node("Div", "channels two", "half"),
+        *(node("Unsqueeze", f"{name} axes", f"{name}_1") for name in ("n", "half")),
+        node("Concat", "n_1 two_1 half_1 minus", "apart", axis=0),
+        node("Reshape", "c apart", "a"),
+        node("Transpose", "a", "t", perm=[0, 2, 1, 3]),
+        node("Slice", "shape two_1 four", "size"),
+        node("Concat", "n_1 minus size", "together", axis=0),
+        node("Reshape", "t together", "s"),
+        node("Conv", "s w2", "y"),
+    ]
+    numbers = {
+        "zero": 0, "one": 1, "two": 2, "axes": [0], "two_1": [2], "minus": [-1], "four": [4],
+    }  # fmt: skip
+    proto = model(
+        nodes, {"x": (3, 6, 6)}, {"y": FLOAT}, w1=sample(8, 3, 3, 3), w2=sample(4, 8, 1, 1),
+        **{name: np.array(value) for name, value in numbers.items()},
+    )  # fmt: skip
+    graph = read_graph(proto)
+    assert graph.inferred["a"].shape == (None, 2, 4, 16)
+    assert graph.inferred["y"].shape == (None, 4, 4, 4)
+    assert graph.of_one["y"] == (1, 4, 4, 4)
+    assert shape_of(read_model(proto)) == [("x", "->", "t"), "Reshape", ("s", "->", "y")]
+    x = sample(5, 3, 6, 6, seed=4)
+    program = compile_model(read_model(proto), calibration=x)
+    with Accelerator(program, "cpu") as accelerator:
+        assert distance(accelerator.run(x), evaluated(proto, {"x": x})[0]) < 0.05
+
+
+def test_images_of_bytes() -> None:
+    """What makes floats of them is the host's, as the weights are floats."""
+    nodes = [
+        node("Cast", "x", "f", to=FLOAT), node("Mul", "f s", "g"),
+        node("Transpose", "g", "t", perm=[0, 3, 1, 2]), node("Conv", "t w", "y"),
+    ]  # fmt: skip
+    proto = model(
+        nodes, {"x": (onnx.TensorProto.UINT8, (8, 8, 3))}, {"y": FLOAT},
+        s=np.float32(1 / 255), w=sample(4, 3, 3, 3),
+    )  # fmt: skip
+    assert shape_of(read_model(proto)) == ["Cast", "Mul", ("g", "->", "y")]
+    x = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3)).astype(np.uint8)
+    with Accelerator(compile_model(read_model(proto), calibration=x), "cpu") as accelerator:
+        assert distance(accelerator.run(x), evaluated(proto, {"x": x})[0]) < 0.02
+
+
+def test_running_needs_no_onnx(tmp_path: Path) -> None:
+    """A board has numpy and cffi only."""
+    path = tmp_path / "p.bbs.npz"
+    compile_model(read_model(encoder()), calibration=sample(2, 6, 16)).save(path)
+    script = (
+        "import sys; sys.modules['onnx'] = sys.modules['torch'] = None\n"
+        "import numpy as np; from pynq_bbs import Accelerator\n"
+        f"y = Accelerator({str(path)!r}, 'cpu').run(np.ones((2, 6, 16), np.float32))\n"
+        "print(y.shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "(2, 6, 16)\n", done.stderr
+
+
 # ---- any graph ----
 
 _WIDTH = 8
@@ -460,7 +557,7 @@ def test_any_graph(proto: Any) -> None:
         zip([o.name for o in proto.graph.output], evaluated(proto, {"x": x}), strict=True)
     )
     with Accelerator(compile_model(found, calibration=x), "cpu") as accelerator:
-        results = accelerator.run_named(x)
+        results = run_named(accelerator, x)
     assert results.keys() == expected.keys()
     for name, y in expected.items():
         if np.linalg.norm(y):
@@ -498,7 +595,7 @@ def test_node_compiled(case: Any) -> None:
     models = [stage.model if isinstance(stage, Part) else stage for stage in stages]
     program = compile_model(found, calibration=x)
     with Accelerator(program, "standin", verify=True) as accelerator:
-        results = accelerator.run_named({first.name: x})
+        results = run_named(accelerator, {first.name: x})
     for name, expected in data_of(folder, "output", proto.graph.output).items():
         assert results[name].dtype == expected.dtype
         assert results[name].shape == expected.shape

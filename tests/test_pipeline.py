@@ -133,6 +133,24 @@ def test_programs_share_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(session is allocated[0] for session in allocated)
 
 
+@pytest.mark.parametrize("device", ["cpu", "standin"])
+def test_batches_in_the_background(device: str) -> None:
+    """In their order; a batch that fails does so alone."""
+    accelerator = Accelerator(a_pipeline(), device)
+    with accelerator:
+        batches = [batch(n, seed=n) for n in (3, 1, 8)]
+        futures = [accelerator.submit(x) for x in batches]
+        wrong = accelerator.submit(batches[0][:, 1:])
+        last = accelerator.submit(batches[0])
+        for future, x in zip([*futures, last], [*batches, batches[0]], strict=True):
+            np.testing.assert_array_equal(future.result()["out"], expected(x))
+        with pytest.raises(InputError, match="must be"):
+            wrong.result()
+        pending = accelerator.submit(batches[1])
+    np.testing.assert_array_equal(pending.result()["out"], expected(batches[1]))
+    accelerator.close()
+
+
 def test_fixed_batch() -> None:
     """Of a file with a batch of 2, samples come in twos."""
     fixed = a_pipeline(batch=2)

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bank-balanced sparse INT8 inference on PYNQ boards, emulated bit for bit on the host.
 
-model = load_onnx("model.onnx")
-program = compile(model, sparsity=0.875, bank_size=64, calibration=samples)
+program = compile("model.onnx", sparsity=0.875, bank_size=64, calibration=samples)
 with Accelerator(program, verify=True) as accelerator:
     y = accelerator.run(x)
     print(accelerator.report())

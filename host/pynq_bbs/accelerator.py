@@ -167,14 +167,9 @@ class Accelerator:
             DeviceError and its kinds: the device refused, ran out of memory or out of time, or
                 the accelerator was closed.
         """
-        return plain(self.run_named(x))
-
-    def run_named(self, x: Any) -> dict[str, NDArray[Any]]:
-        """As `run`; a dict of arrays by output name also of one output."""
         self._check_open()
         if self._submissions:  # which have the device until they are through
-            outputs = self._submissions.submit(x).result()
-            return outputs if isinstance(outputs, dict) else {next(iter(self.outputs)): outputs}
+            return self.submit(x).result()
         return self._shown([self._run(put(0), 0) for put in self._pieces(x)])
 
     def submit(self, x: Any) -> Future[Any]:
@@ -190,9 +185,7 @@ class Accelerator:
         self._check_open()
         if self._submissions is None:
             self._engine.banks = BANKS
-            self._submissions = Submissions(
-                self._pieces, self._run, lambda results: plain(self._shown(results))
-            )
+            self._submissions = Submissions(self._pieces, self._run, self._shown)
         return self._submissions.submit(x)
 
     def report(self) -> Report:
@@ -291,17 +284,12 @@ class Accelerator:
         for layer, cycles in zip(self._report.layers, spent.cycles, strict=False):
             _add(layer, cycles, spent.runs)
 
-    def _shown(self, results: list[Tensors]) -> dict[str, NDArray[Any]]:
+    def _shown(self, results: list[Tensors]) -> Any:
         start = perf_counter()
         outputs = self._endpoints.shown(results)
         self._report.runs += 1
         self._report.seconds["output"] += perf_counter() - start
-        return outputs
-
-
-def plain(outputs: dict[str, NDArray[Any]]) -> Any:
-    """The array itself where there is one output."""
-    return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
 
 def _new_report(program: Program, device: str, board: str, memory: Memory) -> Report:

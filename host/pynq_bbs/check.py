@@ -45,8 +45,9 @@ def check_model(source: str | PathLike[str] | bytes) -> Checked:
             programs = sum(isinstance(stage, Part) for stage in found.stages)
     except UnsupportedModelError:  # its inputs; the reader says all that there is to say
         checks = check_onnx(source)
-    facts = Facts(read_graph(source, batch=1))
-    macs = {node.name: facts.macs(index) for index, node in facts.nodes.items()}
+    facts = Facts(read_graph(source))
+    products = {node.name: facts.macs(index) for index, node in facts.nodes.items()}
+    macs = {name: count or 0 for name, count in products.items()}
     total = sum(macs.values())
     rows: list[Row] = [("node", "operator", "runs on", "MACs", "why")]
     rows += [
@@ -55,7 +56,7 @@ def check_model(source: str | PathLike[str] | bytes) -> Checked:
     ]
     bad = sum(check.runs not in (ENGINE, HOST) for check in checks)
     engine = sum(macs.get(check.name, 0) for check in checks if check.runs == ENGINE)
-    unknown = sum(not facts.macs_are_known(index) for index in facts.nodes)
+    unknown = sum(count is None for count in products.values())
     summary = "" if bad else _summary(engine, total, programs, unknown)
     return Checked(rows, summary, bad)
 
@@ -63,7 +64,7 @@ def check_model(source: str | PathLike[str] | bytes) -> Checked:
 def _summary(engine: int, total: int, programs: int, unknown: int) -> str:
     share = f"{100 * engine / total:.1f} % of {total} MACs on the engine" if total else "no MACs"
     if unknown:
-        share += f" ({unknown} products of unknown shapes count too little)"
+        share += f" ({unknown} products of unknown shapes are not counted)"
     count = "1 program" if programs == 1 else f"{programs} programs"
     return f"{share}, in {count}: {2 * programs} crossings between host and engine"
 

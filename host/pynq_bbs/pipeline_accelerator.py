@@ -7,12 +7,13 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .accelerator import Accelerator, plain
+from .accelerator import Accelerator
 from .boards import DEFAULT_BOARD, load_board
 from .device.session import Session, open_device
 from .endpoints import Described
@@ -37,14 +38,11 @@ class PipelineAccelerator(Accelerator):
         *,
         verify: bool = False,
         board: str = DEFAULT_BOARD,
-        bitfile: str | Path | None = None,
-        attach: bool = False,
         threads: int = 0,
-        memory_bytes: int | None = None,
-        strict: bool | None = None,
         session: Session | None = None,
+        **opening: Any,
     ) -> None:
-        """As of `Accelerator`; `verify` holds for every program."""
+        """As of `Accelerator`; `verify` holds for every program, `opening` is for `open_device`."""
         assert not isinstance(program, Program)
         self._pipeline = program if isinstance(program, Pipeline) else Pipeline.load(program)
         self._board = load_board(board)
@@ -56,28 +54,26 @@ class PipelineAccelerator(Accelerator):
         self._closed = False
         with ExitStack() as cleanup:
             if device != "cpu" and session is None and self._pipeline.programs:
-                session = cleanup.enter_context(
-                    open_device(
-                        device,
-                        self._pipeline.build,
-                        board=board,
-                        memory_bytes=memory_bytes,
-                        strict=strict,
-                        bitfile=bitfile,
-                        attach=attach,
-                    )
-                )
+                build = self._pipeline.build
+                session = cleanup.enter_context(open_device(device, build, board=board, **opening))
             self._device = session.name if session else "cpu"
             self._stages = {
-                index: (stage, cleanup.enter_context(
-                    Accelerator(
-                        stage.program, device, verify=verify, board=board, threads=threads,
-                        session=session,
-                    )
-                ))
+                index: (
+                    stage,
+                    cleanup.enter_context(
+                        Accelerator(
+                            stage.program,
+                            device,
+                            verify=verify,
+                            board=board,
+                            threads=threads,
+                            session=session,
+                        )
+                    ),
+                )
                 for index, stage in enumerate(self._pipeline.stages)
                 if isinstance(stage, Segment)
-            }  # fmt: skip
+            }
             self._cleanup = cleanup.pop_all()
 
     @property
@@ -90,21 +86,22 @@ class PipelineAccelerator(Accelerator):
         """Name -> (shape without the batch, dtype) of every output; -1 is not known before."""
         return {border.name: (border.shape, border.dtype) for border in self._pipeline.outputs}
 
-    def run_named(self, x: Any) -> Tensors:
-        """As `Accelerator.run_named`; where the model's file fixes the batch, N is a multiple."""
+    def run(self, x: Any) -> Any:
+        """As `Accelerator.run`; where the model's file fixes the batch, N is a multiple of it."""
         self._check_open()
         if self._background:  # which has the device until it is through
-            return self._background.submit(self._run_batch, x).result()
-        return self._run_batch(x)
+            return self.submit(x).result()
+        return self._batch(x)
 
     def submit(self, x: Any) -> Future[Any]:
-        """As `Accelerator.submit`; one batch after the other."""
+        """`run` in the background, one batch after the other: the future has what it returns or
+        raises. `x` must not change until then."""
         self._check_open()
         if self._background is None:
-            self._background = ThreadPoolExecutor(1, "bbs-run")
-        return self._background.submit(lambda: plain(self._run_batch(x)))
+            self._background = ThreadPoolExecutor(1, "pipeline")
+        return self._background.submit(self._batch, x)
 
-    def _run_batch(self, x: Any) -> Tensors:
+    def _batch(self, x: Any) -> Any:
         given = checked_inputs(self._pipeline.inputs, x)
         samples = len(next(iter(given.values())))
         step = self._pipeline.batch or samples
@@ -120,9 +117,8 @@ class PipelineAccelerator(Accelerator):
         self._samples += samples
         self._batches += 1
         names = list(self.outputs)
-        if len(pieces) == 1:
-            return pieces[0]
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
+        outputs = {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
+        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
     def report(self) -> Report:
         """What all runs so far cost, over all programs; prints itself."""
@@ -148,9 +144,14 @@ class PipelineAccelerator(Accelerator):
         )
 
     def close(self, *, cancel: bool = False) -> None:
-        """As `Accelerator.close`."""
+        """Wait for what was submitted, free the device's memory and let go of it. May be called
+        again.
+
+        Args:
+            cancel: batches that were submitted and have not begun are cancelled instead.
+        """
         self._closed = True
-        if self._background:
+        if self._background is not None:
             self._background.shutdown(cancel_futures=cancel)
         self._cleanup.close()
 
@@ -162,7 +163,7 @@ class PipelineAccelerator(Accelerator):
             nonlocal on_programs
             began = time.perf_counter()
             segment, runner = self._stages[index]
-            results = run_folded(segment.folded, tensors, runner.run_named)
+            results = run_folded(segment.folded, tensors, partial(run_named, runner))
             on_programs += time.perf_counter() - began
             return results
 
@@ -170,3 +171,11 @@ class PipelineAccelerator(Accelerator):
         results = run_stages(self._pipeline.stages, tensors, list(self.outputs), run_program)
         self._host_seconds += time.perf_counter() - start - on_programs
         return results
+
+
+def run_named(accelerator: Accelerator, x: Any) -> Tensors:
+    """As `Accelerator.run`; a dict of arrays by output name also of one output."""
+    results = accelerator.run(x)
+    if len(accelerator.outputs) > 1:
+        return dict(results)
+    return dict.fromkeys(accelerator.outputs, results)

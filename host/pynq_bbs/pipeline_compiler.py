@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from .accelerator import Accelerator
@@ -23,6 +24,7 @@ from .pack.pipeline import (
     run_stages,
 )
 from .pack.program import Program
+from .pipeline_accelerator import run_named
 
 #: Samples of calibration data worked on at a time.
 _BATCH = 8
@@ -109,8 +111,9 @@ def _calibrate(
     def run_part(index: int, tensors: Tensors) -> Tensors:
         part = partition.stages[index]
         assert isinstance(part, Part)
-        run = calibrations[index].update if index in calibrations else runners[index].run_named
-        return run_folded(part.folded, tensors, run)
+        if index in calibrations:
+            return run_folded(part.folded, tensors, calibrations[index].update)
+        return run_folded(part.folded, tensors, partial(run_named, runners[index]))
 
     for batch in batches:
         run_stages(partition.stages, {**partition.constants, **batch}, names, run_part)

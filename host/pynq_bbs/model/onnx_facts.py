@@ -16,7 +16,7 @@ from ..operators.call import Call
 from ..operators.shapes import DTYPES
 from ..operators.table import refusal, run_operator
 from .onnx_constants import MOST_FOLDED, fold
-from .onnx_file import FileGraph, FileNode, FileValue, Shape
+from .onnx_file import FileGraph, FileValue, Shape, plain_attributes
 from .onnx_reader import live_nodes
 from .onnx_values import Constant, UnsupportedNode
 
@@ -102,47 +102,31 @@ class Facts:
         """Whether a node multiplies matrices or convolves."""
         return self.nodes[index].op in _WEIGHTS
 
-    def macs_are_known(self, index: int) -> bool:
-        """Whether all dimensions are known that `macs` wants."""
-        node = self.nodes[index]
-        shapes = [self.shape(name) for name in (*node.inputs[:1], *node.outputs[:1])]
-        return not self.is_product(index) or all(s is not None and None not in s for s in shapes)
+    def of_one(self, name: str) -> tuple[int, ...] | None:
+        """The shape of any tensor for a batch of one, where the batch is open."""
+        if name in self.graph.constants:
+            return self.graph.constants[name].shape
+        return self.graph.of_one.get(name)
 
-    def macs(self, index: int) -> int:
-        """Products of a node, with 1 for dimensions that are not known; 0 where it has none."""
+    def macs(self, index: int) -> int | None:
+        """Products of a node, for a batch of one where the batch is open; None where its shapes are
+        not known."""
         node = self.nodes[index]
         at = _WEIGHTS.get(node.op)
-        if at is None or at >= len(node.inputs) or not node.outputs:
+        if at is None:
             return 0
-        weights, result = self.shape(node.inputs[at]), self.shape(node.outputs[0])
-        if weights is None or result is None or None in weights or len(weights) < 2:
-            return 0
+        if at >= len(node.inputs):
+            return None
+        names = (node.inputs[at], node.outputs[0], node.inputs[0])
+        weights, result, given = (self.of_one(name) for name in names)
+        if weights is None or result is None or given is None or len(weights) < 2:
+            return None
         if node.op == "ConvTranspose":
-            given = self.shape(node.inputs[0]) or ()
-            return _places(given) * prod(n or 1 for n in weights[1:])
+            return prod(given) * prod(weights[1:])
         if "Conv" in node.op:
-            return _places(result) * prod(n or 1 for n in weights[1:])
+            return prod(result) * prod(weights[1:])
         transposed = node.op in ("Gemm", "QGemm") and node.attributes.get("transB", 0)
-        return _places(result) * (weights[-1 if transposed else -2] or 1)
-
-
-def _places(shape: Shape) -> int:
-    return prod(1 if n is None else n for n in shape)
-
-
-def plain_attributes(node: FileNode) -> dict[str, Any]:
-    """A node's attributes as operators of the host take them: numbers, strings, lists, arrays."""
-    return {name: _plain(value) for name, value in node.attributes.items()}
-
-
-def _plain(value: Any) -> Any:
-    from onnx import TensorProto, numpy_helper
-
-    if isinstance(value, TensorProto):
-        return numpy_helper.to_array(value)
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    return list(value) if isinstance(value, (list, tuple)) else value
+        return prod(result) * weights[-1 if transposed else -2]
 
 
 def simplified(graph: FileGraph) -> FileGraph:

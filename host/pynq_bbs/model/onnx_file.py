@@ -7,7 +7,7 @@ Needs onnx, which is imported when a function is called: boards have none.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +58,13 @@ class FileGraph:
     outputs: list[FileValue]
     nodes: list[FileNode]
     constants: dict[str, NDArray[Any]]
-    inferred: dict[str, FileValue]  # what ONNX's shape inference says of tensors in between
+    inferred: dict[str, FileValue] = field(default_factory=dict)  # of computed tensors
+    #: their dimensions for a batch of one, where the batch is open
+    of_one: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-def read_graph(source: Any, batch: int | None = None) -> FileGraph:
+def read_graph(source: Any) -> FileGraph:
     """The graph in an ONNX file, bytes of one, or an `onnx.ModelProto`.
-
-    Args:
-        batch: the first dimension of inputs that leave it open, which makes more shapes known.
 
     Raises:
         ModelError: onnx is not installed, the file is missing or not ONNX, weights lie in a file
@@ -81,10 +80,6 @@ def read_graph(source: Any, batch: int | None = None) -> FileGraph:
     model, folder = _parse(onnx, source)
     _load_external(onnx, model, folder)
     graph = model.graph
-    for given in graph.input if batch else ():
-        dims = given.type.tensor_type.shape.dim
-        if len(dims) and not dims[0].HasField("dim_value"):
-            dims[0].dim_value = batch
     _sort(graph)
     _check(onnx, model)
     opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
@@ -259,18 +254,51 @@ def _graph(onnx: Any, model: Any, opset: int) -> FileGraph:
         raise ModelError(f"{what} is damaged: {_first_line(error)}") from None
     inputs = [_value(onnx, i) for i in graph.input if i.name not in constants]
     outputs = [_value(onnx, o) for o in graph.output]
-    return FileGraph(
-        graph.name or "model", opset, inputs, outputs, nodes, constants, _infer(onnx, model)
-    )
+    made = FileGraph(graph.name or "model", opset, inputs, outputs, nodes, constants)
+    _infer(onnx, model, made)
+    return made
 
 
-def _infer(onnx: Any, model: Any) -> dict[str, FileValue]:
+def _infer(onnx: Any, model: Any, graph: FileGraph) -> None:
     """Shapes of the tensors in between: to judge what follows an unsupported node, and to cut."""
+    from .onnx_inference import Shapes  # which reads nodes as they are defined here
+
+    shapes = Shapes(graph.opset, model.opset_import, graph.constants)
+    for info in model.graph.input:
+        shapes.declare(info)
+    declared = {v.name: v for v in [*model.graph.value_info, *model.graph.output]}
+    shapes.infer(graph.nodes, declared)
+    names = [spec.name for spec in graph.inputs]
+    names += [name for node in graph.nodes for name in node.outputs if name]
+    for name in names:
+        known = shapes.known(name)
+        if known is not None:
+            graph.inferred[name] = FileValue(name, _dtype(onnx, known[0]), known[1])
+            graph.of_one[name] = shapes.of_one(name) or ()
+        elif name in declared:
+            graph.inferred[name] = _value(onnx, declared[name])
+
+
+def plain_attributes(node: FileNode) -> dict[str, Any]:
+    """A node's attributes as operators of the host take them: numbers, strings, lists, arrays.
+
+    Raises:
+        ModelError: one of them is damaged.
+    """
     try:
-        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    except Exception:  # the reader checks every shape it relies on by itself
-        return {}
-    return {v.name: _value(onnx, v) for v in [*graph.value_info, *graph.output]}
+        return {name: _plain(value) for name, value in node.attributes.items()}
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"node {node.name!r} is damaged: {_first_line(error)}") from None
+
+
+def _plain(value: Any) -> Any:
+    from onnx import TensorProto, numpy_helper
+
+    if isinstance(value, TensorProto):
+        return numpy_helper.to_array(value)
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return list(value) if isinstance(value, (list, tuple)) else value
 
 
 def _value(onnx: Any, info: Any) -> FileValue:
@@ -279,11 +307,14 @@ def _value(onnx: Any, info: Any) -> FileValue:
     if kind.HasField("shape"):
         dims = kind.shape.dim
         shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
+    return FileValue(info.name, _dtype(onnx, kind.elem_type), shape)
+
+
+def _dtype(onnx: Any, kind: int) -> str:
     try:
-        dtype = str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)))
+        return str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)))
     except (KeyError, TypeError, ValueError):
-        dtype = f"ONNX type {kind.elem_type}"
-    return FileValue(info.name, dtype, shape)
+        return f"ONNX type {kind}"
 
 
 def _title(node: Any) -> str:

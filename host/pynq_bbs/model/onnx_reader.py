@@ -71,6 +71,12 @@ class Problem:
         return f"{self.kind} {self.name!r}" + (f" ({self.op})" if self.op else "")
 
 
+_ADVICE = (
+    "Change or remove these nodes, or give compile the file itself: it leaves to the host what the "
+    "engine cannot run."
+)
+
+
 @dataclass
 class Unknown:
     """The output of an unsupported node whose shape is not known either."""
@@ -104,15 +110,15 @@ class Reading:
             isinstance(step, (Quantise, Dequantise)) for _, steps in self.names for step in steps
         )
 
-    def refuse(self) -> None:
-        """Raise one error that lists everything in the way; nothing where nothing is."""
+    def refuse(self, advice: str = _ADVICE) -> None:
+        """Raise one error that lists everything in the way, with what to do about it; nothing where
+        nothing is."""
         if not self.problems:
             return
         lines = "\n".join(f"  {problem}: {problem.reason}" for problem in self.problems)
         raise UnsupportedModelError(
             f"model {self.name!r} cannot run, {len(self.problems)} reason(s):\n{lines}\n"
-            "Change or remove these nodes, or cut the model before them. "
-            "`bbs check` shows every node.",
+            f"{advice} `bbs check` shows every node.",
             [(problem.name, problem.reason) for problem in self.problems],
         )
 

@@ -22,8 +22,8 @@ from ..operators.shapes import DTYPES
 from ..operators.table import refusal
 from .graph import Model, QuantModel
 from .onnx_cut import Group, folds, groups, refused_at_once
-from .onnx_facts import Facts, plain_attributes, simplified
-from .onnx_file import FileGraph, FileValue, read_graph
+from .onnx_facts import Facts, simplified
+from .onnx_file import FileGraph, FileValue, plain_attributes, read_graph
 from .onnx_import import lower
 from .onnx_operators import HOST
 from .onnx_reader import UNSUPPORTED, NodeCheck, Problem, Reading, read_values
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _NO_PRODUCTS = "computes no products, so that a program of its own would not pay"
 
+
+_ADVICE = "Change or remove them."
 
 #: Part of the layer before them.
 _FUNCTIONS = {"Relu", "Clip", "Sigmoid", "Tanh"}
@@ -96,7 +98,7 @@ def read_model(
     """
     found, _ = read_and_check(source)
     if isinstance(found, Partition):
-        Reading(found.name, problems=found.problems).refuse()
+        Reading(found.name, problems=found.problems).refuse(_ADVICE)
     return found
 
 
@@ -118,7 +120,7 @@ def read_and_check(
                 return model, reading.checks
         except UnsupportedModelError:
             pass
-    found = _Cut(simplified(graph), Facts(read_graph(source, batch=1))).run()
+    found = _Cut(simplified(graph)).run()
     if len(found.stages) == 1 and not found.problems:
         only = found.stages[0]
         if isinstance(only, Part) and not only.folded:
@@ -135,9 +137,8 @@ class _Segment:
 
 
 class _Cut:
-    def __init__(self, graph: FileGraph, of_one: Facts) -> None:
+    def __init__(self, graph: FileGraph) -> None:
         self.facts = Facts(graph)
-        self.of_one = of_one  # the same graph for a batch of one
         self.host: dict[int, str] = {}  # why a computed node is the host's
         self._read: dict[tuple[Group, tuple[str, ...]], _Segment] = {}
         for index in self.facts.nodes:
@@ -185,7 +186,7 @@ class _Cut:
         if len({spec.shape[0] for spec in self.facts.graph.inputs if spec.shape}) > 1:
             names = ", ".join(spec.name for spec in self.facts.graph.inputs)
             problems.append(Problem("input", names, "", "have different batch dimensions"))
-        Reading(self.facts.graph.name, problems=problems).refuse()
+        Reading(self.facts.graph.name, problems=problems).refuse(_ADVICE)
 
     def _groups(self) -> tuple[list[Group], dict[int, int]]:
         """Those that have products, or what the host cannot do; all other nodes go to the host."""
@@ -267,9 +268,9 @@ class _Cut:
         return _Segment(None, refused or dict.fromkeys(group.nodes, "cannot be read"))
 
     def _places(self, group: Group) -> int:
-        shape = self.of_one.shape(self._inputs(group)[0]) or ()
-        batch = self.of_one.graph.inputs[0].shape or (1,)
-        return prod(n or 1 for n in shape[: 1 + group.folded]) // (batch[0] or 1)
+        shape = self.facts.of_one(self._inputs(group)[0]) or ()
+        batch = self.facts.graph.inputs[0].shape or (1,)
+        return max(prod(shape[: 1 + group.folded]) // (batch[0] or 1), 1)
 
     def _graph(self, group: Group, outputs: tuple[str, ...]) -> FileGraph:
         """The group as a graph of its own, its tensors as the program sees them."""
@@ -337,7 +338,10 @@ class _Cut:
                 reason = f"engine: {why}; host: {error}"
                 problems.append(Problem("node", node.name, node.op, reason))
         for name in facts.shown - facts.computed:
-            constants[name] = facts.constant(name)
+            try:
+                constants[name] = facts.constant(name)
+            except (UnsupportedNode, InputError) as error:
+                problems.append(Problem("output", name, "", str(error)))
         placed.sort(key=lambda item: item[:2])
         return Partition(
             graph.name,
