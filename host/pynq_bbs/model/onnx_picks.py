@@ -29,6 +29,7 @@ from .onnx_values import (
     Join,
     Linear,
     ModelInput,
+    Opaque,
     Part,
     Sum,
     UnsupportedNode,
@@ -65,6 +66,8 @@ def picked(node: FileNode, value: Value, axis: int, first: int, count: int) -> V
     inner = int(np.prod(shape[at + 1 :], dtype=np.int64))
     sizes = (first * inner, count * inner, (shape[at] - first - count) * inner)
     shape[at] = count
+    if isinstance(value.base, Opaque):
+        return replace(value, base=Opaque(tuple(shape)), shape=tuple(shape))
     if isinstance(value.base, ModelInput) and before > 1:
         raise UnsupportedNode(f"takes some of axis {axis} of {shown(value)}, which do not lie one "
                               "after the other")  # fmt: skip
@@ -75,7 +78,7 @@ def picked(node: FileNode, value: Value, axis: int, first: int, count: int) -> V
             )
         flat = by_step(value.reshaped((steps, inner)))
         return replace(at_step(node, flat, first), shape=tuple(shape), batch=value.batch)
-    if before not in (1, steps):
+    if before != steps:
         raise UnsupportedNode(f"takes some of axis {axis} of {shown(value)}, which do not lie "
                               "one after the other")  # fmt: skip
     if steps == 1 and not isinstance(value.base, (Join, ModelInput)):
@@ -145,7 +148,7 @@ def joined_features(context: Context, node: FileNode, values: list[Value]) -> Va
         steps = max(steps, first.shape[0])
     shape = list(first.shape)
     shape[at] = sum(value.shape[at] for value in values)
-    if before not in (1, steps) or (before == 1 and steps > 1):
+    if before != steps:
         raise UnsupportedNode(
             "joins sequences one behind the other; of the same steps side by side is supported"
         )

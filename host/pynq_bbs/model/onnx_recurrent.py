@@ -16,6 +16,7 @@ from .onnx_values import (
     Join,
     Lengths,
     ModelInput,
+    Opaque,
     PerBatch,
     UnsupportedNode,
     Value,
@@ -84,6 +85,8 @@ def by_step(value: Value) -> Value:
     """`value` of shape (T, features) as a tensor of T steps, with its batch in front."""
     steps = value.shape[0]
     base = source(value).base
+    if isinstance(base, Opaque):
+        return replace(value, base=Opaque(value.shape), batch=0)
     if isinstance(base, ModelInput) and base.steps == 1:
         base = replace(base, shape=value.shape, steps=steps)
     as_it_lies = steps_of(base) == steps and value.arrangement == AS_IT_IS
