@@ -192,9 +192,12 @@ def test_constants_of_what_no_layer_gives(image):
     each = (6, 1, 1) if image else (6,)
     chain.op("Add", chain.constant(*each))
     chain.op("Mul", chain.constant(*each))
+    chain.op("Relu")
+    chain.shape = each
+    chain.normalise()
     x = sample(40, *chain.given, seed=6)
     loaded = check_float(chain.model(), x)
-    assert len(loaded.layers) == 3
+    assert len(loaded.layers) == 4
     check_quantised(loaded, x, 0.05)
 
 

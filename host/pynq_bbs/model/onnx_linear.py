@@ -154,10 +154,10 @@ def add(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     value, bias = computed(left, "operand"), constant(right, "other operand")
     if value.dtype == "int32":
         return with_bias(value, Constant(bias.array, np.ones(bias.array.shape, np.float32)))
-    return with_bias(_linear(node, floats(value, "operand")), bias)
+    return with_bias(_as_linear(node, floats(value, "operand")), bias)
 
 
-def _linear(node: FileNode, value: Value) -> Value:
+def _as_linear(node: FileNode, value: Value) -> Value:
     """A value that biases and scales can be part of: one of a linear operator, which here has one
     weight a row where the value is of anything else."""
     if isinstance(value.base, (Linear, Opaque)) and not value.steps:
@@ -211,11 +211,11 @@ def mul(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     if isinstance(right, Value):
         left, right = right, left
     factor = constant(right, "other operand")
-    return times(_linear(node, floats(left, "operand")), factor)
+    return times(_as_linear(node, floats(left, "operand")), factor)
 
 
 def batch_normalization(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    value = floats(inputs[0], "input")
+    value = _as_linear(node, floats(inputs[0], "input"))
     if node.attributes.get("training_mode", 0):
         raise UnsupportedNode("it is in training mode; export the model for inference")
     names = ("scale", "bias", "mean", "variance")
