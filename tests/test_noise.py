@@ -78,7 +78,7 @@ def test_against_fake_quantisation(seed: int, bits: int) -> None:
 def test_the_whole_is_what_compile_makes(function: str) -> None:
     """Both programs, run; and of one layer alone, the layer's ratio is the model's."""
     from pynq_bbs import Accelerator
-    from pynq_bbs.compress.activations import run_float
+    from pynq_bbs.compress.quantize import run_float
 
     loaded, _, _ = chain(3, function)
     x = sample(300, 64, seed=5)

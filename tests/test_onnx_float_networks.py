@@ -12,8 +12,7 @@ from onnx_build import FLOAT, model, node, refused, sample
 from oracle import cifar_images, run_onnxruntime, shared_file
 from pynq_bbs.accelerator import Accelerator
 from pynq_bbs.compiler import compile as compile_model
-from pynq_bbs.compress.activations import run_float
-from pynq_bbs.compress.quantize import quantize
+from pynq_bbs.compress.quantize import quantize, run_float
 from pynq_bbs.model.graph import Model, apply_functions
 from pynq_bbs.model.onnx_import import load_onnx
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from onnx_build import FLOAT, INT32, model, node, onnx, refused, sample
 from oracle import run_onnxruntime, shared_file
-from pynq_bbs.compress.activations import run_float
+from pynq_bbs.compress.quantize import run_float
 from pynq_bbs.errors import ModelError
 from pynq_bbs.model.graph import Function, Model
 from pynq_bbs.model.onnx_import import check_onnx, load_onnx

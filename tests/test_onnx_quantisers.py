@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from onnx_build import FLOAT, INT8, UINT8, model, node, onnx, refused, sample
 from oracle import run_onnxruntime
 from pynq_bbs import Accelerator, compile, load_onnx
-from pynq_bbs.compress.activations import run_float
-from pynq_bbs.compress.quantize import quantize
+from pynq_bbs.compress.quantize import quantize, run_float
 from pynq_bbs.model.graph import Model, QuantModel
 from pynq_bbs.model.onnx_import import check_onnx
 

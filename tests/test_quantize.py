@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oracle import onnxruntime_is_exact, onnxruntime_layer, oracle_layer, oracle_model
-from pynq_bbs.compress.activations import run_float
 from pynq_bbs.compress.calibrate import METHODS
-from pynq_bbs.compress.quantize import dequantize_output, quantize, quantize_input
+from pynq_bbs.compress.quantize import dequantize_output, quantize, quantize_input, run_float
 from pynq_bbs.errors import InputError, ModelError
 from pynq_bbs.model.graph import (
     Function,

@@ -17,8 +17,15 @@ from .accelerator import Accelerator
 from .builds import Build, load_build
 from .choices import LayerChoice, choose
 from .compiler import pruned_model
-from .compress.activations import activations, batches, is_int8
-from .compress.quantize import Quantizer, dequantize_output, observe, read_tensors
+from .compress.quantize import (
+    Quantizer,
+    activations,
+    batches,
+    dequantize_output,
+    is_int8,
+    observe,
+    read_tensors,
+)
 from .cpu.device import CpuDevice
 from .errors import InputError
 from .model.arithmetic import Scale, quantise

@@ -6,7 +6,7 @@ Needs numpy only: `quantize_input` and `dequantize_output` run on boards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,10 +26,12 @@ from ..model.arithmetic import (
     sum_of,
     sum_scale,
 )
+from ..model.floats import layer_sums
 from ..model.graph import (
     Concat,
     Float,
     Function,
+    GraphInput,
     Layer,
     Model,
     QuantInput,
@@ -42,18 +44,10 @@ from ..model.graph import (
     window_shape,
 )
 from ..model.moving import concatenated
-from .activations import (
-    activations,
-    as_array,
-    batches,
-    flattened,
-    float_input,
-    is_int8,
-    observed_name,
-    ready,
-    split_functions,
-)
 from .calibrate import MIN_SCALE, Observer, make_observer
+
+#: Samples of calibration data worked on at a time.
+_CALIBRATION_BATCH = 256
 
 #: The largest bias that leaves as much of INT32 to the products.
 _MOST_BIAS = 2**30
@@ -115,7 +109,7 @@ def observe(
         observers[graph_input.tensor] = make_observer(method)
     for layer in model.layers:
         if is_int8(layer, read):
-            observers[observed_name(layer)] = make_observer(method)
+            observers[_observed(layer)] = make_observer(method)
         if layer.other or not _has_fixed_scale(layer.functions):
             observers[layer.output] = make_observer(method)
     for view in model.views:
@@ -136,6 +130,22 @@ def observe(
     return observed
 
 
+def run_float(model: Model, inputs: Mapping[str, Any] | NDArray[Any]) -> dict[str, Float]:
+    """Every tensor of the float model, by name, as (N, features).
+
+    Args:
+        model: what `load_onnx` returns for a float model.
+        inputs: (N, *shape) by input name, or the array itself where there is one input.
+
+    Raises:
+        InputError: an input is missing, unknown, of a wrong shape or dtype, or not finite.
+    """
+    batch = _model_inputs(model, inputs)
+    shown = {i.tensor for i in model.inputs} | {layer.output for layer in model.layers}
+    shown |= {view.output for view in model.views}
+    return {name: value for name, value in activations(model, batch) if name in shown}
+
+
 def quantize_input(spec: QuantInput, x: Any) -> NDArray[Any]:
     """A model input as the INT8 or INT16 tensor (N, features) that the first layers read.
 
@@ -148,15 +158,15 @@ def quantize_input(spec: QuantInput, x: Any) -> NDArray[Any]:
         InputError: shape, dtype, NaN or infinity; the message names the input.
     """
     if spec.dtype == "float32":
-        x = apply_functions(spec.functions, float_input(spec.name, spec.shape, x))
+        x = apply_functions(spec.functions, _float_input(spec.name, spec.shape, x))
         return spec.arrangement.apply(quantise(x, spec.scale, spec.zero_point, spec.bits))
-    array = as_array(spec.name, x)
+    array = _array(spec.name, x)
     if array.dtype != np.dtype(spec.dtype):
         raise InputError(
             f"input {spec.name!r} is {array.dtype}, must be {spec.dtype}: the model comes "
             "quantised and takes integers."
         )
-    flat = np.ascontiguousarray(flattened(spec.name, spec.shape, array))
+    flat = np.ascontiguousarray(_flattened(spec.name, spec.shape, array))
     flat = spec.arrangement.apply(flat)
     return flat.view(np.int8) ^ np.int8(-128) if spec.dtype == "uint8" else flat
 
@@ -229,7 +239,7 @@ class Quantizer:
 
     def _views(self, waiting: list[Slice | Concat]) -> None:
         """Those of `waiting` that can be made by now."""
-        for view in ready(waiting, self.scales):
+        for view in _ready(waiting, self.scales):
             if isinstance(view, Slice):
                 self.scales[view.output] = self.scales[view.input]
                 self.shapes[view.output] = image_shape(view.shape)
@@ -266,7 +276,7 @@ class Quantizer:
 
     def _requantised(self, layer: Layer, sums: QuantLayer, w_scale: Float) -> QuantLayer:
         """The layer that gives INT8 where `sums` gives sums."""
-        q_scale, q_zero_point = q = self.observed[observed_name(layer)]
+        q_scale, q_zero_point = q = self.observed[_observed(layer)]
         made = replace(
             sums, multiplier=multiplier(self.scales[layer.input][0], w_scale, q_scale),
             zero_point=q_zero_point,
@@ -293,7 +303,7 @@ class Quantizer:
 
     def _add_functions(self, layer: Layer, made: QuantLayer, q: Scale) -> None:
         """The layer's functions behind what `made` gives in scale and zero point `q`."""
-        clamps, rest = split_functions(layer.functions)
+        clamps, rest = _split(layer.functions)
         y = q
         if rest:
             fixed = _has_fixed_scale(rest)
@@ -349,6 +359,12 @@ def _quantise_weights(
     return integers.reshape(layer.weights.shape), scale
 
 
+def _split(functions: tuple[Function, ...]) -> tuple[tuple[Function, ...], tuple[Function, ...]]:
+    """The clamps that go first, and everything from the first other function on."""
+    count = next((i for i, f in enumerate(functions) if not f.clamps), len(functions))
+    return functions[:count], functions[count:]
+
+
 def _has_fixed_scale(functions: tuple[Function, ...]) -> bool:
     """Whether a function's range, or that of none, need not be calibrated."""
     curved = [f.name for f in functions if not f.clamps]
@@ -384,3 +400,126 @@ def _share(model: Model, observed: dict[str, Scale]) -> None:
             for name in view.inputs:
                 if name in observed and name not in given:
                     observed[name] = observed[view.output]
+
+
+def _ready(waiting: list[Slice | Concat], known: Mapping[str, object]) -> Iterator[Slice | Concat]:
+    """Each view of `waiting` once all that it reads is `known`; it waits no longer then."""
+    for view in list(waiting):
+        if all(name in known for name in view.reads):
+            waiting.remove(view)
+            yield view
+
+
+def _viewed(view: Slice | Concat, tensors: Mapping[str, Float]) -> Float:
+    """A view of tensors (N, features)."""
+    if isinstance(view, Concat):
+        return np.concatenate([tensors[name] for name in view.inputs], axis=1)
+    first = view.first * int(np.prod(view.shape[1:]))
+    return tensors[view.input][:, first : first + int(np.prod(view.shape))]
+
+
+def is_int8(layer: Layer, read: set[str]) -> bool:
+    """Whether a layer has a scale of its own to be calibrated: not for sums alone, nor maxima."""
+    return not layer.maximum and bool(layer.output in read or layer.functions or layer.other)
+
+
+def _observed(layer: Layer) -> str:
+    """What is calibrated for a layer: its output, or what stands before its first sigmoid or tanh,
+    or before an addition or multiplication."""
+    before = layer.other or _split(layer.functions)[1]
+    return f"\0before {layer.output}" if before else layer.output
+
+
+def activations(model: Model, batch: Mapping[str, Float]) -> Iterator[tuple[str, Float]]:
+    """Every tensor in turn, those that `_observed` names before a function included."""
+    tensors: dict[str, Float] = {}
+    waiting = list(model.views)
+
+    def views() -> Iterator[tuple[str, Float]]:
+        for view in _ready(waiting, tensors):
+            tensors[view.output] = _viewed(view, tensors)
+            yield view.output, tensors[view.output]
+
+    for spec in model.inputs:
+        values = apply_functions(spec.functions, batch[spec.name])
+        tensors[spec.tensor] = spec.arrangement.apply(values)
+        yield spec.tensor, tensors[spec.tensor]
+    yield from views()
+    for layer in model.layers:
+        clamps, rest = _split(layer.functions)
+        with np.errstate(over="ignore", invalid="ignore"):
+            before = layer_sums(layer, tensors[layer.input])
+            if layer.other:
+                yield _observed(layer), before
+                other = tensors[layer.other]
+                before = before * other if layer.product else before + other
+            before = apply_functions(clamps, before)
+        if rest:
+            yield _observed(layer), before
+        tensors[layer.output] = apply_functions(rest, before)
+        yield layer.output, tensors[layer.output]
+        yield from views()
+
+
+def batches(model: Model, calibration: Iterable[Any]) -> Iterator[dict[str, Float]]:
+    whole = isinstance(calibration, (np.ndarray, Mapping))
+    for item in [calibration] if whole else calibration:
+        batch = _model_inputs(model, item)
+        for start in range(0, len(next(iter(batch.values()))), _CALIBRATION_BATCH):
+            yield {name: x[start : start + _CALIBRATION_BATCH] for name, x in batch.items()}
+
+
+def _model_inputs(model: Model, given: Any) -> dict[str, Float]:
+    """The checked inputs of a float model, (N, features) each."""
+    specs: dict[str, GraphInput] = {spec.name: spec for spec in model.inputs}
+    if not isinstance(given, Mapping):
+        if len(specs) != 1:
+            raise InputError(
+                f"the model has {len(specs)} inputs ({', '.join(specs)}); "
+                "give a dict with an array for each."
+            )
+        given = {next(iter(specs)): given}
+    if set(given) != set(specs):
+        raise InputError(
+            f"inputs given: {', '.join(map(str, given)) or 'none'}; the model has: "
+            f"{', '.join(specs)}. Give exactly these."
+        )
+    batch = {name: _float_input(name, spec.shape, given[name]) for name, spec in specs.items()}
+    counts = {name: len(x) for name, x in batch.items()}
+    if len(set(counts.values())) != 1:
+        raise InputError(f"inputs differ in their number of samples: {counts}.")
+    return batch
+
+
+def _float_input(name: str, shape: tuple[int, ...], x: Any) -> Float:
+    array = _array(name, x)
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"input {name!r} is {array.dtype}, must be real numbers (float32).")
+    with np.errstate(over="ignore"):
+        flat = _flattened(name, shape, array).astype(np.float32)
+    if not np.isfinite(flat).all():
+        raise InputError(
+            f"input {name!r} holds NaN, infinity or numbers beyond float32; "
+            "every value must be finite."
+        )
+    return flat
+
+
+def _array(name: str, x: Any) -> NDArray[Any]:
+    try:
+        return np.asarray(x)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"input {name!r} is not an array: {error}") from None
+
+
+def _flattened(name: str, shape: tuple[int, ...], array: NDArray[Any]) -> NDArray[Any]:
+    if array.shape[1:] != shape or array.ndim != len(shape) + 1 or len(array) == 0:
+        wanted = "(N, " + ", ".join(map(str, shape)) + ")"
+        hint = ""
+        if array.shape == shape:
+            hint = " This is one sample without a batch dimension: give x[None]."
+        raise InputError(
+            f"input {name!r} has shape {array.shape}, must be {wanted} with at least "
+            f"one sample.{hint}"
+        )
+    return array.reshape(len(array), -1)
