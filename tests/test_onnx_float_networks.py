@@ -181,6 +181,30 @@ def test_products_of_two_tensors():
     check_quantised(loaded, x, 0.1)
 
 
+@pytest.mark.parametrize("image", [True, False])
+def test_constants_of_what_no_layer_gives(image):
+    """At an input, behind a function and a pool: layers of one weight a row, part of nothing."""
+    chain = Chain(14, *((4, 8, 8) if image else (12,)))
+    each = (4, 1, 1) if image else (12,)
+    chain.op("Mul", chain.constant(*each, offset=2.0))
+    chain.op("Add", chain.constant(*each))
+    if image:
+        chain.conv(6)
+    else:
+        chain.op("MatMul", chain.constant(12, 6))
+    chain.op("Relu")
+    each = (6, 1, 1) if image else (6,)
+    chain.op("Add", chain.constant(*each))
+    chain.op("Mul", chain.constant(*each))
+    chain.op("Relu")
+    chain.shape = each
+    chain.normalise()
+    x = sample(40, *chain.given, seed=6)
+    loaded = check_float(chain.model(), x)
+    assert len(loaded.layers) == 4
+    check_quantised(loaded, x, 0.05)
+
+
 def test_leaky_relu_has_calibrated_scales():
     chain = Chain(13, 4, 8, 8)
     chain.conv(8)

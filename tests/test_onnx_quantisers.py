@@ -117,6 +117,100 @@ def test_integers_of_no_known_scale(nodes, outputs, word) -> None:
     assert any(word in reason for reason in reasons.values()), reasons
 
 
+# -- static ------------------------------------------------------------------------------------
+
+
+def branching_network():
+    """Curves, a gate, a sum, a joined tensor; MatMul and Add, whose constant is quantised too."""
+    nodes = [
+        node("Conv", "x w1 b1", "c", pads=[1, 1, 1, 1]), node("LeakyRelu", "c", "r", alpha=0.1),
+        node("Conv", "r w4", "g"), node("Sigmoid", "g", "sg"), node("Mul", "r sg", "gated"),
+        node("Conv", "gated w5", "k"), node("Add", "k gated", "s"), node("Relu", "s", "sr"),
+        node("Concat", "sr r", "cc", axis=1), node("Mul", "cc gain", "scaled"),
+        node("MaxPool", "scaled", "mp", kernel_shape=[2, 2], strides=[2, 2]),
+        node("GlobalAveragePool", "mp", "p"), node("Flatten", "p", "f"),
+        node("MatMul", "f w2", "m"), node("Add", "m b2", "h"), node("Gemm", "h w3 b3", "y"),
+    ]  # fmt: skip
+    return model(
+        nodes, {"x": (3, 8, 8)}, {"y": FLOAT}, w1=sample(4, 3, 3, 3), b1=sample(4),
+        w4=sample(4, 4, 1, 1), w5=sample(4, 4, 1, 1), gain=np.abs(sample(8, 1, 1)),
+        w2=sample(8, 6), b2=sample(6), w3=sample(6, 5), b3=sample(5),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", ["QDQ", "QOperator"])
+@pytest.mark.parametrize("kind", ["QInt8", "QUInt8"])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_static_quantiser(tmp_path: Path, layout: str, kind: str, per_channel: bool) -> None:
+    """As onnxruntime's tool writes them; run in floats, as they stand, a few steps apart."""
+    quantization = pytest.importorskip("onnxruntime.quantization")
+
+    class Samples(quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches = iter([{"x": x}])
+
+        def get_next(self):
+            return next(self.batches, None)
+
+    x = sample(40, 3, 8, 8, seed=1)
+    paths = [tmp_path / name for name in ("float.onnx", "static.onnx")]
+    onnx.save(branching_network(), paths[0])
+    quantization.quantize_static(
+        *paths, Samples(), per_channel=per_channel,
+        quant_format=quantization.QuantFormat[layout],
+        activation_type=quantization.QuantType[kind], weight_type=quantization.QuantType.QInt8,
+        # Weights of seven bits: without VNNI onnxruntime adds pairs of products in 16 bits.
+        reduce_range=True,
+    )  # fmt: skip
+    proto = onnx.load(paths[1])
+    loaded = load_onnx(proto)
+    assert isinstance(loaded, QuantModel)
+    (wanted,) = run_onnxruntime(proto, {"x": x}, optimise=False)
+    got = on_cpu(proto, x)
+    steps = np.abs(got - wanted) / loaded.outputs[0].scale
+    assert steps.max() <= 3.01 and np.mean(steps > 0.5) < 0.2
+    assert len(np.unique(got)) > 50
+
+
+@given(seed=st.integers(0, 2**32), image=st.booleans(), op=st.sampled_from(["Add", "Mul"]))
+@settings(max_examples=60, deadline=None)
+def test_constants_of_quantised_tensors(seed, image, op):
+    """One weight of 127 a row; what it is rounded by is a step at ties at most."""
+    rng = np.random.default_rng(seed)
+    shape = tuple(int(n) for n in rng.integers(1, 9, 3 if image else 1))
+    constant = rng.uniform(-2, 2, (shape[0], 1, 1) if image else shape).astype(np.float32)
+    nodes = [
+        node("DequantizeLinear", "x xs xz", "d"), node("MaxPool", "d", "m", kernel_shape=[1, 1])
+        if image else node("Identity", "d", "m"),
+        node(op, "m c", "f"), node("QuantizeLinear", "f ys yz", "y"),
+    ]  # fmt: skip
+    proto = model(
+        nodes, {"x": (INT8, shape)}, {"y": INT8}, xs=np.float32(0.05), xz=np.int8(7), c=constant,
+        ys=np.float32(0.07), yz=np.int8(-9),
+    )  # fmt: skip
+    x = rng.integers(-128, 128, (9, *shape)).astype(np.int8)
+    got = on_cpu(proto, x)
+    scale = np.full(constant.shape, np.float32(1 / 127))
+    weights, bias = np.full(constant.shape, 127), np.zeros(constant.shape)
+    if op == "Mul":
+        weights, scale = weights * np.sign(constant), scale * np.abs(constant)
+    else:
+        bias = np.rint(constant / (np.float32(0.05) * scale).astype(np.float64))
+    sums = (x.astype(np.int64) - 7) * weights + bias
+    real = (
+        sums
+        * scale.astype(np.float64)
+        * np.float64(np.float32(0.05))
+        / np.float64(np.float32(0.07))
+    )
+    wanted = np.clip(np.rint(real) - 9, -128, 127)
+    near_tie = np.abs(np.abs(real - np.rint(real)) - 0.5) < 1e-3
+    np.testing.assert_array_equal(got[~near_tie], wanted[~near_tie])
+    assert np.abs(got - wanted).max() <= 1
+    (floats,) = run_onnxruntime(proto, {"x": x}, optimise=False)
+    assert np.abs(got.astype(int) - floats).max() <= 1
+
+
 # -- INT4 --------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,6 @@ from .model.graph import Layer, Model, QuantLayer, QuantModel
 from .model.partition import Part, Partition
 from .model.recurrent import RecurrentLayer
 from .model.recurrent_floats import FloatRecurrent
-from .pack.banks import moves
 
 AnyLayer = Layer | FloatRecurrent | QuantLayer | RecurrentLayer
 
@@ -208,8 +207,8 @@ def without_matrix(layer: AnyLayer) -> str:
         return "a maximum"
     if isinstance(layer, QuantLayer) and layer.weight_tensor:
         return "a product of two tensors"
-    if moves(layer.weights):
-        return "it only moves values"
+    if np.count_nonzero(layer.weights.reshape(len(layer.weights), -1), axis=1).max() <= 1:
+        return "it has one weight a row"
     if np.ptp(layer.weights) == 0:  # none is less than others
         return "its weights are all the same"
     if layer.groups > 1:

@@ -138,10 +138,15 @@ def check_output_dtype(node: FileNode, zero_point: object) -> None:
 
 
 def _dequantise(node: FileNode, inputs: list[Constant | None]) -> Constant:
+    axis, block = node.attributes.get("axis", 1), node.attributes.get("block_size", 0)
+    return dequantised_constant(inputs, axis, block)
+
+
+def dequantised_constant(inputs: list[Constant | None], axis: int = 1, block: int = 0) -> Constant:
+    """Integers, their scale and their zero point, as DequantizeLinear has them."""
     constant = inputs[0]
     if constant is None or str(constant.array.dtype) not in _INTEGERS or constant.scale is not None:
         raise UnsupportedNode("its input is not a tensor of integers of 4 to 32 bits")
-    axis, block = node.attributes.get("axis", 1), node.attributes.get("block_size", 0)
     if block:
         scale, zero_point = _blocked(inputs, constant.array.shape, axis, block)
     else:

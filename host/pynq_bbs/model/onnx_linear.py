@@ -30,6 +30,7 @@ from .onnx_operands import (
 from .onnx_recurrent import by_step
 from .onnx_values import (
     Constant,
+    Dequantise,
     Linear,
     ModelInput,
     Opaque,
@@ -39,6 +40,9 @@ from .onnx_values import (
     Value,
     steps_of,
 )
+
+#: The largest INT8 weight; and features that a matrix of one weight a row may have.
+_LARGEST, _MOST_DIAGONAL = 127, 1 << 13
 
 
 def linear(
@@ -198,7 +202,31 @@ def add(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     value, bias = computed(left, "operand"), constant(right, "other operand")
     if value.dtype == "int32":
         return with_bias(value, Constant(bias.array, np.ones(bias.array.shape, np.float32)))
-    return with_bias(floats(value, "operand"), bias)
+    return with_bias(_as_linear(node, floats(value, "operand")), bias)
+
+
+def _as_linear(node: FileNode, value: Value) -> Value:
+    """A value that biases and scales can be part of: one of a linear operator, which here has one
+    weight a row where the value is of anything else."""
+    value = with_factors(value)
+    plain = isinstance(value.base, (Linear, Opaque)) and not value.steps
+    if plain or steps_of(value.base) > 1:  # of steps, `with_bias` and `times` say what is wrong
+        return value
+    channels, height, width = image_shape(source(value).base.shape)
+    if height == width == 1:
+        if channels > _MOST_DIAGONAL:
+            raise UnsupportedNode(f"works on {channels} features; {_MOST_DIAGONAL} are supported")
+        window, weights = None, np.eye(channels)
+    else:
+        window, weights = Window(channels, height, width, (1, 1)), np.ones((channels, 1, 1, 1))
+    given = Constant(weights.astype(np.float32))
+    if value.steps and isinstance(value.steps[-1], Dequantise):
+        # As large as INT8 allows: a bias is rounded to the scale of one.
+        steps = np.full(weights.shape, 1 / _LARGEST, np.float32)
+        given = Constant((weights * _LARGEST).astype(np.int64), steps)
+    base = Linear(node.name, value, given, None, window, channels if window else 1)
+    made = replace(result(base, value.shape), arrangement=value.arrangement)
+    return made.placed(value.batch)
 
 
 def added(node: FileNode, left: Value, right: Value) -> Value:
@@ -255,11 +283,12 @@ def mul(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
         return multiplied(node, left, right)
     if isinstance(right, Value):
         left, right = right, left
-    return times(floats(left, "operand"), constant(right, "other operand"))
+    factor = constant(right, "other operand")
+    return times(_as_linear(node, floats(left, "operand")), factor)
 
 
 def batch_normalization(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    value = floats(inputs[0], "input")
+    value = _as_linear(node, floats(inputs[0], "input"))
     if node.attributes.get("training_mode", 0):
         raise UnsupportedNode("it is in training mode; export the model for inference")
     names = ("scale", "bias", "mean", "variance")

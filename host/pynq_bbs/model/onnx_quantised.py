@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from .onnx_constants import check_output_dtype, scale_and_zero_point
+from .onnx_constants import check_output_dtype, dequantised_constant, scale_and_zero_point
 from .onnx_file import FileNode
-from .onnx_linear import added, linear, multiplied, times, with_bias
+from .onnx_linear import add, linear, mul, times, with_bias
 from .onnx_operands import Context, Operand, computed, constant, floats, one_number, optional
 from .onnx_parts import joined
 from .onnx_values import Constant, Dequantise, Quantise, UnsupportedNode, Value
@@ -179,13 +179,24 @@ def _unscaled(inputs: list[Operand]) -> Value:
 
 
 def qlinear_add(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    left, right = (dequantised(context, node, inputs, first) for first in (0, 3))
-    return requantised(context, node, added(node, left, right), inputs, 6)
+    return requantised(context, node, add(context, node, _both(context, node, inputs)), inputs, 6)
 
 
 def qlinear_mul(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    left, right = (dequantised(context, node, inputs, first) for first in (0, 3))
-    return requantised(context, node, multiplied(node, left, right), inputs, 6)
+    return requantised(context, node, mul(context, node, _both(context, node, inputs)), inputs, 6)
+
+
+def _both(context: Context, node: FileNode, inputs: list[Operand]) -> list[Operand]:
+    """Two operands, of which one may be constant."""
+    both: list[Operand] = []
+    for first in (0, 3):
+        operand = optional(inputs, first)
+        if not isinstance(operand, Constant):
+            both.append(dequantised(context, node, inputs, first))
+            continue
+        given = [None if n is None else constant(n, "scale") for n in inputs[first : first + 3]]
+        both.append(dequantised_constant(given))
+    return both
 
 
 def qlinear_concat(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
@@ -222,5 +233,7 @@ def requantised(
     """To scale and zero point; without one it is 0 in the type of the first operand."""
     scale, zero_point = optional(inputs, first), optional(inputs, first + 1)
     if zero_point is None:
-        zero_point = Constant(np.zeros((), computed(inputs[0], "input").dtype))
+        given = inputs[0]
+        kind = given.array.dtype if isinstance(given, Constant) else computed(given, "input").dtype
+        zero_point = Constant(np.zeros((), kind))
     return quantize_linear(context, node, [value, scale, zero_point])

@@ -78,11 +78,15 @@ class Constant:
         return Constant(move(self.array), None if self.scale is None else move(self.scale))
 
     def times(self, factor: NDArray[Any] | float) -> Constant:
-        """Multiplied by something that broadcasts to its shape; integers stay as they are."""
+        """Multiplied by something that broadcasts to its shape; integers stay as they are, but for
+        the sign, since scales are positive."""
         gain = np.asarray(factor, np.float32)
         if self.scale is None:
             return Constant(self.array.astype(np.float32) * gain)
-        return Constant(self.array, self.scale * gain)
+        if (gain > 0).all():
+            return Constant(self.array, self.scale * gain)
+        signed = self.array * np.where(gain < 0, -1, gain != 0)
+        return Constant(signed, self.scale * np.where(gain == 0, np.float32(1), np.abs(gain)))
 
 
 @dataclass(frozen=True, eq=False)
