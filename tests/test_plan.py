@@ -224,7 +224,7 @@ def chain_input(command: Command, build: Build) -> int:
 
 def check_places(program: Program, plan: Plan) -> None:
     """Follows every byte through the commands of all samples of all banks: what is read is there,
-    and nothing is written over image, commands, or what somebody still reads."""
+    and nothing is written over image, commands, or what this or a later command reads."""
     samples = range(plan.runs * plan.banks)
     roots = {name: number for number, name in enumerate(program.tensors, 1)}
     owners = np.zeros(PORT_BYTES * plan.memory_words, int)
@@ -242,9 +242,11 @@ def check_places(program: Program, plan: Plan) -> None:
         moved *= place.offset >= plan.layout.first_sample
         return (PORT_BYTES * (place.offset + moved) + at * feature + np.arange(feature)).reshape(-1)
 
-    def check_read(name: str, sample: int) -> None:
+    def check_read(name: str, sample: int) -> NDArray[np.intp]:
+        own = bytes_of(name, sample)
         if program.tensors[program.region(name)[0]].content < 0:
-            assert (owners[bytes_of(name, sample)] == owner(name, sample)).all(), name
+            assert (owners[own] == owner(name, sample)).all(), name
+        return own
 
     for sample in samples:
         for spec in program.inputs:
@@ -253,12 +255,15 @@ def check_places(program: Program, plan: Plan) -> None:
             owners[own] = owner(spec.tensor, sample)
     for sample in samples:
         for layer, command in zip(program.layers, plan.commands, strict=True):
+            read = [np.zeros(0, np.intp)]
             if not command.flags & (FLAG_FROM_CHAIN | FLAG_RESIDENT_INPUT):
-                check_read(layer.input, sample)
+                read.append(check_read(layer.input, sample))
             if layer.combination:
-                check_read(layer.combination.tensor, sample)
+                read.append(check_read(layer.combination.tensor, sample))
             if command.flags & FLAG_TO_MEMORY:
                 written = bytes_of(layer.output, sample, layer.first_row, layer.rows)
+                # In hardware the first outputs are written before the last inputs are read.
+                assert not np.isin(written, np.concatenate(read)).any()
                 assert image <= written.min() <= written.max() < PORT_BYTES * plan.first_command
                 owners[written] = owner(layer.output, sample)
     for sample in samples:
