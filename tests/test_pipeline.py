@@ -240,6 +240,20 @@ def test_any_damaged_byte_is_noticed(data: st.DataObject, tmp_path_factory) -> N
     assert str(loaded) == str(a_pipeline())
 
 
+def test_any_damaged_byte_of_an_arrays_header(tmp_path: Path) -> None:
+    """numpy parses it as Python, which has errors and warnings of its own."""
+    path = tmp_path / "p"
+    a_pipeline().save(path)
+    good = path.read_bytes()
+    start = good.index(b"{'descr'")
+    for place in range(start - 10, start + 80):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 8]) + good[place + 1 :])
+        with pytest.raises(ProgramError, match="damaged"):
+            load_any(path)
+        with pytest.raises(ProgramError, match="damaged"):
+            Accelerator(path, "cpu")
+
+
 @given(length=st.integers(0, 20000))
 def test_truncated(length: int, tmp_path_factory) -> None:
     path = tmp_path_factory.mktemp("truncated") / "p"

@@ -14,12 +14,19 @@ import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ProgramError
+
+#: What reading what is no such file raises; numpy parses an array's header as Python.
+_DAMAGED = (
+    OSError, ValueError, KeyError, EOFError, TypeError, SyntaxError, RecursionError, TokenError,
+    zipfile.BadZipFile,
+)  # fmt: skip
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -58,7 +65,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         text, arrays, digest = _read(Path(path))
     except FileNotFoundError:
         raise ProgramError(f"no program file {str(path)!r}: check the path") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise ProgramError(
             f"{path} is not a program file or is damaged ({error}); compile the model again"
         ) from None
@@ -75,7 +82,7 @@ def kind(path: str | Path) -> str:
         _check_stored(path)
         with np.load(path, allow_pickle=False) as stored:
             return str(json.loads(stored["header"].tobytes()).get("kind", "program"))
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile):
+    except (*_DAMAGED, AttributeError):
         return ""
 
 
@@ -88,6 +95,9 @@ def _check_stored(path: str | Path) -> None:
 
 def _read(path: Path) -> tuple[bytes, dict[str, NDArray[Any]], bytes]:
     _check_stored(path)
+    with zipfile.ZipFile(path) as archive:  # before numpy makes anything of it
+        if archive.testzip() is not None:
+            raise ValueError("a checksum of the archive does not match")
     with np.load(path, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
     header, digest = arrays.pop("header"), arrays.pop("sha256")
