@@ -45,17 +45,17 @@ def clip(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
 
 
 def leaky_relu(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    slope = Function("leaky_relu", (float(node.attributes.get("alpha", 0.01)),))
+    slope = Function("leaky_relu", (_attribute(node, "alpha", 0.01),))
     return floats(inputs[0], "input").then(slope)
 
 
 def elu(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    alpha = float(node.attributes.get("alpha", 1.0))
+    alpha = _attribute(node, "alpha", 1.0)
     return floats(inputs[0], "input").then(Function("elu", (alpha,)))
 
 
 def hard_sigmoid(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    line = (float(node.attributes.get("alpha", 0.2)), float(node.attributes.get("beta", 0.5)))
+    line = (_attribute(node, "alpha", 0.2), _attribute(node, "beta", 0.5))
     value = floats(inputs[0], "input").then(Function("affine", line))
     return value.then(Function("clip", (0.0, 1.0)))
 
@@ -66,7 +66,7 @@ def hard_swish(context: Context, node: FileNode, inputs: list[Operand]) -> Value
 
 
 def swish(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    gain = float(node.attributes.get("alpha", 1.0))
+    gain = _attribute(node, "alpha", 1.0)
     curve = (Function("affine", (gain, 0.0)), Function("sigmoid"))
     return floats(inputs[0], "input").then(_product(_ITSELF, curve))
 
@@ -95,12 +95,7 @@ def multiply(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     left, right = inputs
     if isinstance(left, Value) and isinstance(right, Value):
         joined = _one_function("product", floats(left, "operand"), floats(right, "operand"))
-        if joined is None:
-            raise UnsupportedNode(
-                "multiplies two tensors; a function of a value times another of the same is "
-                "supported"
-            )
-        return joined
+        return joined or mul(context, node, inputs)
     value, number = _with_number(left, right)
     if value is not None and number is not None and not _takes_factors(value):
         return value.then(Function("affine", (number, 0.0)))
@@ -143,6 +138,13 @@ def power(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     if exponent is None or exponent != int(exponent) or exponent < 1:
         raise UnsupportedNode("its exponent is not one whole number from 1 on")
     return floats(inputs[0], "input").then(Function("power", (exponent,)))
+
+
+def _attribute(node: FileNode, name: str, default: float) -> float:
+    number = node.attributes.get(name, default)
+    if not isinstance(number, (int, float)) or not math.isfinite(number):
+        raise UnsupportedNode(f"its {name} is {number}, must be a finite number")
+    return float(number)
 
 
 def _product(*chains: tuple[Function, ...]) -> Function:

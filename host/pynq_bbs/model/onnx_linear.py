@@ -240,6 +240,10 @@ def _lying_as(value: Value, other: Value) -> Value:
 
 def mul(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     left, right = inputs
+    if isinstance(left, Value) and isinstance(right, Value):
+        raise UnsupportedNode(
+            "multiplies two tensors; a function of a value times another of the same is supported"
+        )
     if isinstance(right, Value):
         left, right = right, left
     return times(floats(left, "operand"), constant(right, "other operand"))
