@@ -302,6 +302,7 @@ REFUSED = [
     ([node("Div", "x a", "y")], "divisor is computed"),
     ([node("Div", "a zero", "y")], "one is zero"),
     ([node("Pow", "a half", "y")], "not one whole number"),
+    ([node("LeakyRelu", "a", "y", alpha=float("nan"))], "alpha is nan"),
     ([node("Sub", "x a", "y")], "subtracts a computed tensor"),
     ([node("Relu", "a", "r"), node("Mul", "r some", "y")], "not the result of Gemm"),
 ]
@@ -316,3 +317,59 @@ def test_refused_functions(nodes: Any, word: str) -> None:
         [node("MatMul", "x w", "a"), *nodes], {"x": (4,)}, {"y": FLOAT}, w=sample(4, 4), **kept
     )
     assert word in refused(proto)["n_y"]
+
+
+# -- chains ----------------------------------------------------------------------------------------
+
+
+def random_columns(seed: int) -> tuple[Any, tuple[int, ...]]:
+    """A chain over (N, ..., features): layers, functions, additions of what came before, parts in
+    another order, and axes that go and come."""
+    rng = np.random.default_rng(seed)
+    columns = [int(n) for n in rng.choice([1, 2, 3, 5, 7], int(rng.integers(1, 3)))]
+    shape, features = [*columns, int(rng.integers(2, 9))], 0
+    given, nodes, constants, name, kept = tuple(shape), [], {}, "x", {}
+
+    def op(kind: str, *more: str, **attributes: Any) -> str:
+        made = f"t{len(nodes)}"
+        nodes.append(node(kind, " ".join([name, *more]), made, **attributes))
+        return made
+
+    for step in range(6):
+        features = shape[-1]
+        kinds = ["layer", "layer", "function", "parts", "axis", "add"]
+        kind = str(rng.choice(kinds)) if step else "layer"
+        if kind == "layer":
+            rows = int(rng.integers(2, 9))
+            constants[f"w{step}"] = weights(rng, features, rows)
+            name = op("MatMul", f"w{step}")
+            if rng.random() < 0.6:
+                constants[f"b{step}"] = rng.standard_normal(rows).astype(np.float32)
+                name = op("Add", f"b{step}")
+            shape[-1] = rows
+        elif kind == "function":
+            name = op(str(rng.choice(["Relu", "Tanh", "Gelu", "HardSwish"])))
+        elif kind == "parts" and features > 1:
+            first = int(rng.integers(1, features))
+            constants[f"s{step}"] = np.array([first, features - first], np.int64)
+            nodes.append(node("Split", f"{name} s{step}", f"l{step} r{step}", axis=len(shape)))
+            name = f"r{step}"
+            name = op("Concat", f"l{step}", axis=-1)
+        elif kind == "axis":
+            constants[f"a{step}"] = np.array([1], np.int64)
+            name = op("Unsqueeze", f"a{step}")
+            if rng.random() < 0.5:
+                name = op("Squeeze", f"a{step}")
+            else:
+                shape.insert(0, 1)
+        elif kind == "add" and (before := kept.get(tuple(shape))):
+            name = op("Add", before)
+        kept[tuple(shape)] = name
+    return model(nodes, {"x": given}, {name: FLOAT}, OPSET, **constants), given
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_random_chains(seed: int) -> None:
+    proto, given_shape = random_columns(seed)
+    check(proto, {"x": sample(8, *given_shape, seed=seed)}, 0.2)

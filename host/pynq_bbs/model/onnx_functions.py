@@ -52,19 +52,17 @@ def clip(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
 
 
 def leaky_relu(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    slope = float(node.attributes.get("alpha", 0.01))
-    if not math.isfinite(slope):
-        raise UnsupportedNode(f"its alpha is {slope}")
-    return floats(inputs[0], "input").then(Function("leaky_relu", (slope,)))
+    slope = Function("leaky_relu", (_attribute(node, "alpha", 0.01),))
+    return floats(inputs[0], "input").then(slope)
 
 
 def elu(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    alpha = float(node.attributes.get("alpha", 1.0))
+    alpha = _attribute(node, "alpha", 1.0)
     return floats(inputs[0], "input").then(Function("elu", (alpha,)))
 
 
 def hard_sigmoid(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    line = (float(node.attributes.get("alpha", 0.2)), float(node.attributes.get("beta", 0.5)))
+    line = (_attribute(node, "alpha", 0.2), _attribute(node, "beta", 0.5))
     value = floats(inputs[0], "input").then(Function("affine", line))
     return value.then(Function("clip", (0.0, 1.0)))
 
@@ -75,7 +73,7 @@ def hard_swish(context: Context, node: FileNode, inputs: list[Operand]) -> Value
 
 
 def swish(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
-    gain = float(node.attributes.get("alpha", 1.0))
+    gain = _attribute(node, "alpha", 1.0)
     curve = (Function("affine", (gain, 0.0)), Function("sigmoid"))
     return floats(inputs[0], "input").then(_product(_ITSELF, curve))
 
@@ -147,6 +145,13 @@ def power(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     if exponent is None or exponent != int(exponent) or exponent < 1:
         raise UnsupportedNode("its exponent is not one whole number from 1 on")
     return floats(inputs[0], "input").then(Function("power", (exponent,)))
+
+
+def _attribute(node: FileNode, name: str, default: float) -> float:
+    number = node.attributes.get(name, default)
+    if not isinstance(number, (int, float)) or not math.isfinite(number):
+        raise UnsupportedNode(f"its {name} is {number}, must be a finite number")
+    return float(number)
 
 
 def _product(*chains: tuple[Function, ...]) -> Function:

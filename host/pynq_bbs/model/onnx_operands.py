@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrangement import AS_IT_IS
-from .graph import Function
+from .graph import Function, image_shape
 from .onnx_file import FileNode
 from .onnx_values import (
     Base,
@@ -193,11 +193,11 @@ def as_image(value: Value) -> Value:
     *columns, features = value.shape
     last = len(columns)
     image = value.transposed((last, *range(last)))
-    lies = image.base.shape
+    lies = image_shape(image.base.shape)
     if isinstance(image.base, (ModelInput, Opaque)):
         size = tuple(columns) if last == 2 else (int(np.prod(columns, dtype=np.int64)), 1)
         return image.reshaped((features, *size))
-    if image.arrangement != AS_IT_IS or len(lies) != 3 or lies[0] != features:
+    if image.arrangement != AS_IT_IS or lies[0] != features:
         raise UnsupportedNode(
             f"its input {shown(value)} does not lie as {features} channels of every column, "
             "because of what reshapes or transposes it within the model"

@@ -61,7 +61,7 @@ from .onnx_quantised import (
     requantised,
 )
 from .onnx_recurrent import gru, lstm
-from .onnx_shapes import flatten, reshape, shape_of, squeeze, transpose, unsqueeze
+from .onnx_reshape import flatten, reshape, shape_of, squeeze, transpose, unsqueeze
 from .onnx_values import Dequantise, Lengths, UnsupportedNode, Value
 from .onnx_windows import (
     average_pool,

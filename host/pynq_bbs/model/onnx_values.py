@@ -271,7 +271,8 @@ class Padded:
 
 @dataclass(frozen=True, eq=False)
 class Opaque:
-    """Stands for the output of an unsupported node, so that what follows can be judged too."""
+    """Stands for the output of an unsupported node, so that what follows can be judged too: it lies
+    as that wants it."""
 
     shape: tuple[int, ...]
     sources: tuple[Value, ...] = ()
@@ -383,7 +384,7 @@ class Value:
     def reshaped(self, shape: tuple[int, ...], batch: int | None = None) -> Value:
         """Seen in another shape, in the same order; `batch` says where the batch is then."""
         base = self.base
-        if isinstance(base, ModelInput):
+        if isinstance(base, (ModelInput, Opaque)):
             base = replace(base, shape=shape)
         batch = self.batch if batch is None else batch
         return replace(self, base=base, shape=shape, batch=batch)
@@ -396,6 +397,8 @@ class Value:
         """Its axes, the batch left out, in another order."""
         if list(axes) == sorted(axes):
             return self
+        if isinstance(self.base, Opaque):
+            return self.reshaped(tuple(self.shape[axis] for axis in axes))
         before = self.arrangement
         if isinstance(self.base, ModelInput):
             before = self.base.arrangement
