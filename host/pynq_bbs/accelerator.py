@@ -203,9 +203,11 @@ class Accelerator:
             cancel: batches that were submitted and have not begun are cancelled instead.
         """
         self._closed = True
-        if self._submissions:
-            self._submissions.close(cancel=cancel)
-        self._cleanup.close()
+        try:
+            if self._submissions:
+                self._submissions.close(cancel=cancel)
+        finally:
+            self._cleanup.close()
 
     def __enter__(self) -> Accelerator:
         return self

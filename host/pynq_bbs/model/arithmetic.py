@@ -27,11 +27,14 @@ _INT32 = np.iinfo(np.int32)
 
 def quantise(x: Float, scale: np.float32, zero_point: int, bits: int = 8) -> NDArray[Any]:
     """`saturate(round_half_even(x / scale) + zero_point)` as ONNX QuantizeLinear, INT8 or INT16."""
+    largest = np.float32(2 ** (bits - 1) - 1)
     with np.errstate(over="ignore"):
-        steps = np.rint(np.asarray(x, np.float32) / np.float32(scale))
-    kind = np.iinfo(f"int{bits}")
-    shifted: NDArray[Any] = np.clip(steps + np.float32(zero_point), kind.min, kind.max)
-    return shifted.astype(kind.dtype)
+        steps = np.asarray(x, np.float32) / np.float32(scale)
+    np.rint(steps, out=steps)
+    steps += np.float32(zero_point)
+    np.maximum(steps, -largest - 1, out=steps)
+    np.minimum(steps, largest, out=steps)
+    return steps.astype(np.int8 if bits == 8 else np.int16)
 
 
 def dequantise(q: NDArray[Any], scale: Float | np.float32, zero_point: int) -> Float:
