@@ -338,6 +338,26 @@ def test_nothing_for_the_engine() -> None:
         assert accelerator.report().cycles == 0
 
 
+def test_first_dimensions_that_differ() -> None:
+    """A mean over the batch is one sample, which is not as many as there are: their sum is the
+    host's, which broadcasts."""
+    nodes = [
+        node("MatMul", "x w", "a"),
+        node("ReduceMean", "a first", "m", keepdims=1),
+        node("Add", "a m", "s"),
+        node("MatMul", "s v", "y"),
+    ]
+    proto = model(
+        nodes, {"x": (8,)}, {"y": FLOAT}, opset=18, w=sample(8, 8), v=sample(8, 4, seed=1),
+        first=np.array([0]),
+    )  # fmt: skip
+    stages = shape_of(read_model(proto))
+    assert stages == [("x", "->", "a"), "ReduceMean", "Add", ("s", "->", "y")]
+    x = sample(7, 8)
+    with Accelerator(compile_model(read_model(proto), calibration=x), "cpu") as accelerator:
+        assert distance(accelerator.run(x), evaluated(proto, {"x": x})[0]) < 0.03
+
+
 def test_outputs_that_no_node_computes() -> None:
     """Inputs and constants may be outputs, and tensors in between."""
     nodes = [node("Exp", "x", "e"), node("MatMul", "e w", "m"), node("Erf", "m", "y")]

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from .pack.cycles import Memory
     from .pack.program import PackedLayer, Program, Tensor
 
-#: Columns of one step of the progress bar.
-_STEP = 2048
-
 _EXAMPLES = """\
 examples:
   bbs check model.onnx
@@ -252,11 +249,12 @@ def _run(args: argparse.Namespace) -> None:
         ) as accelerator,
         _progress("run", total) as advance,
     ):
-        for start in range(0, max(total, 1), _STEP):
-            piece = slice(start, start + _STEP)
+        step = accelerator.step
+        for start in range(0, max(total, 1), step):
+            piece = slice(start, start + step)
             part = x[piece] if not isinstance(x, dict) else {n: a[piece] for n, a in x.items()}
             parts.append(accelerator.run(part))
-            advance(min(start + _STEP, total))
+            advance(min(start + step, total))
         names = list(accelerator.outputs)
         print(accelerator.report())
     if args.output is None:
@@ -341,7 +339,7 @@ def _plan(args: argparse.Namespace) -> None:
     else:
         plans = [(program, args.samples)]
     totals = [_print_plan(part, samples, memory) for part, samples in plans]
-    total, total_bytes = (sum(column) for column in zip(*totals, strict=True))
+    total, total_bytes = (sum(each[i] for each in totals) for i in (0, 1))
     print(
         f"modelled for build {program.build.name} on {board.name}: {total:.0f} cycles, "
         f"{1e3 * total / memory.clock_hz:.3f} ms for {args.samples} samples; "

@@ -30,6 +30,9 @@ class PipelineAccelerator(Accelerator):
     start address.
     """
 
+    #: The host holds what stands between programs for all samples of a run.
+    step = 64
+
     def __init__(
         self,
         program: Program | Pipeline | str | Path,
@@ -44,6 +47,8 @@ class PipelineAccelerator(Accelerator):
         """As of `Accelerator`; `verify` holds for every program, `opening` is for `open_device`."""
         assert not isinstance(program, Program)
         self._pipeline = program if isinstance(program, Pipeline) else Pipeline.load(program)
+        batch = self._pipeline.batch or 1
+        self.step = -(-self.step // batch) * batch
         self._board = load_board(board)
         self._memory = Memory.of(self._board)
         self._verified = verify
