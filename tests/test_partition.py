@@ -22,7 +22,8 @@ from pynq_bbs.errors import InputError, UnsupportedModelError
 from pynq_bbs.model.graph import Model, QuantModel
 from pynq_bbs.model.onnx_facts import Facts
 from pynq_bbs.model.onnx_file import MIN_OPSET, read_graph
-from pynq_bbs.model.partition import Part, Partition, read_model
+from pynq_bbs.model.onnx_segments import Part
+from pynq_bbs.model.partition import Partition, read_model
 from pynq_bbs.operators.node import HostNode
 from pynq_bbs.pack.pipeline import Pipeline
 from pynq_bbs.pipeline_accelerator import run_named
@@ -369,8 +370,19 @@ def test_outputs_that_no_node_computes() -> None:
         results = accelerator.run(x)
     np.testing.assert_array_equal(results["x"], x)
     np.testing.assert_array_equal(results["w"], sample(4, 3))
+    through = model(
+        [node("MatMul", "x w", "y")], {"x": (4,)}, {"y": FLOAT, "x": FLOAT}, w=sample(4, 3)
+    )
+    with Accelerator(compile_model(read_model(through), calibration=x), "cpu") as accelerator:
+        np.testing.assert_array_equal(accelerator.run(x)["x"], x)
     np.testing.assert_allclose(results["e"], np.exp(x), rtol=1e-6)
     assert distance(results["y"], evaluated(proto, {"x": x})[0]) < 0.05
+
+
+def test_model_without_inputs() -> None:
+    proto = model([node("Exp", "w", "y")], {}, {"y": FLOAT}, w=sample(4, 3))
+    with pytest.raises(UnsupportedModelError, match="no input"):
+        read_model(proto)
 
 
 def test_what_neither_can_run_is_listed_whole() -> None:
