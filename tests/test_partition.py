@@ -22,7 +22,8 @@ from pynq_bbs.errors import InputError, UnsupportedModelError
 from pynq_bbs.model.graph import Model, QuantModel
 from pynq_bbs.model.onnx_facts import Facts
 from pynq_bbs.model.onnx_file import MIN_OPSET, read_graph
-from pynq_bbs.model.partition import Part, Partition, read_model
+from pynq_bbs.model.onnx_segments import Part
+from pynq_bbs.model.partition import Partition, read_model
 from pynq_bbs.operators.node import HostNode
 from pynq_bbs.pack.pipeline import Pipeline
 from pynq_bbs.pipeline_accelerator import run_named
@@ -86,8 +87,7 @@ def test_small_cnn(tmp_path: Path) -> None:
     proto, x = small_cnn(), sample(24, 3, 16, 16, seed=9)
     partition = read_model(proto)
     assert shape_of(partition) == [
-        ("x", "->", "r"), "Resize", ("z", "->", "c", "g"),
-        "Mul", "Sigmoid", "Mul", ("swish", "->", "y"),
+        ("x", "->", "r"), "Resize", ("z", "->", "c", "g"), "Mul", ("cg", "c", "->", "y"),
     ]  # fmt: skip
     pipeline = compile_model(partition, calibration=x)
     assert isinstance(pipeline, Pipeline)
@@ -123,7 +123,9 @@ def test_float_parts_need_calibration() -> None:
 
 def test_sparse_parts() -> None:
     partition, x = read_model(encoder()), sample(4, 6, 16, seed=9)
-    pipeline = compile_model(partition, calibration=x, sparsity=0.5, bank_size=4)
+    pipeline = compile_model(
+        partition, calibration=x, layers={"*": {"sparsity": 0.5, "bank_size": 4}}
+    )
     assert isinstance(pipeline, Pipeline) and pipeline.sparsity == pytest.approx(0.5)
 
 
@@ -338,6 +340,26 @@ def test_nothing_for_the_engine() -> None:
         assert accelerator.report().cycles == 0
 
 
+def test_first_dimensions_that_differ() -> None:
+    """A mean over the batch is one sample, which is not as many as there are: their sum is the
+    host's, which broadcasts."""
+    nodes = [
+        node("MatMul", "x w", "a"),
+        node("ReduceMean", "a first", "m", keepdims=1),
+        node("Add", "a m", "s"),
+        node("MatMul", "s v", "y"),
+    ]
+    proto = model(
+        nodes, {"x": (8,)}, {"y": FLOAT}, opset=18, w=sample(8, 8), v=sample(8, 4, seed=1),
+        first=np.array([0]),
+    )  # fmt: skip
+    stages = shape_of(read_model(proto))
+    assert stages == [("x", "->", "a"), "ReduceMean", "Add", ("s", "->", "y")]
+    x = sample(7, 8)
+    with Accelerator(compile_model(read_model(proto), calibration=x), "cpu") as accelerator:
+        assert distance(accelerator.run(x), evaluated(proto, {"x": x})[0]) < 0.03
+
+
 def test_outputs_that_no_node_computes() -> None:
     """Inputs and constants may be outputs, and tensors in between."""
     nodes = [node("Exp", "x", "e"), node("MatMul", "e w", "m"), node("Erf", "m", "y")]
@@ -349,8 +371,19 @@ def test_outputs_that_no_node_computes() -> None:
         results = accelerator.run(x)
     np.testing.assert_array_equal(results["x"], x)
     np.testing.assert_array_equal(results["w"], sample(4, 3))
+    through = model(
+        [node("MatMul", "x w", "y")], {"x": (4,)}, {"y": FLOAT, "x": FLOAT}, w=sample(4, 3)
+    )
+    with Accelerator(compile_model(read_model(through), calibration=x), "cpu") as accelerator:
+        np.testing.assert_array_equal(accelerator.run(x)["x"], x)
     np.testing.assert_allclose(results["e"], np.exp(x), rtol=1e-6)
     assert distance(results["y"], evaluated(proto, {"x": x})[0]) < 0.05
+
+
+def test_model_without_inputs() -> None:
+    proto = model([node("Exp", "w", "y")], {}, {"y": FLOAT}, w=sample(4, 3))
+    with pytest.raises(UnsupportedModelError, match="no input"):
+        read_model(proto)
 
 
 def test_what_neither_can_run_is_listed_whole() -> None:
@@ -445,7 +478,8 @@ def test_quantised_encoder() -> None:
         (expected,) = session.run(None, {"x": x})
     assert isinstance(partition, Partition) and not partition.is_float
     with Accelerator(compile_model(partition), "standin", verify=True) as accelerator:
-        assert distance(accelerator.run(x), expected) < 1e-3
+        # A bias behind integers is rounded to INT8, which may tip what lies near a tie.
+        assert distance(accelerator.run(x), expected) < 1e-2
 
 
 def test_shapes_that_an_exporter_computes() -> None:
@@ -493,7 +527,7 @@ def test_images_of_bytes() -> None:
         nodes, {"x": (onnx.TensorProto.UINT8, (8, 8, 3))}, {"y": FLOAT},
         s=np.float32(1 / 255), w=sample(4, 3, 3, 3),
     )  # fmt: skip
-    assert shape_of(read_model(proto)) == ["Cast", "Mul", ("g", "->", "y")]
+    assert shape_of(read_model(proto)) == ["Cast", "Mul", "Transpose", ("t", "->", "y")]
     x = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3)).astype(np.uint8)
     with Accelerator(compile_model(read_model(proto), calibration=x), "cpu") as accelerator:
         assert distance(accelerator.run(x), evaluated(proto, {"x": x})[0]) < 0.02

@@ -155,7 +155,10 @@ def test_fixed_batch() -> None:
     """Of a file with a batch of 2, samples come in twos."""
     fixed = a_pipeline(batch=2)
     x = batch(6)
+    with Accelerator(a_pipeline(batch=10), "cpu") as accelerator:
+        assert accelerator.step == 70
     with Accelerator(fixed, "cpu") as accelerator:
+        assert accelerator.step == 64
         y = accelerator.run(x)
         np.testing.assert_array_equal(y["out"], expected(x))
         np.testing.assert_array_equal(y["shape"], [2, TOKENS, WIDTH] * 3)

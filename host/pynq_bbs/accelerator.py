@@ -59,6 +59,9 @@ class Accelerator:
     Of a pipeline it is a `PipelineAccelerator`.
     """
 
+    #: Samples that are well run at once: more gain nothing and take memory.
+    step = 2048
+
     def __new__(cls, program: Program | Pipeline | str | Path, *_: Any, **__: Any) -> Accelerator:
         several = isinstance(program, Pipeline)
         if isinstance(program, (str, Path)):

@@ -13,7 +13,8 @@ from .model.onnx_facts import Facts
 from .model.onnx_file import read_graph
 from .model.onnx_import import check_onnx
 from .model.onnx_operators import ENGINE, HOST
-from .model.partition import Part, Partition, read_and_check
+from .model.onnx_segments import Part
+from .model.partition import Partition, read_and_check
 from .operators.node import HostNode
 from .pack.cycles import RUN_CYCLES, Memory, layer_cycles
 from .pack.pipeline import Pipeline, Segment, load_any

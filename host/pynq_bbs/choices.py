@@ -18,7 +18,8 @@ from .builds import Build
 from .compress.prune import MAX_BANK, MIN_BANK, choose_bank
 from .errors import InputError
 from .model.graph import Layer, Model, QuantLayer, QuantModel
-from .model.partition import Part, Partition
+from .model.onnx_segments import Part
+from .model.partition import Partition
 from .model.recurrent import RecurrentLayer
 from .model.recurrent_floats import FloatRecurrent
 

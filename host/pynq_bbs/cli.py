@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from .pack.pipeline import Border
     from .pack.program import PackedLayer, Program, Tensor
 
-#: Columns of one step of the progress bar.
-_STEP = 2048
-
 _EXAMPLES = """\
 examples:
   bbs check model.onnx
@@ -328,15 +325,16 @@ def _run(args: argparse.Namespace) -> None:
         ) as accelerator,
         progress("run", total) as advance,
     ):
-        for start in range(0, max(total, 1), _STEP):
-            piece = slice(start, start + _STEP)
+        step = accelerator.step
+        for start in range(0, max(total, 1), step):
+            piece = slice(start, start + step)
             if isinstance(x, dict):
                 given = {n: _taken(a, piece, axes.get(n, 0)) for n, a in x.items()}
                 parts.append(accelerator.run(given))
             else:
                 own = _taken(x, piece, program.inputs[0].batch_axis)
                 parts.append(accelerator.run(own))
-            advance(min(start + _STEP, total))
+            advance(min(start + step, total))
         names = list(accelerator.outputs)
         print(accelerator.report())
     if args.output is None:

@@ -31,6 +31,9 @@ class PipelineAccelerator(Accelerator):
     start address.
     """
 
+    #: The host holds what stands between programs for all samples of a run.
+    step = 64
+
     def __init__(
         self,
         program: Program | Pipeline | str | Path,
@@ -45,6 +48,8 @@ class PipelineAccelerator(Accelerator):
         """As of `Accelerator`; `verify` holds for every program, `opening` is for `open_device`."""
         assert not isinstance(program, Program)
         self._pipeline = program if isinstance(program, Pipeline) else Pipeline.load(program)
+        batch = self._pipeline.batch or 1
+        self.step = -(-self.step // batch) * batch
         self._board = load_board(board)
         self._memory = Memory.of(self._board)
         self._verified = verify
@@ -116,8 +121,9 @@ class PipelineAccelerator(Accelerator):
         ]
         self._samples += samples
         self._batches += 1
-        names = list(self.outputs)
-        outputs = {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
+        outputs = pieces[0]  # of all shapes, those without a batch included
+        if len(pieces) > 1:
+            outputs = {n: np.concatenate([piece[n] for piece in pieces]) for n in self.outputs}
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
     def report(self) -> Report:

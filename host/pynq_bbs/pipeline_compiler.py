@@ -12,7 +12,8 @@ from .builds import Build
 from .compress.quantize import Calibration
 from .model.graph import Model, QuantModel
 from .model.onnx_file import FileValue
-from .model.partition import Part, Partition
+from .model.onnx_segments import Part
+from .model.partition import Partition
 from .operators.node import HostNode
 from .pack.pipeline import (
     Border,

@@ -29,7 +29,7 @@ _COMPUTING = {
 
 #: Values that may be made of constants while a model is read, all nodes together.
 MOST_FOLDED = 1 << 28
-_TOO_MUCH = "makes more of constants than memory should be spent on; simplify the model first"
+_TOO_MUCH = "is more of constants than memory should be spent on; simplify the model first"
 
 #: Integers that DequantizeLinear is folded for.
 _INTEGERS = {"int4", "uint4", "int8", "uint8", "int16", "uint16", "int32"}
@@ -75,7 +75,19 @@ def fold(node: FileNode, inputs: list[Constant | None], opset: int, room: int) -
         rest = [None if c is None else c.value for c in inputs[1:]]
         return [inputs[0].each(lambda array: _evaluate(node, [array, *rest], opset, room)[0])]
     values = [None if c is None else c.value for c in inputs]
+    _check_size(node, values, room)
     return [Constant(array) for array in _evaluate(node, values, opset, room)]
+
+
+def _check_size(node: FileNode, values: list[NDArray[Any] | None], room: int) -> None:
+    """Small files can ask for constants of any size, by numbers that no shape inference sees."""
+    index = {"ConstantOfShape": 0, "Expand": 1}.get(node.op)
+    sizes = None if index is None else values[index]
+    if sizes is None:
+        return
+    count = math.prod(max(int(size), 1) for size in sizes.reshape(-1))
+    if count > room:
+        raise UnsupportedNode(f"it makes a constant of {count} values, which {_TOO_MUCH}")
 
 
 def scale_and_zero_point(

@@ -41,10 +41,9 @@ def refused_at_once(facts: Facts, index: int) -> str:
         return "depends on all values of a row"
     if node.op not in OPERATOR_TABLES.get(node.domain, {}):
         return f"the engine has no {node.op}"
-    shapes = [facts.shape(name) for name in facts.reads(index)]
-    if not all(shapes):
-        return "the shape of what it reads is not known before it runs"
-    if len({shape[0] for shape in shapes if shape}) > 1:
+    if not all(facts.of_one(name) for name in facts.reads(index)):
+        return "the shape of what it reads is not known before it runs, or empty"
+    if len({_leading(facts, name, 1) for name in facts.reads(index)}) > 1:
         return "what it reads has different first dimensions"
     return ""
 
@@ -90,9 +89,16 @@ def _fits(facts: Facts, index: int, folded: int) -> bool:
     node = facts.nodes[index]
     if not folded:
         return True
-    shapes = [facts.shape(name) for name in (*facts.reads(index), *node.outputs)]
-    same = len({shape and shape[:-1] for shape in shapes}) == 1
-    return node.op in _PLACEWISE and same and len(shapes[0] or ()) == folded + 2
+    names = (*facts.reads(index), *node.outputs)
+    ranks = {len(facts.shape(name) or ()) for name in names}
+    same = len({_leading(facts, name, 1 + folded) for name in names}) == 1
+    return node.op in _PLACEWISE and ranks == {folded + 2} and same
+
+
+def _leading(facts: Facts, name: str, count: int) -> tuple[object, ...]:
+    """The first dimensions as they are and for a batch of one: an open batch is not a 1, nor are
+    twice as many samples."""
+    return (facts.shape(name) or ())[:count], (facts.of_one(name) or ())[:count]
 
 
 def groups(facts: Facts, engine: Mapping[int, int]) -> tuple[list[Group], dict[int, int]]:

@@ -15,7 +15,16 @@ from .graph import Function
 from .onnx_file import FileNode
 from .onnx_linear import add, mul
 from .onnx_operands import Context, Operand, computed, constant, floats, one_number, optional
-from .onnx_values import Constant, Linear, PerBatch, Quantise, UnsupportedNode, Value
+from .onnx_values import (
+    Constant,
+    Linear,
+    ModelInput,
+    PerBatch,
+    Quantise,
+    Step,
+    UnsupportedNode,
+    Value,
+)
 
 _ITSELF: tuple[Function, ...] = ()
 
@@ -113,7 +122,7 @@ def plus(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
     left, right = inputs
     if isinstance(left, Value) and isinstance(right, Value):
         # Of integers the sum is that of both tensors, rounded as ONNX leaves open.
-        rounded = any(not isinstance(step, Function) for step in (*left.steps, *right.steps))
+        rounded = any(map(_is_scale, (*left.steps, *right.steps)))
         if not rounded and left.steps != right.steps:
             return _one_function("sum", left, right) or add(context, node, inputs)
         return add(context, node, inputs)
@@ -177,9 +186,16 @@ def _one_function(kind: str, left: Value, right: Value) -> Value | None:
 
 
 def _takes_factors(value: Value) -> bool:
-    """Whether constants have to be part of the scale of a layer's integers."""
+    """Whether constants have to be part of the scale of a layer's integers, or of a layer of their
+    own behind an input of integers."""
     base = value.base
+    if isinstance(base, ModelInput):
+        return any(map(_is_scale, value.steps))
     return isinstance(base, Linear) and not value.steps and base.weights.array.dtype.kind != "f"
+
+
+def _is_scale(step: Step) -> bool:
+    return not isinstance(step, Function)
 
 
 def _with_number(left: Operand, right: Operand) -> tuple[Value | None, float | None]:

@@ -7,8 +7,7 @@ so is what then computes no product. That is asked again until nothing changes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from math import prod
+from dataclasses import dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from .onnx_file import FileGraph, FileValue, plain_attributes, read_graph
 from .onnx_import import lower
 from .onnx_operators import HOST
 from .onnx_reader import UNSUPPORTED, NodeCheck, Problem, Reading, read_values
+from .onnx_segments import Part, Segments
 from .onnx_values import UnsupportedNode
 
 if TYPE_CHECKING:
@@ -39,28 +39,6 @@ _ADVICE = "Change or remove them."
 
 #: Part of the layer before them.
 _FUNCTIONS = {"Relu", "Clip", "Sigmoid", "Tanh"}
-
-
-@dataclass
-class Part:
-    """Nodes that one program runs; its inputs and outputs have the names of the graph's tensors.
-
-    Of those tensors as many dimensions as `folded` stand behind the first, and each place is a
-    sample; of a sample of the whole model there are so many `places`.
-    """
-
-    model: Model | QuantModel
-    folded: int
-    places: int
-    checks: list[NodeCheck] = field(repr=False)
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(spec.name for spec in self.model.inputs))
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return tuple(spec.name for spec in self.model.outputs)
 
 
 @dataclass
@@ -122,25 +100,17 @@ def read_and_check(
             pass
     found = _Cut(simplified(graph)).run()
     if len(found.stages) == 1 and not found.problems:
-        only = found.stages[0]
-        if isinstance(only, Part) and not only.folded:
+        only, shown = found.stages[0], {spec.name for spec in found.outputs}
+        if isinstance(only, Part) and not only.folded and shown == set(only.outputs):
             return only.model, found.checks
     return found, found.checks
-
-
-@dataclass
-class _Segment:
-    """A group as it was read: a part of the model, or the nodes that stand in its way, by index."""
-
-    part: Part | None
-    refused: dict[int, str]
 
 
 class _Cut:
     def __init__(self, graph: FileGraph) -> None:
         self.facts = Facts(graph)
         self.host: dict[int, str] = {}  # why a computed node is the host's
-        self._read: dict[tuple[Group, tuple[str, ...]], _Segment] = {}
+        self.segments = Segments(self.facts)
         for index in self.facts.nodes:
             if self.facts.is_computed(index):
                 reason = refused_at_once(self.facts, index)
@@ -151,10 +121,10 @@ class _Cut:
         self._check_inputs()
         while True:
             found, levels = self._groups()
-            outputs = self._outputs(found)
+            outputs = self.segments.outputs(found, self.host)
             refused: dict[int, str] = {}
             for group in found:
-                refused.update(self._segment(group, outputs[group]).refused)
+                refused.update(self.segments.read(group, outputs[group]).refused)
                 refused.update(self._beside_their_operands(group, outputs[group]))
             if not refused:
                 return self._partition(found, levels, outputs)
@@ -183,6 +153,8 @@ class _Cut:
                     "sets them)"
                 )
                 problems.append(Problem("input", spec.name, "", reason))
+        if not self.facts.graph.inputs:
+            problems.append(Problem("model", self.facts.graph.name, "", "has no input"))
         if len({spec.shape[0] for spec in self.facts.graph.inputs if spec.shape}) > 1:
             names = ", ".join(spec.name for spec in self.facts.graph.inputs)
             problems.append(Problem("input", names, "", "have different batch dimensions"))
@@ -210,113 +182,6 @@ class _Cut:
             return "it has an attribute that is neither numbers nor text"
         return refusal(node.op, node.domain, attributes, len(node.outputs))
 
-    def _nodes(self, group: Group) -> list[int]:
-        """The group, DequantizeLinear of what it reads, and all that its constants come from.
-
-        So that no operator loses the scale of its operands, whoever else reads them.
-        """
-        facts, found = self.facts, set(group.nodes)
-        waiting = list(group.nodes)
-        while waiting:
-            for name in filter(None, facts.nodes[waiting.pop()].inputs):
-                other = facts.producer.get(name)
-                if other is None or other in found:
-                    continue
-                scales = facts.nodes[other].op == "DequantizeLinear"
-                if name not in facts.computed or scales:
-                    found.add(other)
-                    waiting.append(other)
-        return sorted(found)
-
-    def _inputs(self, group: Group) -> list[str]:
-        nodes = self._nodes(group)
-        made = {name for index in nodes for name in self.facts.nodes[index].outputs}
-        reads = [name for index in nodes for name in self.facts.reads(index)]
-        return [name for name in dict.fromkeys(reads) if name not in made]
-
-    def _outputs(self, found: list[Group]) -> dict[Group, tuple[str, ...]]:
-        """What others need of what each group makes."""
-        needed = set(self.facts.shown)
-        for index in self.host:
-            needed.update(self.facts.reads(index))
-        for group in found:
-            needed.update(self._inputs(group))
-        made = {
-            group: [n for index in group.nodes for n in self.facts.nodes[index].outputs if n]
-            for group in found
-        }
-        return {group: tuple(n for n in names if n in needed) for group, names in made.items()}
-
-    def _segment(self, group: Group, outputs: tuple[str, ...]) -> _Segment:
-        key = (group, outputs)
-        if key not in self._read:
-            self._read[key] = self._read_segment(group, outputs)
-        return self._read[key]
-
-    def _read_segment(self, group: Group, outputs: tuple[str, ...]) -> _Segment:
-        reading = read_values(self._graph(group, outputs))
-        if not reading.problems:
-            try:
-                places = self._places(group)
-                return _Segment(Part(lower(reading), group.folded, places, reading.checks), {})
-            except UnsupportedModelError:  # says the same as the problems
-                pass
-        refused: dict[int, str] = {}
-        for problem in reading.problems:
-            for index in self._blamed(group, problem):
-                refused.setdefault(index, problem.reason)
-        return _Segment(None, refused or dict.fromkeys(group.nodes, "cannot be read"))
-
-    def _places(self, group: Group) -> int:
-        shape = self.facts.of_one(self._inputs(group)[0]) or ()
-        batch = self.facts.graph.inputs[0].shape or (1,)
-        return max(prod(shape[: 1 + group.folded]) // (batch[0] or 1), 1)
-
-    def _graph(self, group: Group, outputs: tuple[str, ...]) -> FileGraph:
-        """The group as a graph of its own, its tensors as the program sees them."""
-        graph = self.facts.graph
-        nodes = [self.facts.nodes[index] for index in self._nodes(group)]
-
-        def seen(name: str) -> FileValue:
-            spec = self.facts.spec(name)
-            if not group.folded or spec.shape is None:
-                return spec
-            return replace(spec, shape=(None, *spec.shape[1 + group.folded :]))
-
-        inferred = {name: seen(name) for node in nodes for name in node.outputs if name}
-        return replace(
-            graph,
-            inputs=[seen(name) for name in self._inputs(group)],
-            outputs=[seen(name) for name in outputs],
-            nodes=nodes,
-            inferred=inferred,
-        )
-
-    def _blamed(self, group: Group, problem: Problem) -> list[int]:
-        """The nodes that a problem sends to the host."""
-        nodes = self.facts.nodes
-        if problem.kind == "input":
-            names = problem.name.split(", ")
-            return [i for i in group.nodes if set(names).intersection(nodes[i].inputs)]
-        if problem.kind == "output":
-            return [i for i in group.nodes if problem.name in nodes[i].outputs]
-        found: list[int] = []
-        for index in group.nodes:
-            if nodes[index].name == problem.name:
-                found += self._in_its_way(group, index) or [index]
-        return found
-
-    def _in_its_way(self, group: Group, index: int) -> list[int]:
-        """Nodes without products right before one with products that the engine takes alone."""
-        if not self.facts.is_product(index):
-            return []
-        alone = Group((index,), group.folded)
-        outputs = tuple(filter(None, self.facts.nodes[index].outputs))
-        if read_values(self._graph(alone, outputs)).problems:
-            return []
-        before = {self.facts.producer.get(name) for name in self.facts.reads(index)}
-        return [i for i in group.nodes if i in before and not self.facts.is_product(i)]
-
     def _partition(
         self, found: list[Group], levels: dict[int, int], outputs: dict[Group, tuple[str, ...]]
     ) -> Partition:
@@ -325,7 +190,7 @@ class _Cut:
         problems: list[Problem] = []
         placed: list[tuple[int, int, Part | HostNode]] = []
         for group in found:
-            part = self._segment(group, outputs[group]).part
+            part = self.segments.read(group, outputs[group]).part
             assert part is not None
             placed.append((levels[group.nodes[0]], group.nodes[0], part))
         for index, why in self.host.items():

@@ -73,12 +73,24 @@ def shapes(
             spaces[index] = Space(layer, build, 0, steps, samples, each, bool(program.lengths))
             places |= spaces[index].views()
     for name, tensor in program.tensors.items():
-        if name not in places:
+        if name not in places and not tensor.whole:
             columns = tensor.pixels if program.has_pixels else samples
             tiles = tensor.steps * tile_count(columns, build.cols)
-            whole = program.tensors[tensor.whole or name]
-            places[name] = Place(0, build.padded(whole.features), tiles, columns)
-    return places, spaces
+            places[name] = Place(0, build.padded(tensor.features), tiles, columns)
+    return places | _parts(program, places), spaces
+
+
+def _parts(program: Program, places: dict[str, Place]) -> dict[str, Place]:
+    """The tensors that lie in others, whose places are known."""
+    parts = {}
+    for name, tensor in program.tensors.items():
+        if tensor.whole:
+            whole = places[tensor.whole]
+            a_step = whole.tiles // program.tensors[tensor.whole].steps  # tiles
+            before = tensor.step * a_step * whole.stride + tensor.first
+            offset = whole.offset + before * program.build.cols // PORT_BYTES
+            parts[name] = replace(whole, offset=offset, tiles=tensor.steps * a_step)
+    return parts
 
 
 def lay_out(
@@ -127,15 +139,10 @@ def lay_out(
             offsets[name] = at
             at += words[name]
     for name, tensor in tensors.items():
-        if name in within:
-            continue
-        whole = tensor.whole or name
-        content = tensors[whole].content
-        offset = content if content >= 0 else offsets.get(whole, 0)
-        place = places[name]
-        tiles = tensor.step * (place.tiles // tensor.steps)  # of the steps before
-        offset += (tiles * place.stride + tensor.first) * build.cols // PORT_BYTES
-        laid[name] = replace(place, offset=offset)
+        if name not in within and not tensor.whole:
+            offset = tensor.content if tensor.content >= 0 else offsets.get(name, 0)
+            laid[name] = replace(places[name], offset=offset)
+    laid |= _parts(program, laid)
     return Layout(laid, laid_spaces, blocks, activation_words, first_sample, at - first_sample)
 
 
