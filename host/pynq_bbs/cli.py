@@ -286,7 +286,7 @@ def _info(args: argparse.Namespace) -> None:
 def _plan(args: argparse.Namespace) -> None:
     from .boards import load_board
     from .errors import InputError
-    from .pack.cycles import RUN_CYCLES, Memory, layer_cycles
+    from .pack.cycles import RUN_CYCLES, Memory, run_cycles
     from .pack.explain import HEAD, explained
     from .pack.plan import make_plan
     from .pack.program import Program
@@ -299,7 +299,7 @@ def _plan(args: argparse.Namespace) -> None:
     plan = make_plan(program, args.samples, memory)
     names = [program.layers[command.layer].name for command in plan.commands]
     print(table([HEAD, *explained(names, plan.commands, program.build, memory)]))
-    cycles = sum(layer_cycles(c, program.build, memory).total for c in plan.commands)
+    cycles = sum(x.total for x in run_cycles(plan.commands, program.build, memory))
     total = RUN_CYCLES + plan.runs * cycles
     print(
         f"modelled for build {program.build.name} on {board.name}: {total:.0f} cycles, "

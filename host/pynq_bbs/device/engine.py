@@ -15,7 +15,7 @@ from ..builds import PORT_BYTES
 from ..errors import DeviceMemoryError
 from ..interface import Command
 from ..model.graph import QuantInput
-from ..pack.cycles import LayerCycles, Memory, layer_cycles
+from ..pack.cycles import LayerCycles, Memory, regions_of, run_cycles
 from ..pack.layout import by_length, from_tiles, images_from_tiles, images_to_tiles, to_tiles
 from ..pack.plan import Plan, make_plan, program_bases
 from ..pack.program import Program, Tensor, as_sums
@@ -196,15 +196,17 @@ class EngineProgram:
         return plan, columns
 
     def _layer_cycles(self, commands: list[Command]) -> list[LayerCycles]:
-        """Of each layer, which may have many commands, most of them alike."""
+        """Of each layer, which may have many commands, most of them in runs that are alike."""
         nothing = LayerCycles(0.0, 0, 0, 0, 0)
         layers = [nothing] * len(self._program.layers)
-        known: dict[str, LayerCycles] = {}
-        for command in commands:
-            alike = str(replace(command, input=0, output=0, residual=0, state=0, cell_base=0))
+        known: dict[str, list[LayerCycles]] = {}
+        for region in regions_of(commands):
+            places = {"input": 0, "output": 0, "residual": 0, "state": 0, "cell_base": 0}
+            alike = str([replace(command, **places) for command in region])
             if alike not in known:
-                known[alike] = layer_cycles(command, self._program.build, self._memory)
-            layers[command.layer] += known[alike]
+                known[alike] = run_cycles(region, self._program.build, self._memory)
+            for command, cost in zip(region, known[alike], strict=True):
+                layers[command.layer] += cost
         return layers
 
     def _load(self, plan: Plan) -> None:

@@ -17,6 +17,7 @@ from ..builds import PORT_BYTES, Build
 from ..errors import InputError
 from ..interface import COMMAND_WORDS, Command
 from .cycles import Memory
+from .following import following
 from .layout import tile_count
 from .program import PackedLayer, Program, Tensor
 from .schedule import Place, Route, block_bases, layer_command
@@ -124,7 +125,7 @@ def make_plan(
         stored=stored,
         sample_words=size,
         first_command=first_command,
-        commands=commands,
+        commands=following(commands, build),
         memory_words=first_command + COMMAND_WORDS * len(commands) * runs,
         lengths=lengths,
         zeros=tuple((space.offset, space.words) for space in spaces.values()),
