@@ -440,8 +440,9 @@ windows:
     const bool waits = ends || settled(settling, arrival.tiles) < needed;
     const bool due = --wait == 0;
     if (due) wait = c.load_pace;
-    const uint32_t allowed = at.tile.limit < c.image_tiles ? at.tile.limit : c.image_tiles;
-    const uint32_t wanted = waits ? needed : due ? allowed : 0;
+    const uint32_t room = ends || at.tile.limit > c.image_tiles ? c.image_tiles : at.tile.limit;
+    const uint32_t allowed = room < needed ? needed : room;  // or it would wait for ever
+    const uint32_t wanted = waits || due ? allowed : 0;
     if (arrival.tiles < wanted) take_pixels(c, port, chain, source, arrival, image);
     if (!waits) gather_taps(c, image, at, write, writes);
   }
