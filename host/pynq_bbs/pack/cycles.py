@@ -22,8 +22,8 @@ last work of that, and what comes by the chain comes as it is made. A command is
 once it is checked, which is when the one before is sequenced.
 
 Assumed: a port gets an equal share of the memory while others want words, and its own words until
-then come evenly. Whole networks are within 2 % of the replay; a single short layer that asks much
-of the memory may be off by 8 %.
+then come evenly. Whole networks are within 2 % of the replay; what a single short layer adds, of
+which the memory is much asked or whose successor asks it, may be off by a tenth.
 """
 
 from __future__ import annotations
