@@ -19,7 +19,7 @@ from pynq_bbs.interface import (
     FLAG_RESIDENT_WEIGHTS,
     Command,
 )
-from pynq_bbs.pack.cycles import RUN_CYCLES, LayerCycles, Memory, layer_cycles
+from pynq_bbs.pack.cycles import RUN_CYCLES, LayerCycles, Memory, run_cycles
 from pynq_bbs.pack.explain import HEAD, explained
 from pynq_bbs.report import table
 
@@ -94,8 +94,7 @@ def cost_of(case: Case) -> Cost:
     resident = all(c.flags & FLAG_RESIDENT_WEIGHTS for c in commands)
     if case.resident and not resident:
         raise SystemExit(f"{case.title}: the weights do not fit the block buffer")
-    cycles = [layer_cycles(command, build, MEMORY) for command in commands]
-    return Cost(build, commands, cycles, case.samples)
+    return Cost(build, commands, run_cycles(commands, build, MEMORY), case.samples)
 
 
 def layers(title: str, cost: Cost) -> str:

@@ -28,7 +28,7 @@ rows:
 }
 
 // What a row group's sums become in this pass.
-inline SumWord add_pass(const Command& c, const Visit& visit, const RowWord& parameters,
+inline SumWord add_pass(const FinishCommand& c, const Visit& visit, const RowWord& parameters,
                         const SumWord& sum, const SumWord& before) {
 #pragma HLS INLINE
   const bool maximum = has(c, kFlagMaximum);
@@ -86,7 +86,7 @@ inline bool is_last_tile(const Rows& at) {
 }
 
 // The parameters of one more row, and with the last one of a row group its sums.
-inline void add_row(const Command& c, Rows& at, WordStream& row_words, SumStream& sums,
+inline void add_row(const FinishCommand& c, Rows& at, WordStream& row_words, SumStream& sums,
                     RowWord* rows, SumWord* partial) {
 #pragma HLS INLINE
   // The first tile takes the row parameters from the stream and keeps them.

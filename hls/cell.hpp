@@ -63,7 +63,7 @@ inline int32_t fixed_tanh(int32_t x) {
 }
 
 // One column of one unit: its hidden value; `state` becomes the new one.
-inline int32_t cell_one(const Command& c, const UnitGates gates, uint32_t half,
+inline int32_t cell_one(const CellCommand& c, const UnitGates gates, uint32_t half,
                         uint32_t result, int16_t& state) {
 #pragma HLS INLINE
   const bool lstm = has(c, kFlagLstm);
@@ -87,7 +87,7 @@ inline int32_t cell_one(const Command& c, const UnitGates gates, uint32_t half,
 
 // Two columns, or two units of one column: hidden values as bytes, and their states. Columns that
 // do not count keep their state and give 0.
-inline word_t cell_pair(const Command& c, const UnitGates gates, uint32_t half, uint32_t slot,
+inline word_t cell_pair(const CellCommand& c, const UnitGates gates, uint32_t half, uint32_t slot,
                         bool last_tile, CellWord& states) {
 #pragma HLS INLINE
   word_t bytes = 0;
@@ -107,7 +107,7 @@ pair:
 
 // The units of one visit, tile after tile. `base` is where those of the first tile have their
 // states, `step` how far it is to the next tile's.
-inline void cell_visit(const Command& c, const Visit& visit, uint32_t base, uint32_t step,
+inline void cell_visit(const CellCommand& c, const Visit& visit, uint32_t base, uint32_t step,
                        WordStream& words, CellWord* cells, WordStream& hidden) {
 #pragma HLS INLINE
   UnitGates gates;
@@ -151,7 +151,7 @@ gate_words:
   }
 }
 
-inline void load_states(const Command& c, WordStream& words, CellWord* cells) {
+inline void load_states(const CellCommand& c, WordStream& words, CellWord* cells) {
 #pragma HLS INLINE
   word_t word = 0;
 loaded:
@@ -165,7 +165,7 @@ loaded:
   }
 }
 
-inline void store_states(const Command& c, const CellWord* cells, WordStream& words) {
+inline void store_states(const CellCommand& c, const CellWord* cells, WordStream& words) {
 #pragma HLS INLINE
   word_t word = 0;
 stored:
@@ -179,17 +179,15 @@ stored:
 }
 
 // Hidden values go on, and behind the last ones the states.
-inline void cell(const Command c, const Shape s, VisitStream& visits, WordStream& states,
-                 WordStream& gates, CellWord cells[kCellDepth], WordStream& hidden) {
-#pragma HLS INLINE off
-#pragma HLS ALLOCATION function instances=times limit=1
-  if (!is_cell(c)) return;
+inline void cell_visits(const CellCommand& c, VisitStream& visits, WordStream& states,
+                        WordStream& gates, CellWord* cells, WordStream& hidden) {
+#pragma HLS INLINE
   if (has(c, kFlagStateIn)) load_states(c, states, cells);
   const uint32_t tile_words = tensor_words(c.rows);
   uint32_t base = c.cell_base;  // of the first tile of the group
   uint32_t row = 0;             // words of the blocks before
 visits:
-  for (uint32_t v = 0; v < s.visits; v++) {
+  for (uint32_t v = 0; v < c.visits; v++) {
     const Visit visit = visits.read();
     cell_visit(c, visit, base + row, tile_words, gates, cells, hidden);
     row += tensor_words(visit.rows * kRows);
@@ -199,6 +197,20 @@ visits:
     }
   }
   if (has(c, kFlagStateOut)) store_states(c, cells, hidden);
+}
+
+// Is told of cells alone.
+inline void cell(CellCommandStream& commands, VisitStream& visits, WordStream& states,
+                 WordStream& gates, CellWord cells[kCellDepth], WordStream& hidden) {
+#pragma HLS INLINE off
+#pragma HLS ALLOCATION function instances=times limit=1
+  CellCommand c = end_mark<CellCommand>();
+  if (kCellWords > 0) c = commands.read();
+commands:
+  while (!c.end) {
+    cell_visits(c, visits, states, gates, cells, hidden);
+    c = commands.read();
+  }
 }
 
 }  // namespace bbs

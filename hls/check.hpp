@@ -101,7 +101,7 @@ inline uint32_t scaled(uint32_t value, uint32_t factor) {
 // Flags that this build has something for. A maximum and sums of columns are for the windows of an
 // image; tensors are combined in networks of images and in recurrent ones. Matrices alone do not
 // pay for any.
-constexpr uint32_t kKnownFlags = 2 * (uint32_t)kFlagStateOut - 1;
+constexpr uint32_t kKnownFlags = 2 * (uint32_t)kFlagFollows - 1;
 constexpr uint32_t kImageFlags = kFlagImage | kFlagMaximum | kFlagSumColumns | kFlagResidentInput;
 constexpr uint32_t kCellFlags = kFlagStateZero | kFlagStateIn | kFlagStateOut;
 constexpr uint32_t kBuiltFlags =
@@ -109,13 +109,14 @@ constexpr uint32_t kBuiltFlags =
     ~(kImageWords == 0 && kCellWords == 0 ? (uint32_t)kFlagResidual : 0u);
 
 // A constant where the build has nothing for the flag, so that nothing is built; a command that
-// asks for it is refused.
-inline bool has(const Command& c, Flag flag) {
+// asks for it is refused. Of a command, or of what a stage needs of it.
+template <typename C>
+inline bool has(const C& c, Flag flag) {
 #pragma HLS INLINE
   return (c.flags & kBuiltFlags & flag) != 0;
 }
 
-// What runs before the first command: every process ends at once. No command in memory has it.
+// What stands before the first command. No command in memory has it.
 constexpr uint32_t kNoOp = 0xffffffff;
 
 inline bool is_nothing(const Command& c) {
@@ -124,13 +125,15 @@ inline bool is_nothing(const Command& c) {
 }
 
 // Whether the weights outlive the command in the block buffer.
-inline bool keeps_block(const Command& c) {
+template <typename C>
+inline bool keeps_block(const C& c) {
 #pragma HLS INLINE
   return has(c, kFlagKeepWeights) || has(c, kFlagResidentWeights);
 }
 
 // An LSTM or GRU step: a unit has kGates rows and one output.
-inline bool is_cell(const Command& c) {
+template <typename C>
+inline bool is_cell(const C& c) {
 #pragma HLS INLINE
   return kCellWords > 0 && (has(c, kFlagLstm) || has(c, kFlagGru));
 }
@@ -149,7 +152,8 @@ inline bool in_order(const Command& c) {
 
 // Whether port words of columns that do not count are left out: where nothing but the chain takes
 // the outputs, which fills them up.
-inline bool leaves_out(const Command& c) {
+template <typename C>
+inline bool leaves_out(const C& c) {
 #pragma HLS INLINE
   return !has(c, kFlagToMemory) && !has(c, kFlagResidual) && !is_cell(c);
 }
@@ -160,13 +164,15 @@ inline uint32_t output_features(const Command& c, uint32_t rows) {
   return is_cell(c) ? rows / kGates : rows;
 }
 
-inline uint32_t weight_bits(const Command& c) {
+template <typename C>
+inline uint32_t weight_bits(const C& c) {
 #pragma HLS INLINE
   return has(c, kFlagInt4) ? 4 : 8;
 }
 
 // Features that a bank takes in the vector buffer: whole words.
-inline uint32_t bank_space(const Command& c) {
+template <typename C>
+inline uint32_t bank_space(const C& c) {
 #pragma HLS INLINE
   return c.bank_size < kPack ? kPack : c.bank_size;
 }
@@ -428,7 +434,10 @@ inline Status check_counts(const Amounts& a) {
   return many ? kStatusBadShape : kStatusOk;
 }
 
-// The chain may never be waited for: its input is there, and its output has room beside that.
+// Nobody waits for room in the chain: an output has it beside all that the commands before leave
+// there, the input of its own command included. That holds while commands overlap too: with the
+// first output of a command the gathering has begun with it, and so has taken all that the commands
+// before take. What a command takes comes of commands before it alone, so none waits for itself.
 inline Status check_chain(const Command& c, const Amounts& a, uint32_t chain_level) {
 #pragma HLS INLINE
   if (has(c, kFlagFromChain)) {

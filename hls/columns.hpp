@@ -26,7 +26,7 @@ using ColumnsStream = Stream<TileColumns, 2>;
 
 // Windows that lie side by side in memory as they do in the image: one read serves a whole tile,
 // whatever rows it spans.
-inline bool contiguous(const Command& c) {
+inline bool contiguous(const ColumnsCommand& c) {
 #pragma HLS INLINE
   return c.stride_x == 1 && c.stride_y == 1 && c.out_width == c.width;
 }
@@ -51,17 +51,17 @@ inline uint32_t column_of_read(uint32_t stride, uint32_t col) {
 }
 
 // Column tiles of the image that are there once all that a window row `y` needs is.
-inline uint32_t tiles_needed(const Command& c, const Shape& s, int32_t y) {
+inline uint32_t tiles_needed(const ColumnsCommand& c, int32_t y) {
 #pragma HLS INLINE
   const int32_t row = y < (int32_t)c.height - 1 ? y : (int32_t)c.height - 1;
   if (row < 0) return 0;
   // Both fit 16 bits, as all that is multiplied here: a DSP each, where 32 bits take three.
   const uint32_t tiles = ((uint32_t)(uint16_t)(row + 1) * (uint16_t)c.width - 1) / kCols + 1;
-  return tiles < s.image_tiles ? tiles : s.image_tiles;
+  return tiles < c.image_tiles ? tiles : c.image_tiles;
 }
 
 // First word that the windows of a tile may read whose first one begins in row `y`.
-inline uint32_t first_word(const Command& c, int32_t y) {
+inline uint32_t first_word(const ColumnsCommand& c, int32_t y) {
 #pragma HLS INLINE
   const uint32_t row = y > 0 ? (uint32_t)y : 0;
   return image_word((uint32_t)(uint16_t)row * (uint16_t)c.width);
@@ -74,7 +74,7 @@ struct Pixel {
   uint32_t number;
 };
 
-inline void place_column(const Command& c, uint32_t pixels, uint32_t col, Pixel& at,
+inline void place_column(const ColumnsCommand& c, uint32_t pixels, uint32_t col, Pixel& at,
                          TileColumns& tile, int32_t& last_y) {
 #pragma HLS INLINE
   const bool inside = at.number < pixels;
@@ -99,8 +99,8 @@ inline void place_column(const Command& c, uint32_t pixels, uint32_t col, Pixel&
 }
 
 // A step a cycle, for all tiles in one loop: COLS columns, then what the rows of the kernel need.
-inline void columns(const Command c, const Shape s, FillStream& fills, ColumnsStream& tiles) {
-#pragma HLS INLINE off
+inline void place_tiles(const ColumnsCommand& c, FillStream& fills, ColumnsStream& tiles) {
+#pragma HLS INLINE
   const uint32_t pixels = (uint32_t)(uint16_t)c.out_height * (uint16_t)c.out_width;  // one DSP
   const uint32_t steps = kCols + c.kernel_height + 1;
   Pixel at = {0, 0, 0};
@@ -109,7 +109,7 @@ inline void columns(const Command c, const Shape s, FillStream& fills, ColumnsSt
   TileColumns tile = {};
   tile.ring_start = kFirstWord;
   int32_t last_y = 0;
-  uint32_t fill_count = kImageWords > 0 && has(c, kFlagImage) ? s.fills : 0;
+  uint32_t fill_count = c.fills;
   uint32_t rest = 0;  // tiles of the fill
   uint32_t step = 0;
 steps:
@@ -133,7 +133,7 @@ steps:
     } else {
       const uint32_t row = step - kCols;
       if (row < c.kernel_height)
-        tile.needed[row] = tiles_needed(c, s, last_y + (int32_t)scaled(row, c.dilation_y));
+        tile.needed[row] = tiles_needed(c, last_y + (int32_t)scaled(row, c.dilation_y));
     }
     // What the first tile of a group needs first is kept until the group's last fill. Where many
     // rows are passed over, the ring turns often from one group to the next: once a step.
@@ -147,6 +147,18 @@ steps:
       rest--;
       tiles.write(tile);
     }
+  }
+}
+
+// Is told of images alone.
+inline void columns(ColumnsCommandStream& commands, FillStream& fills, ColumnsStream& tiles) {
+#pragma HLS INLINE off
+  ColumnsCommand c = end_mark<ColumnsCommand>();
+  if (kImageWords > 0) c = commands.read();
+commands:
+  while (!c.end) {
+    place_tiles(c, fills, tiles);
+    c = commands.read();
   }
 }
 

@@ -7,7 +7,7 @@
 // Exact in 48 bits; two multipliers a byte serve both forms, a DSP each (25 x 18 bits).
 #pragma once
 
-#include "check.hpp"
+#include "stages.hpp"
 #include "rounding.hpp"
 
 namespace bbs {
@@ -21,7 +21,7 @@ inline int32_t round_shifted(acc_t value, uint32_t shift) {
   return (int32_t)(rounded > 65535 ? 65535 : rounded < -65536 ? -65536 : rounded);
 }
 
-inline int32_t combine_one(const Command& c, int32_t a, int32_t b) {
+inline int32_t combine_one(const FinishCommand& c, int32_t a, int32_t b) {
 #pragma HLS INLINE
   const bool product = has(c, kFlagProduct);
   const narrow_t<9> from_a = a - c.a_zero;

@@ -6,7 +6,7 @@
 
 namespace bbs {
 
-constexpr uint32_t kVersion = 3;
+constexpr uint32_t kVersion = 4;
 constexpr uint32_t kSignature = 0x32534242;
 constexpr int kCommandWords = 17;  // 64-bit words of a command in memory
 
@@ -35,6 +35,7 @@ enum Flag : uint32_t {
   kFlagStateZero = 1u << 17,
   kFlagStateIn = 1u << 18,
   kFlagStateOut = 1u << 19,
+  kFlagFollows = 1u << 20,
 };
 
 enum Status : uint32_t {

@@ -5,6 +5,9 @@
 // queues without bound. With BBS_THREADED every process is a thread and every queue has the
 // depth it has in hardware, so that a queue too shallow blocks here as it would there; a
 // process that waits too long names the stream it waits for (`Watchdog`).
+//
+// Where processes run one after another, a region takes one command: what a command leaves in the
+// chain must be there before the next one reads it. Else it takes all that follow each other.
 #pragma once
 
 #ifdef __SYNTHESIS__
@@ -12,6 +15,8 @@
 #include <hls_stream.h>
 
 namespace bbs {
+
+constexpr bool kCommandsOverlap = true;
 
 template <typename T, int kDepth>
 using Stream = hls::stream<T, kDepth>;
@@ -30,6 +35,8 @@ using Stream = hls::stream<T, kDepth>;
 
 namespace bbs {
 
+constexpr bool kCommandsOverlap = false;
+
 template <typename T, int kDepth>
 class Stream {
  public:
@@ -45,6 +52,7 @@ class Stream {
     values_.clear();
     spares().push_back(std::move(values_));
   }
+  bool empty() const { return head_ == values_.size(); }
   void write(const T& value) { values_.push_back(value); }
   T read() {
     assert(head_ < values_.size() && name_ != nullptr && "a process read more than was written");
@@ -91,6 +99,8 @@ class Stream {
 
 namespace bbs {
 
+constexpr bool kCommandsOverlap = true;
+
 // What a bounded run learnt: the fullest each stream has been, and the stream that blocked.
 struct Watchdog {
   static Watchdog& instance() {
@@ -116,6 +126,10 @@ class Stream {
     std::lock_guard<std::mutex> lock(watchdog.mutex);
     auto& mark = watchdog.high_water[name_];
     mark = {fullest_ > mark.first ? fullest_ : mark.first, kDepth};
+  }
+  bool empty() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return values_.empty();
   }
   void write(const T& value) {
     std::unique_lock<std::mutex> lock(mutex_);

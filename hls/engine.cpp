@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The engine: fetches commands from memory, checks each, and runs it through the data path.
+// The engine: fetches commands from memory, checks each, and runs them through the data path.
 #include "engine.hpp"
 
 #include "cell.hpp"
 #include "finish.hpp"
+#include "run.hpp"
 
 // What lasts from command to command and from run to run lies in the fabric once. In g++ every
 // thread that runs engines has a fabric of its own, as every board has.
@@ -16,41 +17,30 @@
 namespace bbs {
 namespace {
 
-// A command that was checked, and what was found.
-struct Job {
-  Command command;
-  Shape shape;
-  Status status;
-};
-
-// Decodes and checks the command that runs next, while this one runs.
-void prepare(const Next next, CommandStream& words, Job& job) {
-#pragma HLS INLINE off
-  word_t command[kCommandWords] = {};
-command_words:
-  for (uint32_t i = 0; i < (next.exists ? kCommandWords : 0); i++) {
-#pragma HLS PIPELINE II=1
-    command[i] = words.read();
-  }
-  job.command = decode_command(command);
-  job.status = check_command(job.command, next.memory_words, next.chain_level, job.shape);
-}
-
-// One command at a time. Called from a loop outside, never looped over here: overlapping two
-// commands would let a layer read what the one before has not yet written. Command and shape go
-// to the processes by value: scalars may have several readers in a region, memories may not.
-void run_command(const Command c, const Shape s, const Next next, const word_t* program,
-                 const word_t* weights, const word_t* indices, const word_t* activations,
-                 const word_t* residuals, word_t* results, ImageWord image[kImageDepth],
-                 WeightWord block[kBlockWords], CellWord cells[kCellDepth], ChainStream& chain,
-                 Job& job) {
+// A command, and all that follow it. What the end of a region waits for, the write responses
+// included, is what a command waits for that does not follow: it may read what was written.
+void run_commands(const Job now, const Run run, const word_t* program, const word_t* weights,
+                  const word_t* indices, const word_t* activations, const word_t* residuals,
+                  word_t* results, ImageWord image[kImageDepth], WeightWord block[kBlockWords],
+                  CellWord cells[kCellDepth], ChainStream& chain, CommandStream& next_words,
+                  Job& job) {
 #pragma HLS INLINE off
 #pragma HLS DATAFLOW
-  // These stay as they are until the region has ended: no process has to hand them to the next one,
-  // through a FIFO for every field.
-#pragma HLS STABLE variable=c
-#pragma HLS STABLE variable=s
-#pragma HLS STABLE variable=next
+  UnpackCommandStream unpack_commands("unpack_commands");
+  ColumnsCommandStream columns_commands("columns_commands");
+  GatherCommandStream gather_commands("gather_commands");
+  MultiplyCommandStream multiply_commands("multiply_commands");
+  FinishCommandStream finish_commands("finish_commands");
+  CellCommandStream cell_commands("cell_commands");
+  DeliverCommandStream deliver_commands("deliver_commands");
+  // Few words, but wide ones: a LUT holds more bits as a memory than as a shift register.
+#pragma HLS BIND_STORAGE variable=unpack_commands type=fifo impl=lutram
+#pragma HLS BIND_STORAGE variable=columns_commands type=fifo impl=lutram
+#pragma HLS BIND_STORAGE variable=gather_commands type=fifo impl=lutram
+#pragma HLS BIND_STORAGE variable=multiply_commands type=fifo impl=lutram
+#pragma HLS BIND_STORAGE variable=finish_commands type=fifo impl=lutram
+#pragma HLS BIND_STORAGE variable=cell_commands type=fifo impl=lutram
+#pragma HLS BIND_STORAGE variable=deliver_commands type=fifo impl=lutram
   BurstStream weight_bursts("weight_bursts");
   BurstStream index_bursts("index_bursts");
   BurstStream row_bursts("row_bursts");
@@ -76,12 +66,10 @@ void run_command(const Command c, const Shape s, const Next next, const word_t* 
 #pragma HLS BIND_STORAGE variable=residual_words type=fifo impl=lutram
 #pragma HLS BIND_STORAGE variable=outputs type=fifo impl=lutram
   ColumnsStream tile_columns("tile_columns");
-  // Two words only, but wide ones: a LUT holds more bits as a memory than as a shift register.
 #pragma HLS BIND_STORAGE variable=tile_columns type=fifo impl=lutram
   VectorWriteStream vector_writes("vector_writes");
   WeightStream csb_words("csb_words");
   SumStream sums("sums");
-  CommandStream next_words("next_words");
   VisitStream cell_visits("cell_visits");
   WordStream states("states");
   WordStream gates("gates");
@@ -90,23 +78,25 @@ void run_command(const Command c, const Shape s, const Next next, const word_t* 
 #pragma HLS BIND_STORAGE variable=gates type=fifo impl=lutram
 #pragma HLS BIND_STORAGE variable=hidden type=fifo impl=lutram
   BBS_REGION;
-  BBS_PROCESS(sequence(c, s, weight_bursts, index_bursts, row_bursts, act_bursts,
-                       residual_bursts, store_bursts, tile_fills, fills, unpack_visits,
-                       multiply_visits, finish_visits, cell_visits));
+  BBS_PROCESS(sequence(now, run, unpack_commands, columns_commands, gather_commands,
+                       multiply_commands, finish_commands, cell_commands, deliver_commands,
+                       weight_bursts, index_bursts, row_bursts, act_bursts, residual_bursts,
+                       store_bursts, tile_fills, fills, unpack_visits, multiply_visits,
+                       finish_visits, cell_visits, next_words, job));
   BBS_PROCESS(fetch(weights, weight_bursts, weight_words));
   BBS_PROCESS(fetch(indices, index_bursts, index_words));
   BBS_PROCESS(fetch(program, row_bursts, row_words));
   BBS_PROCESS(fetch(activations, act_bursts, feature_words));
-  BBS_PROCESS(fetch_residuals(residuals, residual_bursts, next, residual_words, next_words));
-  BBS_PROCESS(unpack(c, unpack_visits, weight_words, index_words, csb_words));
-  BBS_PROCESS(columns(c, s, tile_fills, tile_columns));
-  BBS_PROCESS(gather(c, s, fills, tile_columns, feature_words, chain, image, vector_writes));
-  BBS_PROCESS(multiply(c, s, vector_writes, multiply_visits, csb_words, block, sums));
-  BBS_PROCESS(finish(c, s, finish_visits, row_words, sums, residual_words, states, gates,
-                     outputs));
-  BBS_PROCESS(cell(c, s, cell_visits, states, gates, cells, hidden));
-  BBS_PROCESS(deliver(c, s, results, store_bursts, outputs, hidden, chain));
-  BBS_PROCESS(prepare(next, next_words, job));
+  BBS_PROCESS(fetch_residuals(residuals, residual_bursts, residual_words, next_words));
+  BBS_PROCESS(unpack(unpack_commands, unpack_visits, weight_words, index_words, csb_words));
+  BBS_PROCESS(columns(columns_commands, tile_fills, tile_columns));
+  BBS_PROCESS(gather(gather_commands, fills, tile_columns, feature_words, chain, image,
+                     vector_writes));
+  BBS_PROCESS(multiply(multiply_commands, vector_writes, multiply_visits, csb_words, block, sums));
+  BBS_PROCESS(finish(finish_commands, finish_visits, row_words, sums, residual_words, states,
+                     gates, outputs));
+  BBS_PROCESS(cell(cell_commands, cell_visits, states, gates, cells, hidden));
+  BBS_PROCESS(deliver(deliver_commands, results, store_bursts, outputs, hidden, chain));
 }
 
 // Empties the chain, so that a run never meets what another one left.
@@ -177,33 +167,23 @@ void bbs_engine(const uint64_t* program, const uint64_t* weights, const uint64_t
 #pragma HLS AGGREGATE variable=cells compact=bit
 #pragma HLS BIND_STORAGE variable=cells type=ram_s2p impl=bram
   bbs::ChainStream chain("chain");
-  uint32_t chain_level = 0;
+  bbs::CommandStream next_words("next_words");
 
   bbs::report_build(version, lanes, rows, cols, requant_units, taps, vector_words, block_words,
                     queue_words, block_rows, sum_words, image_words, chain_words, fabric_lanes,
                     index_bits, cell_words);
 
   // Before the first command comes one that does nothing, but the first is brought and checked
-  // beside it: a second place for that would be a second copy of the check.
-  uint32_t done = 0;
-  uint32_t begun = 0;
-  bbs::Job job = {};
-  job.command.op = bbs::kNoOp;
+  // behind it: a second place for that would be a second copy of the check.
+  const bbs::Run run = {memory_words, first_command, command_count};
+  bbs::Job job = bbs::no_job(run);
 commands:
-  while (command_count > 0 && begun <= command_count && job.status == bbs::kStatusOk) {
-    chain_level += job.shape.chain_change;
-    const uint64_t offset = first_command + (uint64_t)begun * bbs::kCommandWords;
-    const bool inside = offset + bbs::kCommandWords <= memory_words;
-    const bool more = begun < command_count;
-    const bbs::Next next = {(uint32_t)offset, more && inside, memory_words, chain_level};
+  while (job.runs) {
     const bbs::Job now = job;
-    bbs::run_command(now.command, now.shape, next, program, weights, indices, activations,
-                     residuals, results, image, block, cells, chain, job);
-    if (more && !inside) job.status = bbs::kStatusOutOfMemoryRange;
-    if (!more) job.status = bbs::kStatusOk;
-    done = begun++;
+    bbs::run_commands(now, run, program, weights, indices, activations, residuals, results, image,
+                      block, cells, chain, next_words, job);
   }
-  bbs::drain(chain, chain_level);
+  bbs::drain(chain, job.chain_level);
   *status = job.status;
-  *completed = done;
+  *completed = job.number;
 }

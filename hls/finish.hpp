@@ -7,7 +7,7 @@
 namespace bbs {
 
 // The states of cells come by the port of the residuals, before anything else.
-inline void pass_states(const Command& c, WordStream& residuals, WordStream& states) {
+inline void pass_states(const FinishCommand& c, WordStream& residuals, WordStream& states) {
 #pragma HLS INLINE
 state_words:
   for (uint32_t i = 0; i < (has(c, kFlagStateIn) ? c.state_words : 0); i++) {
@@ -17,7 +17,7 @@ state_words:
 }
 
 // The table comes by the port of the row parameters, before them.
-inline void load_table(const Command& c, WordStream& row_words, TableCopies table) {
+inline void load_table(const FinishCommand& c, WordStream& row_words, TableCopies table) {
 #pragma HLS INLINE
 table_words:
   for (uint32_t i = 0; i < (has(c, kFlagTable) ? kTableWords : 0); i++) {
@@ -43,7 +43,7 @@ struct Outputs {
 
 // As many outputs as there are units, or two sums; whether the row group is done with. The gates of
 // cells go to `gates`, everything else is an output.
-inline bool put_outputs(const Command& c, const Shape& s, const Rows& at, const TableCopies table,
+inline bool put_outputs(const FinishCommand& c, const Rows& at, const TableCopies table,
                         Outputs& out, WordStream& residuals, WordStream& gates,
                         WordStream& outputs) {
 #pragma HLS INLINE
@@ -70,7 +70,7 @@ inline bool put_outputs(const Command& c, const Shape& s, const Rows& at, const 
   out.first += step;
   out.column += step;
   const bool shorter = kPortWords > 1 && is_last_tile(at);
-  if (out.column == (shorter ? s.last_words * kPortBytes : kRun)) {  // on to the next run
+  if (out.column == (shorter ? c.last_words * kPortBytes : kRun)) {  // on to the next run
     out.first += kRun - out.column;
     out.column = 0;
   }
@@ -82,7 +82,40 @@ inline bool put_outputs(const Command& c, const Shape& s, const Rows& at, const 
 
 // A row group at a time: its parameters, with the last of them its sums, and from that cycle on,
 // if this is the last pass, its outputs. So nothing waits for the next sums with outputs in hand.
-inline void finish(const Command c, const Shape s, VisitStream& visits, WordStream& row_words,
+inline void finish_rows(const FinishCommand& c, VisitStream& visits, WordStream& row_words,
+                        SumStream& sums, WordStream& residuals, RowWord* rows, SumWord* partial,
+                        const TableCopies table, WordStream& gates, WordStream& outputs) {
+#pragma HLS INLINE
+  Rows at = {};
+  Outputs out = {};
+  bool fresh = true;  // the next cycle begins a visit
+  bool over = false;
+rows:
+  while (!over) {
+#pragma HLS PIPELINE II=1
+    // A row is read again a tile later, less the cycles of its parameters.
+#pragma HLS DEPENDENCE variable=rows inter RAW distance=4 true
+    // A place is read a visit after it was written, which is a tile at least.
+#pragma HLS DEPENDENCE variable=partial inter RAW distance=4 true
+    if (fresh) start_rows(visits.read(), at);
+    fresh = false;
+    if (at.row < at.visit.rows) {
+      if (at.part < kRows) add_row(c, at, row_words, sums, rows, partial);
+      const bool whole = at.part == kRows;
+      if (whole && (!at.visit.last_pass ||
+                    put_outputs(c, at, table, out, residuals, gates, outputs)))
+        next_row(at);
+    }
+    if (++at.cycle >= kTileCycles && at.row == at.visit.rows) {
+      at.cycle = at.row = 0;
+      fresh = at.tile == at.visit.tiles;
+      over = fresh && at.visit.final;
+      at.tile++;
+    }
+  }
+}
+
+inline void finish(FinishCommandStream& commands, VisitStream& visits, WordStream& row_words,
                    SumStream& sums, WordStream& residuals, WordStream& states, WordStream& gates,
                    WordStream& outputs) {
 #pragma HLS INLINE off
@@ -100,34 +133,13 @@ inline void finish(const Command c, const Shape s, VisitStream& visits, WordStre
   TableCopies table;
 #pragma HLS ARRAY_PARTITION variable=table complete dim=1
 #pragma HLS BIND_STORAGE variable=table type=ram_1p impl=lutram
-  load_table(c, row_words, table);
-  pass_states(c, residuals, states);
-  Rows at = {};
-  Outputs out = {};
-  bool fresh = true;  // the next cycle begins a visit
-  bool over = is_nothing(c);
-rows:
-  while (!over) {
-#pragma HLS PIPELINE II=1
-    // A row is read again a tile later, less the cycles of its parameters.
-#pragma HLS DEPENDENCE variable=rows inter RAW distance=4 true
-    // A place is read a visit after it was written, which is a tile at least.
-#pragma HLS DEPENDENCE variable=partial inter RAW distance=4 true
-    if (fresh) start_rows(visits.read(), at);
-    fresh = false;
-    if (at.row < at.visit.rows) {
-      if (at.part < kRows) add_row(c, at, row_words, sums, rows, partial);
-      const bool whole = at.part == kRows;
-      if (whole && (!at.visit.last_pass ||
-                    put_outputs(c, s, at, table, out, residuals, gates, outputs)))
-        next_row(at);
-    }
-    if (++at.cycle >= kTileCycles && at.row == at.visit.rows) {
-      at.cycle = at.row = 0;
-      fresh = at.tile == at.visit.tiles;
-      over = fresh && at.visit.final;
-      at.tile++;
-    }
+  FinishCommand c = commands.read();
+commands:
+  while (!c.end) {
+    load_table(c, row_words, table);
+    pass_states(c, residuals, states);
+    finish_rows(c, visits, row_words, sums, residuals, rows, partial, table, gates, outputs);
+    c = commands.read();
   }
 }
 

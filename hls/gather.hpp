@@ -25,7 +25,7 @@ inline bool take_activations(bool from_chain, WordStream& port, ChainStream& cha
 }
 
 // Banks that share an activation word: more than one where banks are narrower than a word.
-inline uint32_t banks_of_word(const Command& c) {
+inline uint32_t banks_of_word(const GatherCommand& c) {
 #pragma HLS INLINE
   // Checked: a power of two there, so that no divider is needed.
   const uint32_t half = kPack >= 2 ? kPack / 2 : 1, quarter = kPack >= 4 ? kPack / 4 : 1;
@@ -34,7 +34,7 @@ inline uint32_t banks_of_word(const Command& c) {
 }
 
 // The features of an activation word, each bank's at the front of a word of its own.
-inline void deal_word(const Command& c, const ActWord& word, VectorWrite& write) {
+inline void deal_word(const GatherCommand& c, const ActWord& word, VectorWrite& write) {
 #pragma HLS INLINE
 banks:
   for (uint32_t i = 0; i < kTaps; i++) {
@@ -50,7 +50,7 @@ banks:
 }
 
 // A fill of plain features, in the order in which they lie.
-inline void gather_features(const Command& c, const Fill& fill, WordStream& port,
+inline void gather_features(const GatherCommand& c, const Fill& fill, WordStream& port,
                             ChainStream& chain, Collector& source, VectorWriteStream& writes) {
 #pragma HLS INLINE
   const bool from_chain = has(c, kFlagFromChain);
@@ -107,8 +107,8 @@ struct Arrival {
   uint32_t bank;
 };
 
-inline void take_pixels(const Command& c, WordStream& port, ChainStream& chain, Collector& source,
-                        Arrival& arrival, ImageWord* image) {
+inline void take_pixels(const GatherCommand& c, WordStream& port, ChainStream& chain,
+                        Collector& source, Arrival& arrival, ImageWord* image) {
 #pragma HLS INLINE
   if (take_activations(has(c, kFlagFromChain), port, chain, source)) {
     const uint32_t base = c.image_base + arrival.base;
@@ -152,7 +152,7 @@ inline void start_walk(const Fill& fill, Walk& walk) {
 }
 
 // Taps that a read at `walk` gives.
-inline uint32_t taps_at(const Command& c, const Walk& walk) {
+inline uint32_t taps_at(const GatherCommand& c, const Walk& walk) {
 #pragma HLS INLINE
   const uint32_t most = c.dilation_x == 1 ? kTaps : 1;
   const uint32_t rest = c.kernel_width - walk.kernel_x;
@@ -160,7 +160,7 @@ inline uint32_t taps_at(const Command& c, const Walk& walk) {
 }
 
 // On to the next channel, and from the last one to the next taps, block and kernel row.
-inline void next_channel(const Command& c, const Fill& fill, uint32_t taps, Walk& walk) {
+inline void next_channel(const GatherCommand& c, const Fill& fill, uint32_t taps, Walk& walk) {
 #pragma HLS INLINE
   walk.column = 0;
   const uint32_t rest = c.part_channels - walk.block;
@@ -244,7 +244,7 @@ columns:
 }
 
 // The pixels of one read, as far as they are taps of its columns.
-inline void pick_taps(const Command& c, const TileColumns& tile, const Walk& walk,
+inline void pick_taps(const GatherCommand& c, const TileColumns& tile, const Walk& walk,
                       const Window& window, uint32_t end, VectorWrite& write) {
 #pragma HLS INLINE
   Bounds bounds;
@@ -269,7 +269,7 @@ taps:
 // Reads the window that begins in column `walk.column`. For columns 1, 2 or 4 pixels apart the
 // read begins as many pixels earlier as there are columns of the same read before it, so that a
 // column always finds its pixel at the same place.
-inline void read_taps(const Command& c, const TileColumns& tile, const Walk& walk,
+inline void read_taps(const GatherCommand& c, const TileColumns& tile, const Walk& walk,
                       const ImageWord* image, Window& window) {
 #pragma HLS INLINE
   const uint32_t col = walk.column;
@@ -294,8 +294,8 @@ inline void read_taps(const Command& c, const TileColumns& tile, const Walk& wal
 }
 
 // The next word of the vector buffer's writes that `walk` makes.
-inline void address_taps(const Command& c, const Fill& fill, const Walk& walk, uint32_t tile_base,
-                         uint32_t pass_place, VectorWrite& write) {
+inline void address_taps(const GatherCommand& c, const Fill& fill, const Walk& walk,
+                         uint32_t tile_base, uint32_t pass_place, VectorWrite& write) {
 #pragma HLS INLINE
   const uint32_t taps = taps_at(c, walk);
   write.lane = (uint8_t)walk.lane;
@@ -312,7 +312,7 @@ tap_places:
   }
 }
 
-inline void clear_taps(const Command& c, VectorWrite& write) {
+inline void clear_taps(const GatherCommand& c, VectorWrite& write) {
 #pragma HLS INLINE
 taps:
   for (int i = 0; i < kTaps; i++) {
@@ -342,10 +342,10 @@ shift:
   return there;
 }
 
-inline Arrival no_arrival(const Command& c, const Shape& s) {
+inline Arrival no_arrival(const GatherCommand& c) {
 #pragma HLS INLINE
   Arrival arrival;
-  arrival.tiles = has(c, kFlagResidentInput) ? s.image_tiles : 0;
+  arrival.tiles = has(c, kFlagResidentInput) ? c.image_tiles : 0;
   arrival.channel = arrival.base = arrival.word = arrival.bank = 0;
   return arrival;
 }
@@ -362,14 +362,15 @@ struct Windows {
   bool fresh;          // the next cycle begins a tile
 };
 
-inline void start_windows(const Shape& s, Windows& at) {
+inline void start_windows(const GatherCommand& c, Windows& at) {
 #pragma HLS INLINE
-  at.fills = s.fills;
+  at.fills = c.fills;
   at.rest = at.tile_base = at.pass_place = 0;
   at.fresh = true;
 }
 
-inline void begin_tile(const Command& c, FillStream& fills, ColumnsStream& tiles, Windows& at) {
+inline void begin_tile(const GatherCommand& c, FillStream& fills, ColumnsStream& tiles,
+                       Windows& at) {
 #pragma HLS INLINE
   if (at.rest == 0) {
     at.fill = fills.read();
@@ -385,8 +386,8 @@ inline void begin_tile(const Command& c, FillStream& fills, ColumnsStream& tiles
 }
 
 // One read of a window; with the last column of its tile the taps are complete.
-inline void gather_taps(const Command& c, const ImageWord* image, Windows& at, VectorWrite& write,
-                        VectorWriteStream& writes) {
+inline void gather_taps(const GatherCommand& c, const ImageWord* image, Windows& at,
+                        VectorWrite& write, VectorWriteStream& writes) {
 #pragma HLS INLINE
   Window window;
   read_taps(c, at.tile, at.walk, image, window);
@@ -411,11 +412,11 @@ inline void gather_taps(const Command& c, const ImageWord* image, Windows& at, V
 // All windows of a command in one loop, so that no pipeline has to empty between tiles. A cycle
 // reads a window, or waits for its pixels; beside that it takes a word of the image, always when
 // it waits and else every `load_pace` cycles, as long as it overwrites nothing that is needed.
-inline void gather_image(const Command& c, const Shape& s, FillStream& fills,
+inline void gather_image(const GatherCommand& c, FillStream& fills,
                          ColumnsStream& tiles, WordStream& port, ChainStream& chain,
                          Collector& source, ImageWord* image, VectorWriteStream& writes) {
 #pragma HLS INLINE
-  Arrival arrival = no_arrival(c, s);
+  Arrival arrival = no_arrival(c);
   Settling settling;
 settle:
   for (int i = 0; i < kReuseDistance; i++) {
@@ -423,11 +424,11 @@ settle:
     settling.tiles[i] = arrival.tiles;
   }
   Windows at = {};
-  start_windows(s, at);
+  start_windows(c, at);
   VectorWrite write = {};
   uint32_t wait = c.load_pace;
 windows:
-  while (at.fills > 0 || at.rest > 0 || arrival.tiles < s.image_tiles) {
+  while (at.fills > 0 || at.rest > 0 || arrival.tiles < c.image_tiles) {
 #pragma HLS PIPELINE II=1
     // A pixel is read `kReuseDistance` cycles after it was written, at the earliest.
 #pragma HLS DEPENDENCE variable=image inter RAW distance=4 true
@@ -435,32 +436,38 @@ windows:
     // command. In the same loop, because each that takes pixels is a copy of the multiplexers.
     const bool ends = at.fills == 0 && at.rest == 0;
     if (at.fresh && !ends) begin_tile(c, fills, tiles, at);
-    const uint32_t needed = ends ? s.image_tiles : at.tile.needed[at.walk.kernel_y];
+    const uint32_t needed = ends ? c.image_tiles : at.tile.needed[at.walk.kernel_y];
     const bool waits = ends || settled(settling, arrival.tiles) < needed;
     const bool due = --wait == 0;
     if (due) wait = c.load_pace;
-    const uint32_t allowed = at.tile.limit < s.image_tiles ? at.tile.limit : s.image_tiles;
-    const uint32_t wanted = waits ? needed : due ? allowed : 0;
+    const uint32_t room = ends || at.tile.limit > c.image_tiles ? c.image_tiles : at.tile.limit;
+    const uint32_t allowed = room < needed ? needed : room;  // or it would wait for ever
+    const uint32_t wanted = waits || due ? allowed : 0;
     if (arrival.tiles < wanted) take_pixels(c, port, chain, source, arrival, image);
     if (!waits) gather_taps(c, image, at, write, writes);
   }
 }
 
-inline void gather(const Command c, const Shape s, FillStream& fills, ColumnsStream& tiles,
+inline void gather(GatherCommandStream& commands, FillStream& fills, ColumnsStream& tiles,
                    WordStream& port, ChainStream& chain, ImageWord image[kImageDepth],
                    VectorWriteStream& writes) {
 #pragma HLS INLINE off
   Collector source;
   source.part = 0;
-  // Without an image memory, such a command never gets here, and none of that is built.
-  if (kImageWords > 0 && has(c, kFlagImage)) {
-    gather_image(c, s, fills, tiles, port, chain, source, image, writes);
-  } else {
-  fills:
-    for (uint32_t f = 0; f < s.fills; f++) {
-      const Fill fill = fills.read();
-      gather_features(c, fill, port, chain, source, writes);
+  GatherCommand c = commands.read();
+commands:
+  while (!c.end) {
+    // Without an image memory, such a command never gets here, and none of that is built.
+    if (kImageWords > 0 && has(c, kFlagImage)) {
+      gather_image(c, fills, tiles, port, chain, source, image, writes);
+    } else {
+    fills:
+      for (uint32_t f = 0; f < c.fills; f++) {
+        const Fill fill = fills.read();
+        gather_features(c, fill, port, chain, source, writes);
+      }
     }
+    c = commands.read();
   }
 }
 

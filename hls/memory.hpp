@@ -2,9 +2,7 @@
 // Fetch and deliver: the only stages that touch memory, in bursts whose length is known first.
 #pragma once
 
-#include "dataflow.hpp"
 #include "sequence.hpp"
-#include "types.hpp"
 
 namespace bbs {
 
@@ -15,8 +13,22 @@ using WordStream = Stream<word_t, kPortDepth>;
 // chain has the smallest stream there is.
 using ChainStream = Stream<ActWord, (kChainWords > 2 ? kChainWords : 2)>;
 
-// The words of the next command.
+// The words of the next command: all of them, so that the port goes on while this one is sequenced.
 using CommandStream = Stream<word_t, kCommandWords>;
+
+inline void fetch_burst(const word_t* port, const Burst& burst, WordStream& words) {
+#pragma HLS INLINE
+  uint32_t offset = burst.offset;
+runs:
+  for (uint32_t t = 0; t < burst.times; t++) {
+  words:
+    for (uint32_t i = 0; i < burst.count; i++) {
+#pragma HLS PIPELINE II=1
+      words.write(port[offset + i]);
+    }
+    offset += burst.step;
+  }
+}
 
 inline void fetch(const word_t* port, BurstStream& bursts, WordStream& words) {
 #pragma HLS INLINE off
@@ -24,39 +36,31 @@ inline void fetch(const word_t* port, BurstStream& bursts, WordStream& words) {
 bursts:
   while (!final) {
     const Burst burst = bursts.read();
-    uint32_t offset = burst.offset;
-  runs:
-    for (uint32_t t = 0; t < burst.times; t++) {
-    words:
-      for (uint32_t i = 0; i < burst.count; i++) {
-#pragma HLS PIPELINE II=1
-        words.write(port[offset + i]);
-      }
-      offset += burst.step;
-    }
+    fetch_burst(port, burst, words);
     final = burst.final;
   }
 }
 
-// Where a command lies, if there is one, and what it will find.
-struct Next {
-  uint32_t offset;
-  bool exists;
-  uint32_t memory_words;
-  uint32_t chain_level;
-};
-
-// The port of the residuals, which are wanted last: before them it brings the next command, so that
-// none but the first is waited for.
-inline void fetch_residuals(const word_t* port, BurstStream& bursts, const Next next,
-                            WordStream& words, CommandStream& command) {
+// The port of the residuals, which are wanted last: before those of a command it brings the next
+// command.
+inline void fetch_residuals(const word_t* port, BurstStream& bursts, WordStream& words,
+                            CommandStream& command) {
 #pragma HLS INLINE off
-command_words:
-  for (uint32_t i = 0; i < (next.exists ? kCommandWords : 0); i++) {
+  bool final = false;
+bursts:
+  while (!final) {
+    const Burst burst = bursts.read();
+    if (burst.command) {
+    command_words:
+      for (uint32_t i = 0; i < kCommandWords; i++) {
 #pragma HLS PIPELINE II=1
-    command.write(port[next.offset + i]);
+        command.write(port[burst.offset + i]);
+      }
+    } else {
+      fetch_burst(port, burst, words);
+    }
+    final = burst.final;
   }
-  fetch(port, bursts, words);
 }
 
 // Collects port words to activation words.
@@ -79,15 +83,15 @@ bytes:
 }
 
 // What is delivered: of cells what they make of the outputs.
-inline word_t next_output(const Command& c, WordStream& outputs, WordStream& hidden) {
+inline word_t next_output(const DeliverCommand& c, WordStream& outputs, WordStream& hidden) {
 #pragma HLS INLINE
   return is_cell(c) ? hidden.read() : outputs.read();
 }
 
 // Outputs go to memory, to the chain, or to both.
-inline void deliver(const Command c, const Shape s, word_t* port, BurstStream& bursts,
-                    WordStream& outputs, WordStream& hidden, ChainStream& chain) {
-#pragma HLS INLINE off
+inline void deliver_outputs(const DeliverCommand& c, word_t* port, BurstStream& bursts,
+                            WordStream& outputs, WordStream& hidden, ChainStream& chain) {
+#pragma HLS INLINE
   const bool to_chain = has(c, kFlagToChain);
   const bool to_memory = has(c, kFlagToMemory);
   Collector collector = {};
@@ -110,16 +114,27 @@ bursts:
     final = burst.final;
   }
   // A loop of its own, because a condition around the write would end the burst.
-  uint32_t left = to_memory ? 0 : s.links;
+  uint32_t left = to_memory ? 0 : c.links;
 links:
   while (left > 0) {
 #pragma HLS PIPELINE II=1
-    const uint32_t words = left > s.last_links ? kPortWords : s.last_words;
+    const uint32_t words = left > c.last_links ? kPortWords : c.last_words;
     if (collect(collector, next_output(c, outputs, hidden), words)) {
       chain.write(collector.word);
       collector.word = ActWord();  // columns whose words are left out are 0
       left--;
     }
+  }
+}
+
+inline void deliver(DeliverCommandStream& commands, word_t* port, BurstStream& bursts,
+                    WordStream& outputs, WordStream& hidden, ChainStream& chain) {
+#pragma HLS INLINE off
+  DeliverCommand c = commands.read();
+commands:
+  while (!c.end) {
+    deliver_outputs(c, port, bursts, outputs, hidden, chain);
+    c = commands.read();
   }
 }
 

@@ -154,10 +154,21 @@ clear:
 struct Filling {
   uint32_t half;   // where it begins
   uint32_t wait;   // cycles until the next word is taken
-  uint32_t count;  // fillings that are still to come, this one included
+  uint32_t count;  // fillings of the command that are still to come, this one included
   uint32_t age;    // cycles since it is complete, as far as that matters
   bool done;
 };
+
+// Beside the last filling of a command the first one of the next command is taken, as it comes:
+// waiting for it would be waiting for what may depend on the outputs of this one. This is the only
+// place where a process asks whether a stream is empty, and no result depends on what it is told.
+inline bool is_due(const MultiplyCommand& c, VectorWriteStream& writes, Filling& filling) {
+#pragma HLS INLINE
+  if (filling.count == 0) return !writes.empty();
+  if (--filling.wait > 0) return false;
+  filling.wait = c.pace;
+  return true;
+}
 
 inline void take_write(VectorWriteStream& writes, Filling& filling,
                        VectorLane vectors[kRows][kLanes]) {
@@ -193,7 +204,7 @@ inline void start_visit(const Visit& visit, Work& work) {
 // One CSB word of one tile. The first tile takes the words from the stream and leaves them in
 // `block` for the tiles that follow: one fetch from memory, T uses. Where the block stays, those of
 // later groups are among them.
-inline void multiply_step(const Command& c, const Shape& s, Work& work, uint32_t half,
+inline void multiply_step(const MultiplyCommand& c, Work& work, uint32_t half,
                           WeightStream& words, WeightWord* __restrict block,
                           const VectorLane (*__restrict vectors)[kLanes], SumWord& sum,
                           SumStream& sums) {
@@ -202,7 +213,7 @@ inline void multiply_step(const Command& c, const Shape& s, Work& work, uint32_t
   if (work.slot < work.block_words) {
     const bool fresh = work.tile == 0 && !work.visit.again && !has(c, kFlagResidentWeights);
     // A lone tile leaves nothing behind, so its block may be longer than the buffer.
-    const bool leaves = work.visit.tiles > 1 || s.stays || has(c, kFlagKeepWeights);
+    const bool leaves = work.visit.tiles > 1 || c.stays || has(c, kFlagKeepWeights);
     WeightWord& place = block[work.visit.block + (leaves || !fresh ? work.slot : 0)];
     const WeightWord word = fresh ? words.read() : place;
     if (fresh && leaves) place = word;
@@ -227,11 +238,11 @@ inline void multiply_step(const Command& c, const Shape& s, Work& work, uint32_t
 }
 
 // Works on one half of the vector buffer while the other is filled; a process of its own would
-// need a memory of its own for each half. All of a command is one loop, so that no pipeline has to
-// empty between visits. While it works, every `pace` cycles a word goes to the other half. Were it
-// a word whenever there is one, the order of events would depend on timing, and nobody could
-// replay it.
-inline void multiply(const Command c, const Shape s, VectorWriteStream& writes,
+// need a memory of its own for each half. All of a region is one loop, so that no pipeline has
+// to empty between visits or commands. While it works, every `pace` cycles a word goes to the other
+// half. Were it a word whenever there is one, the order of events would depend on timing, and
+// nobody could replay it.
+inline void multiply(MultiplyCommandStream& commands, VectorWriteStream& writes,
                      VisitStream& visits, WeightStream& words, WeightWord block[kBlockWords],
                      SumStream& sums) {
 #pragma HLS INLINE off
@@ -247,33 +258,36 @@ inline void multiply(const Command c, const Shape s, VectorWriteStream& writes,
   } else {
 #pragma HLS BIND_STORAGE variable=vectors type=ram_s2p impl=lutram
   }
-  Filling filling = {0, 1, s.fills, 0, false};
+  MultiplyCommand c = {};
+  Filling filling = {0, 1, 0, 0, false};
   Work work = {};
   SumWord sum = {};
   uint32_t half = 0;
+  bool begins = true;  // the next cycle begins a command
   bool working = false;
   bool fresh = true;  // the next cycle of work begins a visit
-  bool over = is_nothing(c);
 csb_words:
-  while (!over) {
+  while (!c.end) {
 #pragma HLS PIPELINE II=1
-    // A slot comes round once a period, and a period after it was written at the earliest.
+    // A slot is read a period after it was written at the earliest, by the next command later.
 #pragma HLS DEPENDENCE variable=block inter RAW distance=4 true
     // Reads are of one half, writes of the other, and halves change so long after the last write.
 #pragma HLS DEPENDENCE variable=vectors inter RAW distance=4 true
     if (filling.done && filling.age < kReuseDistance) filling.age++;
-    if (working) {
+    if (begins) {
+      c = commands.read();
+      begins = false;
+      filling.count = c.fills;
+      filling.age = 0;
+    } else if (working) {
       if (fresh) start_visit(visits.read(), work);
       fresh = false;
-      if (!filling.done && --filling.wait == 0) {
-        filling.wait = c.pace;
-        take_write(writes, filling, vectors);
-      }
-      multiply_step(c, s, work, half, words, block, vectors, sum, sums);
+      if (!filling.done && is_due(c, writes, filling)) take_write(writes, filling, vectors);
+      multiply_step(c, work, half, words, block, vectors, sum, sums);
       if (work.tile == work.visit.tiles) {
         fresh = true;
         working = !work.visit.fill_end;
-        over = work.visit.final;
+        begins = work.visit.final;
       }
     } else if (!filling.done) {
       take_write(writes, filling, vectors);
@@ -282,7 +296,8 @@ csb_words:
       filling.half = half ^ kVectorWords;
       filling.wait = 1;
       filling.age = 0;
-      filling.done = --filling.count == 0;
+      filling.count--;
+      filling.done = false;
       working = true;
     }
   }

@@ -65,8 +65,8 @@ inline int32_t table_entry(const word_t* table, int32_t value) {
 
 // Bytes `first` and on of a row group: one for each unit. `gate` is that of the group's first row,
 // where rows are gates. One loop for each thing that is done: g++ then takes all units at once.
-inline word_t requantise_bytes(const Command& c, const Rows& at, uint32_t first, uint32_t gate,
-                               const TableCopies table, word_t residual) {
+inline word_t requantise_bytes(const FinishCommand& c, const Rows& at, uint32_t first,
+                               uint32_t gate, const TableCopies table, word_t residual) {
 #pragma HLS INLINE
   int32_t y[kRequantUnits];
 #pragma HLS ARRAY_PARTITION variable=y complete
@@ -111,7 +111,7 @@ bytes:
 }
 
 // Two INT32 sums of a row group.
-inline word_t sum_pair(const Command& c, const Rows& at, uint32_t low) {
+inline word_t sum_pair(const FinishCommand& c, const Rows& at, uint32_t low) {
 #pragma HLS INLINE
   const uint32_t high = low + 1;
   const bool all = !is_last_tile(at);

@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The order of work: the only loop nest over tile groups, parts, weight blocks and passes.
 //
-// Every other stage does what it is told by the streams filled here and ends at `final`, so the
-// order can change without touching them, and no two stages can disagree about a count.
+// Every other stage does what it is told by the streams filled here, until `final`, so the order
+// can change without touching them, and no two stages can disagree about a count.
 #pragma once
 
-#include "check.hpp"
-#include "dataflow.hpp"
-#include "types.hpp"
+#include "stages.hpp"
 
 namespace bbs {
 
@@ -42,15 +40,9 @@ inline bool is_first(const Position& at) {
   return at.tile_group == 0 && at.part == 0 && at.block == 0 && at.pass == 0;
 }
 
-// Ends a stage that has nothing to do.
-inline Burst no_burst(bool final) {
+inline Burst no_burst() {
 #pragma HLS INLINE
-  Burst burst;
-  burst.offset = 0;
-  burst.count = 0;
-  burst.times = 0;
-  burst.step = 0;
-  burst.final = final;
+  Burst burst = {};
   return burst;
 }
 
@@ -97,12 +89,11 @@ inline void sequence_fill(const Command& c, const Shape& s, FillPosition& at,
   fills.write(fill);
   at.index++;
   if (!has(c, kFlagImage) && !has(c, kFlagFromChain)) {
-    Burst burst;
+    Burst burst = no_burst();
     burst.offset = c.input + tensor_words((uint32_t)times(at.tile, c.input_stride) + first);
     burst.count = tensor_words(features);
     burst.times = fill.tiles;
     burst.step = tensor_words(c.input_stride);
-    burst.final = at.index == s.fills;
     act_bursts.write(joined(burst));
   }
   at.pass = last_pass ? 0 : at.pass + 1;
@@ -121,26 +112,23 @@ inline void sequence_fill(const Command& c, const Shape& s, FillPosition& at,
 inline void sequence_table(const Command& c, BurstStream& row_bursts) {
 #pragma HLS INLINE
   if (!has(c, kFlagTable)) return;
-  Burst burst = no_burst(false);
+  Burst burst = no_burst();
   burst.offset = c.table;
   burst.count = kTableWords;
   burst.times = 1;
   row_bursts.write(burst);
 }
 
-// An image comes in one piece; where nothing comes, the fetch is ended at once.
+// An image comes in one piece.
 inline void sequence_image(const Command& c, const Shape& s, BurstStream& act_bursts) {
 #pragma HLS INLINE
-  const bool by_fill = !has(c, kFlagImage) && !has(c, kFlagFromChain);
   const bool loads = has(c, kFlagImage) && !has(c, kFlagFromChain) && !has(c, kFlagResidentInput);
-  if (by_fill) return;
-  Burst burst = no_burst(true);
-  if (loads) {
-    burst.offset = c.input;
-    burst.count = tensor_words(c.channels);
-    burst.times = s.image_tiles;
-    burst.step = tensor_words(c.input_stride);
-  }
+  if (!loads) return;
+  Burst burst = no_burst();
+  burst.offset = c.input;
+  burst.count = tensor_words(c.channels);
+  burst.times = s.image_tiles;
+  burst.step = tensor_words(c.input_stride);
   act_bursts.write(joined(burst));
 }
 
@@ -152,7 +140,7 @@ inline Burst plane_burst(const Command& c, const Shape& s, const Position& at, u
   const uint32_t full = plane_row_words((uint32_t)times(c.groups_per_pass, c.keep), bits);
   const uint32_t row_words = plane_row_words((uint32_t)times(at.groups, c.keep), bits);
   const uint32_t before = (uint32_t)times(at.pass, s.row_groups);  // row groups of earlier passes
-  Burst burst = no_burst(false);
+  Burst burst = no_burst();
   burst.offset = plane + (uint32_t)times(before, full) + (uint32_t)times(at.row, row_words);
   burst.count = (uint32_t)times(at.rows, row_words);
   return burst;
@@ -160,7 +148,7 @@ inline Burst plane_burst(const Command& c, const Shape& s, const Position& at, u
 
 // What the rows of a visit take from memory. With one pass the rows of all visits lie in one
 // piece, which every tile group takes once, or the first one alone.
-inline void sequence_rows(const Command& c, const Shape& s, const Position& at, bool final,
+inline void sequence_rows(const Command& c, const Shape& s, const Position& at,
                           BurstStream& weight_bursts, BurstStream& index_bursts,
                           BurstStream& row_bursts) {
 #pragma HLS INLINE
@@ -170,14 +158,14 @@ inline void sequence_rows(const Command& c, const Shape& s, const Position& at, 
   const uint32_t repeats = at_once && !s.stays ? c.tile_groups : 1;
   Burst weights = plane_burst(c, s, rows, c.weights, weight_bits(c));
   Burst indices = plane_burst(c, s, rows, c.indices, c.index_bits);  // dense: empty
-  Burst parameters = no_burst(false);
+  Burst parameters = no_burst();
   parameters.offset = c.parameters + rows.row * kRows;
   parameters.count = rows.rows * kRows;
-  weights.times = indices.times = has(c, kFlagResidentWeights) ? 0 : repeats;
-  parameters.times = repeats;
-  weights.final = indices.final = parameters.final = at_once || final;
-  weight_bursts.write(weights);
-  index_bursts.write(indices);
+  weights.times = indices.times = parameters.times = repeats;
+  if (!has(c, kFlagResidentWeights)) {
+    weight_bursts.write(weights);
+    index_bursts.write(indices);
+  }
   row_bursts.write(parameters);
 }
 
@@ -190,15 +178,14 @@ inline void sequence_store(const Command& c, const Shape& s, const Position& at,
   const Position out = at_once ? everything(c, s) : at;
   const uint32_t row = output_features(c, out.row * kRows);
   const uint32_t place = (uint32_t)times(out.tile, c.output_stride) + row;
-  Burst burst;
+  Burst burst = no_burst();
   burst.offset = c.output + output_words(c, place);
   burst.count = output_words(c, output_features(c, out.rows * kRows));
   burst.times = out.tiles;
   burst.step = output_words(c, c.output_stride);
-  const bool last = at_once || final;
-  burst.final = last && !has(c, kFlagStateOut);
+  burst.final = (at_once || final) && !has(c, kFlagStateOut);
   if (has(c, kFlagToMemory)) store_bursts.write(joined(burst));
-  burst.final = last;
+  burst.final = false;
   if (has(c, kFlagResidual)) {
     burst.offset = c.residual + tensor_words(place);
     residual_bursts.write(joined(burst));
@@ -206,24 +193,14 @@ inline void sequence_store(const Command& c, const Shape& s, const Position& at,
 }
 
 // All states in one piece: loaded before anything else, or stored after it.
-inline Burst state_burst(const Command& c, uint32_t offset) {
+inline Burst state_burst(const Command& c, uint32_t offset, bool final) {
 #pragma HLS INLINE
-  Burst burst = no_burst(true);
+  Burst burst = no_burst();
   burst.offset = offset;
   burst.count = c.state_words;
   burst.times = 1;
+  burst.final = final;
   return burst;
-}
-
-// Ends every stage that reads memory.
-inline void end_ports(BurstStream& weights, BurstStream& indices, BurstStream& rows,
-                      BurstStream& activations, BurstStream& residuals) {
-#pragma HLS INLINE
-  weights.write(no_burst(true));
-  indices.write(no_burst(true));
-  rows.write(no_burst(true));
-  activations.write(no_burst(true));
-  residuals.write(no_burst(true));
 }
 
 inline Visit visit_at(const Command& c, const Shape& s, const Position& at) {
@@ -247,23 +224,16 @@ inline Visit visit_at(const Command& c, const Shape& s, const Position& at) {
   return visit;
 }
 
-inline void sequence(const Command c, const Shape s, BurstStream& weight_bursts,
-                     BurstStream& index_bursts, BurstStream& row_bursts,
-                     BurstStream& act_bursts, BurstStream& residual_bursts,
-                     BurstStream& store_bursts, FillStream& tile_fills, FillStream& fills,
-                     VisitStream& unpack_visits, VisitStream& multiply_visits,
-                     VisitStream& finish_visits, VisitStream& cell_visits) {
-#pragma HLS INLINE off
-#pragma HLS ALLOCATION function instances=times limit=1
-#pragma HLS ALLOCATION function instances=plane_row_words limit=1
-  if (is_nothing(c)) {
-    end_ports(weight_bursts, index_bursts, row_bursts, act_bursts, residual_bursts);
-    return;
-  }
+inline void sequence_command(const Command& c, const Shape& s, BurstStream& weight_bursts,
+                             BurstStream& index_bursts, BurstStream& row_bursts,
+                             BurstStream& act_bursts, BurstStream& residual_bursts,
+                             BurstStream& store_bursts, FillStream& tile_fills, FillStream& fills,
+                             VisitStream& unpack_visits, VisitStream& multiply_visits,
+                             VisitStream& finish_visits, VisitStream& cell_visits) {
+#pragma HLS INLINE
   sequence_table(c, row_bursts);
   sequence_image(c, s, act_bursts);
-  if (!has(c, kFlagResidual))
-    residual_bursts.write(has(c, kFlagStateIn) ? state_burst(c, c.residual) : no_burst(true));
+  if (has(c, kFlagStateIn)) residual_bursts.write(state_burst(c, c.residual, false));
   FillPosition next = {0, 0, 0, 0, 0, 0};
   sequence_fill(c, s, next, act_bursts, tile_fills, fills);
   Position at;
@@ -287,7 +257,7 @@ tile_groups:
           if ((c.passes > 1 || at.block == 0) && next.index < s.fills)
             sequence_fill(c, s, next, act_bursts, tile_fills, fills);
           const Visit visit = visit_at(c, s, at);
-          sequence_rows(c, s, at, visit.final, weight_bursts, index_bursts, row_bursts);
+          sequence_rows(c, s, at, weight_bursts, index_bursts, row_bursts);
           unpack_visits.write(visit);
           multiply_visits.write(visit);
           finish_visits.write(visit);
@@ -299,7 +269,7 @@ tile_groups:
     }
     at.tile += at.tiles;
   }
-  if (has(c, kFlagStateOut)) store_bursts.write(state_burst(c, c.state));
+  if (has(c, kFlagStateOut)) store_bursts.write(state_burst(c, c.state, true));
 }
 
 }  // namespace bbs

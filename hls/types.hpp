@@ -71,13 +71,14 @@ struct CellWord {
 };
 
 // Runs of `count` neighbouring port words, `step` words from one start to the next; `final` ends
-// the loop of the stage that reads it.
+// the loop of the stage that reads it. With `command` they are the words of the next command.
 struct Burst {
   uint32_t offset;
   uint32_t count;
   uint32_t times;
   uint32_t step;
   bool final;
+  bool command;
 };
 
 // One filling of a half of the vector buffer: the features of one pass, for each tile of a group.

@@ -42,9 +42,9 @@ inline int8_t sign_extended(word_t value, uint32_t bits) {
 }
 
 // All visits of a command in one loop, so that the pipeline does not empty between them.
-inline void unpack(const Command c, VisitStream& visits, WordStream& weights,
-                   WordStream& indices, WeightStream& words) {
-#pragma HLS INLINE off
+inline void unpack_planes(const UnpackCommand& c, VisitStream& visits, WordStream& weights,
+                          WordStream& indices, WeightStream& words) {
+#pragma HLS INLINE
   const uint32_t index_mask = (1u << c.index_bits) - 1;
   const uint32_t bits = weight_bits(c);
   const bool dense = has(c, kFlagDense);
@@ -57,7 +57,7 @@ inline void unpack(const Command c, VisitStream& visits, WordStream& weights,
   Gearbox weight_gear = {0, 0};
   Gearbox index_gear = {0, 0};
   WeightWord word = {};
-  bool final = is_nothing(c);
+  bool final = false;
 slices:
   while (!final || rest > 0) {
 #pragma HLS PIPELINE II=1
@@ -90,6 +90,17 @@ slices:
         }
       }
     }
+  }
+}
+
+inline void unpack(UnpackCommandStream& commands, VisitStream& visits, WordStream& weights,
+                   WordStream& indices, WeightStream& words) {
+#pragma HLS INLINE off
+  UnpackCommand c = commands.read();
+commands:
+  while (!c.end) {
+    unpack_planes(c, visits, weights, indices, words);
+    c = commands.read();
   }
 }
 

@@ -2,9 +2,10 @@
 // Stands in for hls/dataflow.hpp in a counting build: counts the trips of every pipelined loop,
 // and keeps which stream each trip read or wrote, so that the run can be replayed in time.
 //
-// Counts and traces do not depend on timing, because a process only ever blocks on a stream
-// (it cannot ask whether one is empty). So they are taken from a run of one process after
-// another, and `bbs_counting_replay` finds out afterwards what would have happened when.
+// Commands run one after the other, and one process after the other. Counts and traces of that do not
+// depend on timing: a process blocks on a stream, and where one asks whether a stream is empty, it
+// always is. `bbs_counting_replay` finds out afterwards what would have happened when, and what
+// would have been there for a trip that asked.
 #pragma once
 
 #include <cstdint>
@@ -26,6 +27,7 @@ constexpr int kPortBytes = 8;
 // One trip of a pipelined loop, or what happens between two loops.
 struct Record {
   uint64_t streams;  // bit set: what it reads and writes
+  uint64_t asked;    // and what it asks for, which it takes if there is something
   uint8_t loop;
   bool first;  // first trip of a run of the loop
 };
@@ -37,7 +39,7 @@ struct Link {
   int reader;
 };
 
-// One command: what each process does, and how much each stream holds before.
+// A region, which is one command: what each process does, and how much each stream holds before.
 struct Trace {
   std::vector<Record> of[kMostProcesses];
   std::vector<int> held;
@@ -72,7 +74,7 @@ inline Recorder& recorder() {
 // Stands before the call of a process.
 inline void enter(int process) { recorder().process = process; }
 
-// The data path of one command, from its first process to the end of its last one.
+// From the first process to the end of the last one.
 struct Region {
   Region() {
     Recorder& r = recorder();
@@ -89,7 +91,7 @@ inline void begin() { recorder().begun = true; }
 inline void trip(int loop) {
   Recorder& r = recorder();
   r.trips[r.process][loop]++;
-  if (r.trace()) r.trace()->push_back({0, static_cast<uint8_t>(loop), r.begun});
+  if (r.trace()) r.trace()->push_back({0, 0, static_cast<uint8_t>(loop), r.begun});
   r.begun = false;
   r.inside = true;
 }
@@ -117,14 +119,21 @@ inline void touch(int link, int Link::*side) {
   r.held[link] += side == &Link::writer ? 1 : -1;
   std::vector<Record>* trace = r.trace();
   if (trace == nullptr) return;
-  if (!r.inside) trace->push_back({0, kOutsideLoops, false});
+  if (!r.inside) trace->push_back({0, 0, kOutsideLoops, false});
   const uint64_t bit = uint64_t(1) << link;
   if (trace->back().streams & bit)
     fail("stream " + r.links[link].name + " moves twice in a trip that takes one cycle");
   trace->back().streams |= bit;
 }
 
+inline void ask(int link) {
+  std::vector<Record>* trace = recorder().trace();
+  if (trace != nullptr) trace->back().asked |= uint64_t(1) << link;
+}
+
 }  // namespace counting
+
+constexpr bool kCommandsOverlap = false;
 
 template <typename T, int kDepth>
 class Stream {
@@ -133,6 +142,10 @@ class Stream {
   ~Stream() {
     if (!values_.empty())
       counting::fail("something is left in stream " + counting::recorder().links[link_].name);
+  }
+  bool empty() {
+    counting::ask(link_);
+    return values_.empty();
   }
   void write(const T& value) {
     counting::touch(link_, &counting::Link::writer);

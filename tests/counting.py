@@ -15,6 +15,7 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 from pynq_bbs.builds import Build
@@ -26,19 +27,24 @@ from pynq_bbs.toolchain import shared_library
 HERE = Path(__file__).parent
 #: The loop of memory.hpp that moves words to the chain instead of to memory.
 _LINKS = "links"
+#: The loop that all commands of a region go through.
+_OF_REGION = "multiply.hpp:multiply:csb_words"
+#: The loop that takes the words of the next command, before it is checked.
+_CHECKED = "run.hpp:check_job:command_words"
 
 _CDEF = """
 void bbs_counting_reset(int tracing);
 uint64_t bbs_counting_trips(int process, int loop);
-uint64_t bbs_counting_replay(uint32_t command, double bytes_per_cycle, uint32_t fill,
-                             uint64_t memory_loops, int checker, uint64_t check);
+uint64_t bbs_counting_replay(uint32_t first, uint32_t last, double bytes_per_cycle, uint32_t fill,
+                             uint64_t memory_loops, uint64_t region_loops, int check_loop,
+                             uint64_t check_cycles, int last_process, uint64_t* ends);
 """
 _PIPELINE = re.compile(r"\bHLS\s+PIPELINE\b", re.IGNORECASE)
 _PRAGMA = re.compile(r"^\s*#pragma HLS PIPELINE II=1$")
 _FUNCTION = re.compile(r"^(?!static_assert)[\w:]+ [\w:<>*& ]*?\b(\w+)\(")
 _LABEL = re.compile(r"^\s*(\w+):$")
 _HEADER = re.compile(r"^(\s*)(for|while) \(.*\) \{$")
-_CALL = re.compile(r"^  (\w+)\(.*\);$")
+_CALL = re.compile(r"^ +(\w+)\(.*\);$")
 _PROCESS = re.compile(r"^\s*BBS_PROCESS\((\w+)\((\w+)")
 
 
@@ -132,38 +138,49 @@ class CountingEngine(Engine):
 
     def counts(self) -> dict[str, int]:
         """Loop name -> trips since `reset`, every pipelined loop of the source."""
-        functions = Counter(function for function, _ in self._sources.processes)
+        sources = self._sources
         found: Counter[str] = Counter()
-        for number, loop in enumerate(self._sources.loops):
-            for process, (function, argument) in enumerate(self._sources.processes):
+        for number, loop in enumerate(sources.loops):
+            users = [
+                function == loop.function or (function, loop.function) in sources.calls
+                for function, _ in sources.processes
+            ]
+            for process, (_, argument) in enumerate(sources.processes):
                 trips = int(self._library.bbs_counting_trips(process, number))
-                if functions[loop.function] <= 1:
+                if sum(users) <= 1:
                     found[str(loop)] += trips
-                elif function == loop.function or (function, loop.function) in self._sources.calls:
+                elif users[process]:
                     found[f"{loop}({argument})"] += trips
         return dict(found)
 
-    def replay(self, command: int, bytes_per_cycle: float, fill: int, check: int) -> int:
-        """Cycles from the start of a traced command until it and the check of the next one end.
+    def replay(
+        self, first: int, last: int, bytes_per_cycle: float, fill: int, check: int
+    ) -> list[int]:
+        """Cycles of traced commands that follow each other: of each those that it adds.
+
+        A command ends with its last output, and the last one with the check of the one behind it,
+        if that is later.
 
         Args:
-            command: which of the commands that ran since `reset`, in one run: before the first
+            first, last: which of the commands that ran since `reset`, in one run: before the first
                 one runs one that does nothing.
             bytes_per_cycle: what the memory gives to all ports together.
             fill: latency of every pipelined loop.
             check: cycles to check the next command, once its words are there.
         """
+        loops = [str(loop) for loop in self._sources.loops]
         memory = sum(
             1 << number
             for number, loop in enumerate(self._sources.loops)
             if loop.file == "memory.hpp" and loop.label != _LINKS
         )
-        checker = [function for function, _ in self._sources.processes].index("prepare")
-        return int(
-            self._library.bbs_counting_replay(
-                command + 1, bytes_per_cycle, fill, memory, checker, check
-            )
-        )
+        deliver = [function for function, _ in self._sources.processes].index("deliver")
+        ends = self._ffi.new("uint64_t[]", last - first + 1)
+        total = self._library.bbs_counting_replay(
+            first + 1, last + 1, bytes_per_cycle, fill, memory, 1 << loops.index(_OF_REGION),
+            loops.index(_CHECKED), check, deliver, ends,
+        )  # fmt: skip
+        return [b - a for a, b in pairwise([0, *list(ends)[:-1], int(total)])]
 
 
 def instrumented_copy(folder: Path) -> Instrumented:

@@ -23,8 +23,10 @@ import pytest
 
 from pynq_bbs.builds import build_names, load_build
 from pynq_bbs.codegen import build_header
+from pynq_bbs.interface import COMMAND_WORDS
 from pynq_bbs.paths import hls_dir
 from pynq_bbs.toolchain import find_compiler
+from shallow import shallow_copy
 
 HLS = hls_dir()
 ALL_BENCHES = sorted(path.stem for path in (HLS / "tb").glob("*_tb.cpp"))
@@ -93,19 +95,6 @@ def compile_to(output: Path, job: Job, hls: Path, build: Path, *inputs: Path | s
     )
     assert result.returncode == 0, result.stderr
     return output
-
-
-def shallow_copy(folder: Path) -> Path:
-    """The engine's sources with one place in every stream of a threaded run but the chain, which
-    holds a tensor from one command to the next."""
-    for source in (*HLS.glob("*.hpp"), HLS / "engine.cpp"):
-        shutil.copy(source, folder)
-    dataflow = folder / "dataflow.hpp"
-    one_place = '(std::string(name_) == "chain" ? static_cast<size_t>(kDepth) : 1)'
-    text, places = re.subn(r"static_cast<size_t>\(kDepth\)", one_place, dataflow.read_text())
-    assert places == 1, "dataflow.hpp compares with kDepth in another way than this test knows"
-    dataflow.write_text(text)
-    return folder
 
 
 class Workshop:
@@ -243,8 +232,16 @@ def high_water(printed: str) -> dict[str, tuple[int, int]]:
 
 def idle_streams(build: str) -> set[str]:
     """Streams of what a build does without."""
-    of_images = set() if load_build(build).image_words else {"tile_columns", "tile_fills"}
-    of_cells = {"cell_visits", "states", "gates", "hidden"}
+    of_images = (
+        set()
+        if load_build(build).image_words
+        else {
+            "columns_commands",
+            "tile_columns",
+            "tile_fills",
+        }
+    )
+    of_cells = {"cell_commands", "cell_visits", "states", "gates", "hidden"}
     return of_images | (set() if load_build(build).cell_words else of_cells)
 
 
@@ -303,5 +300,6 @@ def test_no_stream_needs_its_depth(workshop: Workshop, job: Job) -> None:
     """
     marks = high_water(workshop.run(job))
     chain, _ = marks.pop("chain")
+    assert marks.pop("next_words") == (COMMAND_WORDS, COMMAND_WORDS)
     used = [fullest for name, (fullest, _) in marks.items() if name not in idle_streams(job.build)]
     assert chain > 1 and used and all(fullest == 1 for fullest in used)

@@ -79,7 +79,7 @@ def test_hls_script(name: str, build: ModuleType, tmp_path: Path) -> None:
     in_order(
         recording.names,
         "open_project set_top add_files open_solution set_part create_clock config_interface "
-        "config_rtl config_dataflow csynth_design config_export export_design exit",
+        "config_rtl config_compile config_dataflow csynth_design config_export export_design exit",
     )
     assert recording.one("set_top")[1] == "bbs_engine"
     assert recording.one("set_part")[1] == board.part
@@ -88,6 +88,7 @@ def test_hls_script(name: str, build: ModuleType, tmp_path: Path) -> None:
         1000 / board.clock_mhz, abs=1e-3
     )
     assert recording.option("config_rtl", "-reset") == "state"
+    assert recording.option("config_compile", "-pipeline_style") == "flp"
     assert recording.option("config_dataflow", "-strict_mode") == "error"
     assert "-m_axi_addr64=true" in recording.one("config_interface")
     source = recording.one("add_files")[1]
@@ -117,6 +118,7 @@ def test_config_says_the_same_as_the_script(build: ModuleType, tmp_path: Path) -
     for key, words in {
         "flow_target": "-flow_target {}",
         "syn.rtl.reset": "-reset {}",
+        "syn.compile.pipeline_style": "-pipeline_style {}",
         "syn.dataflow.strict_mode": "-strict_mode {}",
         "syn.interface.m_axi_max_widen_bitwidth": "-m_axi_max_widen_bitwidth {}",
         "package.output.format": "export_design -format {}",

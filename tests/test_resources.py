@@ -42,6 +42,8 @@ WIDE = dataclasses.replace(
 LATENCY = load_build("32x4x1")
 #: Places of a bank, of which one in eight is kept: the indices of 4 bits are the least traffic.
 BANK = 16
+#: Stages that are told of every command, or of some.
+STAGES = ("Unpack", "Columns", "Gather", "Multiply", "Finish", "Cell", "Deliver")
 WITHOUT_IMAGES = dataclasses.replace(BUILD, image_words=0)
 
 
@@ -182,6 +184,7 @@ def test_images_of_8x32_by_hand() -> None:
         "maximum",
         "accumulate for images",
         "combine units",
+        "stream columns_commands",
         "stream tile_columns",
         "fill streams",  # one of two is left
     }
@@ -205,6 +208,7 @@ def test_cells_of_32x4x1_by_hand() -> None:
     assert names - {t.name for t in estimate(without, "zynq-7000").terms} == {
         "cell memory",
         "cells",
+        "stream cell_commands",
         "combine units",
     }
     assert term("visit streams", without).lut == 3 * (4 * 40 + 30)
@@ -235,9 +239,20 @@ def test_memories_move_to_uram_where_the_build_says_so() -> None:
 
 
 def test_streams_of_8x32_by_hand() -> None:
-    assert term("burst streams").lut == 6 * (4 * 23 + 30)  # 1088 bits each: LUTRAM
+    assert term("burst streams").lut == 6 * (4 * 24 + 30)  # 1152 bits each: LUTRAM
     assert term("fill streams").lut == 2 * (4 * 34 + 30)
     assert term("visit streams").lut == 3 * (4 * 40 + 30)
+    # two commands of 64, 200, 280, 128, 208 and 112 bits: LUTRAM, 6 bits in 4 LUTs
+    stages = {
+        "unpack": 11,
+        "columns": 34,
+        "gather": 47,
+        "multiply": 22,
+        "finish": 35,
+        "deliver": 19,
+    }
+    for stage, blocks in stages.items():
+        assert term(f"stream {stage}_commands").lut == 4 * blocks + 30
     # 40 bits a column, a count of 8 and 17 of 32: 1832 bits of LUTRAM
     assert term("stream tile_columns").lut == 4 * 306 + 30
     assert term("stream next_words").lut == 44 + 30  # 17 port words of LUTRAM, 6 bits in 4 LUTs
@@ -284,7 +299,7 @@ def test_every_stream_of_the_source_is_counted_at_its_depth() -> None:
     assert sorted(declared) == sorted((g.type, name) for g in groups for name in g.names)
     constants = {f"k{k}": v for k, v in _camel_parameters(BUILD).items()}
     text = engine_text()
-    for name in ("kVisitDepth", "kPortDepth"):
+    for name in ("kVisitDepth", "kPortDepth", "kStageDepth"):
         (value,) = re.findall(rf"constexpr int {name} = (\d+);", text)
         constants[name] = int(value)
     constants["kCommandWords"] = COMMAND_WORDS
@@ -304,6 +319,7 @@ def test_widths_of_streams_are_those_of_their_structs(name: str, tmp_path: Path)
     acts, steps = resource_terms.word_bits(build), build.rows * build.lanes
     structs = {  # name -> (bits, alignment)
         "Burst": (wanted["Burst"], 32),
+        **{f"{s}Command": (wanted[f"{s}Command"], 32) for s in STAGES},
         "Fill": (wanted["Fill"], 32),
         "Visit": (wanted["Visit"], 32),
         "TileColumns": (wanted["Columns"], 32),
@@ -333,12 +349,18 @@ def test_every_bound_memory_of_the_source_is_counted() -> None:
     assert sorted(bound) == [
         ("block", "bram"),
         ("block", "uram"),
+        ("cell_commands", "lutram"),
         ("cells", "bram"),
+        ("columns_commands", "lutram"),
+        ("deliver_commands", "lutram"),
         ("feature_words", "lutram"),
+        ("finish_commands", "lutram"),
         ("gates", "lutram"),
+        ("gather_commands", "lutram"),
         ("hidden", "lutram"),
         ("image", "bram"),
         ("index_words", "lutram"),
+        ("multiply_commands", "lutram"),
         ("outputs", "lutram"),
         ("partial", "bram"),
         ("partial", "uram"),
@@ -348,6 +370,7 @@ def test_every_bound_memory_of_the_source_is_counted() -> None:
         ("states", "lutram"),
         ("table", "lutram"),
         ("tile_columns", "lutram"),
+        ("unpack_commands", "lutram"),
         ("vectors", "bram"),
         ("vectors", "lutram"),
         ("weight_words", "lutram"),
@@ -400,7 +423,7 @@ def test_bursts_and_processes_are_those_of_the_source() -> None:
         resource_terms._PROCESSES
     )
     # One check and one place that takes pixels, beside their definitions.
-    assert len(re.findall(r"\bprepare\(", source("engine.cpp"))) == 2
+    assert len(re.findall(r"\bcheck_(?:job|command)\(", source("run.hpp"))) == 3
     assert len(re.findall(r" take_pixels\(", source("gather.hpp"))) == 2
     (kernel,) = re.findall(r"kMostKernel = (\d+);", source("columns.hpp"))
     assert int(kernel) == resource_terms._MOST_KERNEL

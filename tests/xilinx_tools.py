@@ -80,6 +80,7 @@ TOOL_COMMANDS: dict[str, set[str]] = {
     "set_part": set(),
     "create_clock": {"-period", "-name"},
     "config_interface": {"-m_axi_addr64=true", "-m_axi_max_widen_bitwidth"},
+    "config_compile": {"-pipeline_style"},
     "config_rtl": {"-reset"},
     "config_dataflow": {"-strict_mode"},
     "config_export": {

@@ -52,16 +52,17 @@ void fetch_and_unpack(uint32_t words) {
   visit.row_words = 2;
   visit.final = true;
   visits.write(visit);
-  bbs::Burst burst;
-  burst.offset = 0;
+  bbs::Burst burst = bbs::no_burst();
   burst.count = words * bbs::kLaneWords;
   burst.times = 1;
-  burst.step = 0;
   burst.final = true;
   bursts.write(burst);
+  bbs::UnpackCommandStream commands("commands");
+  commands.write(bbs::unpack_command(c));
+  commands.write(bbs::end_mark<bbs::UnpackCommand>());
   BBS_REGION;
   BBS_PROCESS(bbs::fetch(memory, bursts, weight_words));
-  BBS_PROCESS(bbs::unpack(c, visits, weight_words, index_words, csb_words));
+  BBS_PROCESS(bbs::unpack(commands, visits, weight_words, index_words, csb_words));
 }
 
 }  // namespace

@@ -49,7 +49,9 @@ int64_t cells(tb::Random& random) {
       const uint32_t at = g * bbs::kCols - bbs::first_word_of(g) * bbs::kPortBytes;
       words[1][g][0] = (bbs::word_t)(uint8_t)gates[g] << (8 * at);
     }
-    TB_EXPECT(bbs::cell_one(c, words, 1, 0, state), want.hidden, "hidden value, flags %u", c.flags);
+    const bbs::CellCommand told = bbs::cell_command(c, {});
+    TB_EXPECT(bbs::cell_one(told, words, 1, 0, state), want.hidden, "hidden value, flags %u",
+              c.flags);
     TB_EXPECT(state, want.state, "state, flags %u", c.flags);
   }
   return count;
@@ -130,7 +132,9 @@ int64_t step(tb::Random& random, Layer& layer, bbs::CellWord* memory) {
     }
   }
   for (size_t i = 0; i < gates.size() / 8; i++) words.write(word_at(gates, i));
-  bbs::cell(c, s, visits, states, words, memory, outputs);
+  bbs::CellCommandStream commands("commands");
+  tb::tell(commands, bbs::cell_command(c, s));
+  bbs::cell(commands, visits, states, words, memory, outputs);
   if (bbs::has(c, bbs::kFlagStateOut)) {
     const std::vector<uint8_t> bytes = state_bytes(layer);
     want.insert(want.end(), bytes.begin(), bytes.end());

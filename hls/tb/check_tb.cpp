@@ -31,7 +31,7 @@ const Spoiled kSpoiled[] = {
     {"nothing", bbs::kStatusOk, [](Command&) {}},
     {"signature", bbs::kStatusBadSignature, [](Command& c) { c.signature++; }},
     {"op", bbs::kStatusBadOp, [](Command& c) { c.op = 2; }},
-    {"unknown flag", bbs::kStatusBadOp, [](Command& c) { c.flags |= 1u << 20; }},
+    {"unknown flag", bbs::kStatusBadOp, [](Command& c) { c.flags |= 2u * bbs::kFlagFollows; }},
     {"no output", bbs::kStatusBadOp, [](Command& c) { c.flags = 0; }},
     {"table and sums", bbs::kStatusBadOp,
      [](Command& c) { c.flags |= bbs::kFlagTable | bbs::kFlagSumsOut; }},
@@ -268,7 +268,7 @@ void every_status() {
       expect_spoiled(good_image(), spoiled, spoiled.wanted);
   else if (4 % bbs::kPack == 0)
     expect_spoiled(good_image(), kSpoiledImages[0], bbs::kStatusBadImage);
-  for (uint32_t flag = 1; flag <= bbs::kFlagStateOut; flag *= 2) {  // that the build has not
+  for (uint32_t flag = 1; flag <= bbs::kFlagFollows; flag *= 2) {  // that the build has not
     if (bbs::kBuiltFlags & flag) continue;
     Command c = good_command();
     bbs::Shape s;

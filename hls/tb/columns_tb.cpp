@@ -80,7 +80,9 @@ int64_t run(tb::Random& random) {
     told.push_back(streams.tile_fills.read());
     fills.write(told.back());
   }
-  bbs::columns(c, s, fills, tiles);
+  bbs::ColumnsCommandStream commands("commands");
+  tb::tell(commands, bbs::columns_command(c, s));
+  bbs::columns(commands, fills, tiles);
   uint32_t first = 0, next = 0;
   int64_t count = 0;
   for (const bbs::Fill& fill : told) {

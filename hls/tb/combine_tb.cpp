@@ -30,7 +30,7 @@ int8_t definition(const bbs::Command& c, int8_t a, int8_t b) {
 }
 
 void expect_one(const bbs::Command& c, int8_t a, int8_t b) {
-  TB_EXPECT(bbs::combine_one(c, a, b), definition(c, a, b),
+  TB_EXPECT(bbs::combine_one(bbs::finish_command(c, {}), a, b), definition(c, a, b),
             "%s of %d and %d, scales %d %d, zeros %d %d %d, shift %u, %d to %d",
             c.flags & bbs::kFlagProduct ? "product" : "sum", a, b, c.a_scale, c.b_scale, c.a_zero,
             c.b_zero, c.out_zero, c.shift, c.low, c.high);

@@ -324,7 +324,7 @@ inline Layer random_layer(Random& random, const bbs::Command& c) {
   return layer;
 }
 
-// What `sequence` tells the other stages.
+// What `sequence` tells the other stages of a command.
 struct SequenceStreams {
   bbs::BurstStream weights{"weights"}, indices{"indices"}, rows{"rows"}, acts{"acts"};
   bbs::BurstStream residuals{"residuals"}, stores{"stores"};
@@ -333,8 +333,8 @@ struct SequenceStreams {
   bbs::VisitStream cells{"cells"};
 
   void run(const bbs::Command& c, const bbs::Shape& s) {
-    bbs::sequence(c, s, weights, indices, rows, acts, residuals, stores, tile_fills, fills, unpack,
-                  multiply, finish, cells);
+    bbs::sequence_command(c, s, weights, indices, rows, acts, residuals, stores, tile_fills, fills,
+                          unpack, multiply, finish, cells);
   }
 };
 

@@ -109,7 +109,8 @@ void append_block(tb::Random& random, Case& k, int passes, bool again, bool fina
     }
   }
   std::vector<Sums> totals;
-  for (uint32_t i = 0; i < visit.tiles * visit.rows; i++) totals.push_back(start(k, i % visit.rows));
+  for (uint32_t i = 0; i < visit.tiles * visit.rows; i++)
+    totals.push_back(start(k, i % visit.rows));
   for (int pass = 0; pass < passes; pass++) {
     visit.first_pass = pass == 0;
     visit.last_pass = pass + 1 == passes;
@@ -128,7 +129,8 @@ void append_block(tb::Random& random, Case& k, int passes, bool again, bool fina
   }
   for (uint32_t i = 0; i < totals.size(); i++) {
     if (tb::has(k.c, bbs::kFlagSumColumns)) add_columns(totals[i]);
-    expect_outputs(random, k, i % visit.rows, totals[i], final && i / visit.rows + 1 == visit.tiles);
+    const bool last_tile = final && i / visit.rows + 1 == visit.tiles;
+    expect_outputs(random, k, i % visit.rows, totals[i], last_tile);
   }
 }
 
@@ -160,8 +162,10 @@ int64_t run(tb::Random& random, uint32_t flags) {
   bbs::Shape s = {};
   const bool shorter = bbs::kPortWords > 1 && bbs::leaves_out(c);
   s.last_words = shorter ? (c.last_columns + 7) / 8 : bbs::kPortWords;
-  bbs::finish(c, s, k.streams.visits, k.streams.row_words, k.streams.sums, k.streams.residuals,
-              k.streams.states, k.streams.gates, k.streams.outputs);
+  bbs::FinishCommandStream commands("commands");
+  tb::tell(commands, bbs::finish_command(c, s));
+  bbs::finish(commands, k.streams.visits, k.streams.row_words, k.streams.sums,
+              k.streams.residuals, k.streams.states, k.streams.gates, k.streams.outputs);
   bbs::WordStream& outputs = bbs::is_cell(c) ? k.streams.gates : k.streams.outputs;
   for (size_t i = 0; i < expected.size(); i++)
     TB_EXPECT(outputs.read(), expected[i], "flags %u, %d passes: output word %zu", c.flags, passes,

@@ -58,9 +58,8 @@ void damage(tb::Random& random, uint64_t words[bbs::kCommandWords]) {
 }
 
 void expect_bursts_inside(bbs::BurstStream& stream, uint32_t memory_words) {
-  for (bool final = false; !final;) {
+  while (!stream.empty()) {
     const bbs::Burst burst = stream.read();
-    final = burst.final;
     if (burst.count == 0 || burst.times == 0) continue;
     const uint64_t end =
         burst.offset + (burst.times - 1) * (uint64_t)burst.step + burst.count;

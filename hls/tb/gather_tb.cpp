@@ -134,8 +134,13 @@ int64_t run_command(bbs::Command c, const tb::Tensor& x) {
       feed(words, chain, streams);
     }
   }
-  bbs::columns(c, s, streams.tile_fills, streams.tiles);
-  bbs::gather(c, s, streams.fills, streams.tiles, streams.port, streams.chain, image,
+  bbs::ColumnsCommandStream columns_commands("columns_commands");
+  bbs::GatherCommandStream gather_commands("gather_commands");
+  if (of_image) columns_commands.write(bbs::columns_command(c, s));
+  columns_commands.write(bbs::end_mark<bbs::ColumnsCommand>());
+  tb::tell(gather_commands, bbs::gather_command(c, s));
+  bbs::columns(columns_commands, streams.tile_fills, streams.tiles);
+  bbs::gather(gather_commands, streams.fills, streams.tiles, streams.port, streams.chain, image,
               streams.writes);
   std::vector<tb::Tensor> taps;  // by part
   for (uint32_t part = 0; part < c.parts; part++) taps.push_back(tb::matrix_input(c, x, part));

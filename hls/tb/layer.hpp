@@ -14,6 +14,13 @@
 
 namespace tb {
 
+// All that a stage is told: one command.
+template <typename C, int kDepth>
+void tell(bbs::Stream<C, kDepth>& stream, const C& command) {
+  stream.write(command);
+  stream.write(bbs::end_mark<C>());
+}
+
 using Words = std::vector<uint64_t>;
 
 // An activation tensor, [tile][feature][COLS].

@@ -87,6 +87,7 @@ class Program {
     }
     if (has(c, bbs::kFlagResidentInput)) x = image_.tensor;
     place(layer);
+    set_order(c);
     if (of_cell(c)) prepare_cell(c);
     const Tensor y = expected_output(layer, x, cells_);
     if (has(c, bbs::kFlagToMemory)) {
@@ -178,6 +179,19 @@ class Program {
     if (has(c, bbs::kFlagResidual)) c.residual = put(layer.residual, c.output_stride);
   }
 
+  // Whether the command follows: often, where it does not read an output of those that it would
+  // follow. Inputs are outputs as a whole; whatever else is read is there from the start.
+  void set_order(bbs::Command& c) {
+    const bool loads = !has(c, bbs::kFlagFromChain) && !has(c, bbs::kFlagResidentInput);
+    const auto made = [&](const StoredTensor& y) { return loads && y.offset == c.input; };
+    const bool waits = std::any_of(outputs.begin() + apart_, outputs.end(), made);
+    c.flags &= ~bbs::kFlagFollows;
+    if (waits || random_.once_in(6))
+      apart_ = outputs.size();
+    else
+      c.flags |= bbs::kFlagFollows;
+  }
+
   // States of a cell that nothing has left start at zero.
   void prepare_cell(bbs::Command& c) {
     const auto first = known_.begin() + c.cell_base, end = first + cell_size(c);
@@ -238,6 +252,7 @@ class Program {
   Cells cells_;
   std::vector<bool> known_;  // words of the cell memory, since the program began
   std::vector<bool> alone_;
+  size_t apart_ = 0;  // outputs of commands before the last one that does not follow
 };
 
 }  // namespace tb

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Bursts from and to memory: each word once, in order, nothing beside them; outputs to the chain,
-// to memory, or to both.
+// Bursts from and to memory: each word once, in order, nothing beside them; commands among
+// residuals; outputs to the chain, to memory, or to both.
 #include "memory.hpp"
 
 #include "commands.hpp"
@@ -15,7 +15,7 @@ std::vector<bbs::Burst> random_bursts(tb::Random& random, bool disjoint, uint32_
   const int count = random.between(1, 12);
   uint32_t at = 0;
   for (int i = 0; i < count; i++) {
-    bbs::Burst burst;
+    bbs::Burst burst = bbs::no_burst();
     burst.times = random.once_in(8) ? 0 : random.between(1, 4);
     burst.count = random.once_in(4) ? 0 : unit * random.between(0, 10);
     burst.step = burst.count + random.between(0, 3);
@@ -45,6 +45,37 @@ int64_t run_fetch(tb::Random& random) {
                   burst.offset + t * burst.step + i);
   TB_EXPECT(tb::drained(bursts), true, "bursts left over after fetch");
   TB_EXPECT(tb::drained(words), true, "fetched words too many");
+  return count;
+}
+
+// Commands come between bursts of residuals, to a stream of their own.
+int64_t run_fetch_residuals(tb::Random& random) {
+  tb::Words memory(kWords);
+  for (uint64_t& word : memory) word = random.bits();
+  bbs::BurstStream bursts("bursts");
+  bbs::WordStream words("words");
+  bbs::CommandStream command("command");
+  const std::vector<bbs::Burst> wanted = random_bursts(random, false, 1);
+  const size_t before = random.between(0, (int)wanted.size() - 1);
+  bbs::Burst next = bbs::no_burst();
+  next.offset = random.between(0, kWords - bbs::kCommandWords);
+  next.command = true;
+  for (size_t i = 0; i < wanted.size(); i++) {
+    if (i == before) bursts.write(next);
+    bursts.write(wanted[i]);
+  }
+  bbs::fetch_residuals(memory.data(), bursts, words, command);
+  for (uint32_t i = 0; i < bbs::kCommandWords; i++)
+    TB_EXPECT(command.read(), memory[next.offset + i], "command word %u", i);
+  int64_t count = bbs::kCommandWords;
+  for (const bbs::Burst& burst : wanted)
+    for (uint32_t t = 0; t < burst.times; t++)
+      for (uint32_t i = 0; i < burst.count; i++, count++)
+        TB_EXPECT(words.read(), memory[burst.offset + t * burst.step + i], "residual word %u",
+                  burst.offset + t * burst.step + i);
+  TB_EXPECT(tb::drained(bursts), true, "bursts left over after residuals");
+  TB_EXPECT(tb::drained(words), true, "residual words too many");
+  TB_EXPECT(tb::drained(command), true, "command words too many");
   return count;
 }
 
@@ -88,7 +119,9 @@ int64_t run_deliver(tb::Random& random) {
       }
     }
   }
-  bbs::deliver(c, s, memory.data(), bursts, outputs, hidden, chain);
+  bbs::DeliverCommandStream commands("commands");
+  tb::tell(commands, bbs::deliver_command(c, s));
+  bbs::deliver(commands, memory.data(), bursts, outputs, hidden, chain);
   for (size_t i = 0; i < memory.size(); i++) TB_EXPECT(memory[i], expected[i], "word %zu", i);
   for (size_t i = 0; to_chain && i < sent.size(); i += bbs::kPortWords) {
     const bbs::ActWord word = chain.read();
@@ -108,6 +141,6 @@ int main() {
   tb::Random random(6);
   int64_t count = 0;
   for (int i = 0; i < tb::cases(10000); i++)
-    count += run_fetch(random) + run_deliver(random);
+    count += run_fetch(random) + run_fetch_residuals(random) + run_deliver(random);
   return tb::finish("memory_tb", count, "words");
 }

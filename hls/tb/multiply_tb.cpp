@@ -136,14 +136,12 @@ bbs::Command random_command(tb::Random& random) {
   return c;
 }
 
-// One command: fillings, each with the visits that use it. `kept` runs it again with the weights
-// that the first run left.
-int64_t run(tb::Random& random, bool long_block, bool kept) {
-  bbs::Command c = random_command(random);
-  if (kept) c.flags |= bbs::kFlagKeepWeights;
+// One command: fillings, each with the visits that use it. `again` gets what a second run takes
+// that has the weights that the first run left.
+bbs::Shape append_command(tb::Random& random, const bbs::Command& c, bool long_block,
+                          Streams& streams, Streams& again, std::vector<int32_t>& expected) {
+  const bool kept = bbs::has(c, bbs::kFlagKeepWeights);
   const int fit = bbs::kVectorWords / tb::bank_room(c);
-  Streams streams, again;
-  std::vector<int32_t> expected;
   bbs::Shape shape = {};
   shape.fills = random.between(1, 3);
   uint32_t base = 0;
@@ -177,13 +175,44 @@ int64_t run(tb::Random& random, bool long_block, bool kept) {
       append_sums(c, visit, block, x, expected);
     }
   }
-  bbs::multiply(c, shape, streams.writes, streams.visits, streams.words, lasting, streams.sums);
+  return shape;
+}
+
+int64_t run(tb::Random& random, bool long_block, bool kept) {
+  bbs::Command c = random_command(random);
+  if (kept) c.flags |= bbs::kFlagKeepWeights;
+  Streams streams, again;
+  std::vector<int32_t> expected;
+  const bbs::Shape shape = append_command(random, c, long_block, streams, again, expected);
+  bbs::MultiplyCommandStream commands("commands");
+  tb::tell(commands, bbs::multiply_command(c, shape));
+  bbs::multiply(commands, streams.writes, streams.visits, streams.words, lasting, streams.sums);
   expect_sums(c, expected, streams);
   if (!kept) return (int64_t)expected.size();
   c.flags ^= bbs::kFlagKeepWeights | bbs::kFlagResidentWeights;
-  bbs::multiply(c, shape, again.writes, again.visits, again.words, lasting, again.sums);
+  tb::tell(commands, bbs::multiply_command(c, shape));
+  bbs::multiply(commands, again.writes, again.visits, again.words, lasting, again.sums);
   expect_sums(c, expected, again);
   return 2 * (int64_t)expected.size();
+}
+
+// Commands that follow each other, whose writes are there early or late: beside the last filling of
+// one the first filling of the next one is taken.
+int64_t run_following(tb::Random& random) {
+  Streams streams, again;
+  bbs::MultiplyCommandStream commands("commands");
+  std::vector<int32_t> expected;
+  bbs::Command c = {};
+  for (int n = random.between(2, 4); n > 0; n--) {
+    c = random_command(random);
+    const bbs::Shape shape =
+        append_command(random, c, random.once_in(8), streams, again, expected);
+    commands.write(bbs::multiply_command(c, shape));
+  }
+  commands.write(bbs::end_mark<bbs::MultiplyCommand>());
+  bbs::multiply(commands, streams.writes, streams.visits, streams.words, lasting, streams.sums);
+  expect_sums(c, expected, streams);
+  return (int64_t)expected.size();
 }
 
 // A block that meets filling after filling, a lone tile at times, and comes for the first alone.
@@ -214,7 +243,9 @@ int64_t run_staying(tb::Random& random) {
     write_filling(random, c, visit.stride, x, streams.writes);
     append_sums(c, visit, block, x, expected);
   }
-  bbs::multiply(c, shape, streams.writes, streams.visits, streams.words, lasting, streams.sums);
+  bbs::MultiplyCommandStream commands("commands");
+  tb::tell(commands, bbs::multiply_command(c, shape));
+  bbs::multiply(commands, streams.writes, streams.visits, streams.words, lasting, streams.sums);
   expect_sums(c, expected, streams);
   return (int64_t)expected.size();
 }
@@ -225,6 +256,6 @@ int main() {
   tb::Random random(4);
   int64_t count = 0;
   for (int i = 0; i < tb::cases(400); i++) count += run(random, i % 16 == 0, i % 4 == 1);
-  for (int i = 0; i < tb::cases(100); i++) count += run_staying(random);
+  for (int i = 0; i < tb::cases(100); i++) count += run_staying(random) + run_following(random);
   return tb::finish("multiply_tb", count, "sums");
 }

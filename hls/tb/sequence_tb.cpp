@@ -17,6 +17,15 @@ std::vector<T> until_final(bbs::Stream<T, kDepth>& stream, const char* name) {
   return items;
 }
 
+// Everything.
+std::vector<bbs::Burst> all_of(bbs::BurstStream& stream) {
+  std::vector<bbs::Burst> bursts;
+  while (!stream.empty()) bursts.push_back(stream.read());
+  for (const bbs::Burst& burst : bursts)
+    TB_EXPECT(burst.final || burst.command, false, "a burst of a command that ends a port");
+  return bursts;
+}
+
 // Port words in all.
 int64_t total_of(const std::vector<bbs::Burst>& bursts) {
   int64_t total = 0;
@@ -140,7 +149,7 @@ void expect_activations(tb::SequenceStreams& streams, const bbs::Command& c, con
   const bool image = tb::has(c, bbs::kFlagImage);
   const int64_t filled = follow_fills(streams, c, s);
   TB_EXPECT(filled, (int64_t)c.tiles * c.parts * c.features * loads, "features filled");
-  const auto bursts = until_final(streams.acts, "activation bursts");
+  const auto bursts = all_of(streams.acts);
   if (tb::plane_sizes(c)[0] == 0) {
     TB_EXPECT(total_of(bursts), 0, "words fetched where none are wanted");
     return;
@@ -154,7 +163,7 @@ void expect_activations(tb::SequenceStreams& streams, const bbs::Command& c, con
 uint32_t fetches(const bbs::Command& c) { return tb::weights_stay(c) ? 1 : c.tile_groups; }
 
 void expect_rows(tb::SequenceStreams& streams, const bbs::Command& c, int64_t wanted) {
-  auto rows = until_final(streams.rows, "row bursts");
+  auto rows = all_of(streams.rows);
   if (tb::has(c, bbs::kFlagTable)) {
     TB_EXPECT(rows[0].offset, c.table, "the table comes first");
     TB_EXPECT(rows[0].count * rows[0].times, 32, "words of the table");
@@ -179,7 +188,7 @@ void expect_outputs(tb::SequenceStreams& streams, const bbs::Command& c, int64_t
               "output words");
   }
   TB_EXPECT(tb::drained(streams.stores), true, "bursts of outputs for the chain");
-  const auto bursts = until_final(streams.residuals, "residual bursts");
+  const auto bursts = all_of(streams.residuals);
   if (tb::has(c, bbs::kFlagResidual)) {
     expect_cover(bursts, tensor(c.residual, c.tiles, rows, c.output_stride, 1), 1, "residual");
   } else if (tb::has(c, bbs::kFlagStateIn)) {
@@ -231,10 +240,10 @@ int64_t run(tb::Random& random) {
   expect_cell_visits(streams, c, visits);
   const Totals t = follow(c, visits);
   const std::vector<uint64_t> sizes = tb::plane_sizes(c);
-  TB_EXPECT(expect_cover(until_final(streams.weights, "weight bursts"),
+  TB_EXPECT(expect_cover(all_of(streams.weights),
                          plane(c.weights, sizes[2]), fetches(c), "weights"),
             t.weights, "weight words");
-  TB_EXPECT(expect_cover(until_final(streams.indices, "index bursts"),
+  TB_EXPECT(expect_cover(all_of(streams.indices),
                          plane(c.indices, sizes[3]), fetches(c), "indices"),
             t.indices, "index words");
   expect_rows(streams, c, t.rows);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The region as hardware runs it: every process at once (BBS_THREADED), every stream as deep as
-// it is built. Results equal the definition, no stream blocks; prints how full each one got.
+// The region as hardware runs it: every process at once (BBS_THREADED), commands that overlap,
+// every stream as deep as it is built. Results equal the definition, no stream blocks; prints how
+// full each one got.
 #ifndef BBS_THREADED
 #error "compile with -DBBS_THREADED"
 #endif
@@ -88,19 +89,43 @@ bool large_image(tb::Random& random, uint32_t stride, bbs::Command& c) {
   return false;
 }
 
-int64_t run(tb::Program& program, const char* name) {
-  program.close();
-  const uint32_t count = (uint32_t)program.commands.size();
-  const tb::Registers r = program.run(program.first_command, count);
-  TB_EXPECT(r.status, bbs::kStatusOk, "%s: status", name);
+void expect_run(tb::Program& program, uint32_t first, uint32_t count, uint32_t status,
+                uint32_t completed, const char* name) {
+  const tb::Registers r = program.run(first, count);
+  TB_EXPECT(r.status, status, "%s: status", name);
+  TB_EXPECT(r.completed, completed, "%s: completed", name);
   std::string& blocked = bbs::Watchdog::instance().blocked;
   if (!blocked.empty()) {
     std::printf("%s: blocked: %s\n", name, blocked.c_str());
     tb::failures()++;
     blocked.clear();
   }
+}
+
+int64_t run(tb::Program& program, const char* name) {
+  program.close();
+  const uint32_t count = (uint32_t)program.commands.size();
+  expect_run(program, program.first_command, count, bbs::kStatusOk, count, name);
   program.expect_outputs(name);
   return count;
+}
+
+// A refused command behind two that still run: these are completed, and the rest runs in another
+// start.
+int64_t refusal(tb::Random& random) {
+  tb::Program program(random);
+  for (int i = 0; i < 4; i++)
+    program.add(tb::random_layer(random, tb::random_command(random, {20, 5, 200})));
+  program.close();
+  const uint32_t first = program.first_command, words = bbs::kCommandWords;
+  uint64_t& spoiled = program.memory()[first + 3 * words - 1];
+  const uint64_t signature = spoiled;
+  spoiled = 0;
+  expect_run(program, first, 4, bbs::kStatusBadSignature, 2, "refusal");
+  spoiled = signature;
+  expect_run(program, first + 2 * words, 2, bbs::kStatusOk, 2, "behind a refusal");
+  program.expect_outputs("after a refusal");
+  return 4;
 }
 
 int64_t run_layer(tb::Random& random, const bbs::Command& c, const char* name) {
@@ -138,6 +163,7 @@ int main() {
       tb::add_random_layer(random, {20, 5, 200}, program);
     count += run(program, "program");
   }
+  for (int i = 0; i < 3; i++) count += refusal(random);
   for (const auto& mark : bbs::Watchdog::instance().high_water)
     std::printf("stream %s %d of %d\n", mark.first.c_str(), mark.second.first,
                 mark.second.second);

@@ -60,7 +60,9 @@ int64_t run(tb::Random& random, int index_bits, uint32_t int4) {
   }
   for (const uint64_t word : planes.weights) weight_words.write(word);
   for (const uint64_t word : planes.indices) index_words.write(word);
-  bbs::unpack(c, visits, weight_words, index_words, csb_words);
+  bbs::UnpackCommandStream commands("commands");
+  tb::tell(commands, bbs::unpack_command(c));
+  bbs::unpack(commands, visits, weight_words, index_words, csb_words);
   for (size_t i = 0; i < planes.words.size(); i++) {
     const bbs::WeightWord word = csb_words.read();
     for (int lane = 0; lane < kSlices; lane++) {

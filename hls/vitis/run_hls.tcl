@@ -37,6 +37,9 @@ create_clock -period $period -name default
 config_interface -m_axi_addr64=true -m_axi_max_widen_bitwidth 0
 # Without it a static variable keeps its value through a reset.
 config_rtl -reset state
+# A pipeline that waits for a word goes on emptying: what is in it may be what the word comes of, by
+# way of the chain.
+config_compile -pipeline_style flp
 config_dataflow -strict_mode error
 
 csynth_design

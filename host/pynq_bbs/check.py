@@ -16,7 +16,7 @@ from .model.onnx_operators import ENGINE, HOST
 from .model.onnx_segments import Part
 from .model.partition import Partition, read_and_check
 from .operators.node import HostNode
-from .pack.cycles import RUN_CYCLES, Memory, layer_cycles
+from .pack.cycles import RUN_CYCLES, Memory, run_cycles
 from .pack.pipeline import Pipeline, Segment, load_any
 from .pack.plan import make_plan
 from .pack.program import Program
@@ -112,8 +112,9 @@ def _layers(segment: Segment, memory: Memory) -> list[tuple[str, int, float]]:
     program = segment.program
     plan = make_plan(program, segment.places, memory)
     cycles = [0.0] * len(program.layers)
-    for command in plan.commands:
-        cycles[command.layer] += plan.runs * layer_cycles(command, program.build, memory).total
+    costs = run_cycles(plan.commands, program.build, memory)
+    for command, cost in zip(plan.commands, costs, strict=True):
+        cycles[command.layer] += plan.runs * cost.total
     return [
         (la.name, la.model_weights * program.tensors[la.output].pixels * segment.places, own)
         for la, own in zip(program.layers, cycles, strict=True)

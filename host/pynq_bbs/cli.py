@@ -430,7 +430,7 @@ def _plan(args: argparse.Namespace) -> None:
 
 def _print_plan(program: Program, samples: int, memory: Memory) -> float:
     """Prints a table of the program's commands and what memory it takes; gives its cycles."""
-    from .pack.cycles import RUN_CYCLES, layer_cycles
+    from .pack.cycles import RUN_CYCLES, run_cycles
     from .pack.explain import HEAD, explained
     from .pack.fits import MemoryUse
     from .pack.plan import make_plan
@@ -439,7 +439,7 @@ def _print_plan(program: Program, samples: int, memory: Memory) -> float:
     plan = make_plan(program, samples, memory)
     names = [program.layers[command.layer].name for command in plan.commands]
     print(table([HEAD, *explained(names, plan.commands, program.build, memory)]))
-    cycles = sum(layer_cycles(c, program.build, memory).total for c in plan.commands)
+    cycles = sum(x.total for x in run_cycles(plan.commands, program.build, memory))
     print(MemoryUse.of_plan(program, plan))
     return RUN_CYCLES + plan.runs * cycles
 

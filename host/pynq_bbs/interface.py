@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-VERSION = 3
+VERSION = 4
 SIGNATURE = 0x32534242
 COMMAND_WORDS = 17
 
@@ -34,6 +34,7 @@ FLAG_GRU = 65536
 FLAG_STATE_ZERO = 131072
 FLAG_STATE_IN = 262144
 FLAG_STATE_OUT = 524288
+FLAG_FOLLOWS = 1048576
 
 #: status code -> (name, meaning)
 STATUS: dict[int, tuple[str, str]] = {

@@ -61,12 +61,25 @@ IMAGE_FABRIC_COUNTING = (
     ("product", (7, 4), 1),  # columns of a read
     ("words", (45, 5), 2),
 )
+#: What each stage is told of a command (`hls/stages.hpp`), in bits; flags of their own take eight.
+_STAGE_COMMANDS = tuple(
+    (f"{stage.capitalize()}Command", (f"{stage}_commands",), "fields of a command", bits, 2)
+    for stage, bits in (
+        ("unpack", 32 + 16 + 2 * 8),
+        ("columns", 2 * 32 + 5 * 16 + 7 * 8),
+        ("gather", 3 * 32 + 8 * 16 + 7 * 8),
+        ("multiply", 2 * 32 + 3 * 16 + 2 * 8),
+        ("finish", 4 * 32 + 10 * 8),
+        ("cell", 4 * 32 + 16 + 3 * 8),
+        ("deliver", 3 * 32 + 2 * 8),
+    )
+)
 #: Streams that nobody writes where a build has no images, no cells.
-IMAGE_STREAMS: tuple[str, ...] = ("tile_fills", "tile_columns")
-CELL_STREAMS: tuple[str, ...] = ("cell_visits", "states", "gates", "hidden")
+IMAGE_STREAMS: tuple[str, ...] = ("columns_commands", "tile_fills", "tile_columns")
+CELL_STREAMS: tuple[str, ...] = ("cell_commands", "cell_visits", "states", "gates", "hidden")
 #: `sequence`, five `fetch`, `unpack`, `columns`, `gather`, `multiply`, `finish`, `cell`,
-#: `deliver`, `prepare`, and the command loop around them.
-_PROCESSES = 15
+#: `deliver`, and the command loop around them.
+_PROCESSES = 14
 #: Products of a column of a cell: gate times gate or candidate, times state, times tanh, and the
 #: slope of tanh. None is wider than 17 x 11 bits.
 _CELL_DSPS = 4
@@ -174,7 +187,8 @@ def streams(build: Build) -> tuple[StreamGroup, ...]:
     sums, acts = 32 * build.rows * build.cols, word_bits(build)
     chain = max(build.chain_words, 2)
     groups = (
-        ("Burst", bursts, "4 counts and a flag", 4 * 32 + 8, 8),
+        ("Burst", bursts, "4 counts and 2 flags", 4 * 32 + 2 * 8, 8),
+        *_STAGE_COMMANDS,
         ("Fill", ("tile_fills", "fills"), "6 counts and a flag", 6 * 32 + 8, 8),
         ("Visit", visits, "6 counts and 6 flags", 6 * 32 + 6 * 8, 8),
         ("Word", words, "a port word", port_bits, 64),
@@ -479,7 +493,8 @@ def _control_terms(build: Build, family: str) -> Iterator[Term]:
 def _stream_term(group: StreamGroup) -> Term:
     count, bits = len(group.names), group.width * group.depth
     block_ram, lut = 0.0, 0
-    bound = group.type in ("Word", "Columns")  # to LUTRAM, in hls/engine.cpp
+    # To LUTRAM, in hls/engine.cpp.
+    bound = group.type in ("Word", "Columns") or group.type.endswith("Command")
     if not bound and (group.depth <= _SHIFT_REGISTER_DEPTH or bits <= _SHIFT_REGISTER_BITS):
         where, lut = "shift registers", group.width
     elif bound or group.depth <= _LUTRAM_DEPTH:

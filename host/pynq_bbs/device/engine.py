@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import DeviceMemoryError
 from ..interface import Command
-from ..pack.cycles import LayerCycles, Memory, layer_cycles
+from ..pack.cycles import LayerCycles, Memory, regions_of, run_cycles
 from ..pack.layout import by_length
 from ..pack.plan import Plan, make_plan, program_bases
 from ..pack.program import Program
@@ -319,15 +319,17 @@ class EngineProgram:
         return _Commands(first, layers, cycles, _PATIENCE_S + _PATIENCE_FACTOR * modelled)
 
     def _layer_cycles(self, commands: list[Command]) -> list[LayerCycles]:
-        """Of each layer, which may have many commands, most of them alike."""
+        """Of each layer, which may have many commands, most of them in runs that are alike."""
         nothing = LayerCycles(0.0, 0, 0, 0, 0)
         layers = [nothing] * len(self._program.layers)
-        known: dict[str, LayerCycles] = {}
-        for command in commands:
-            alike = str(replace(command, input=0, output=0, residual=0, state=0, cell_base=0))
+        known: dict[str, list[LayerCycles]] = {}
+        for region in regions_of(commands):
+            places = {"input": 0, "output": 0, "residual": 0, "state": 0, "cell_base": 0}
+            alike = str([replace(command, **places) for command in region])
             if alike not in known:
-                known[alike] = layer_cycles(command, self._program.build, self._memory)
-            layers[command.layer] += known[alike]
+                known[alike] = run_cycles(region, self._program.build, self._memory)
+            for command, cost in zip(region, known[alike], strict=True):
+                layers[command.layer] += cost
         return layers
 
     def _spread(

@@ -16,23 +16,28 @@ block in one pass. The multipliers wait
 * for the writes of the next filling that are left when the work is done;
 * for weights, for outputs that are not taken, and for the memory, each of which has a clock too.
 
-The next command is fetched and checked meanwhile, and costs what is longer than the work.
+The clocks go on from command to command where one follows the other (`clocks.py`): each stage
+begins with a command when it has done with the one before, the first filling is brought beside the
+last work of that, and what comes by the chain comes as it is made. A command is told to the stages
+once it is checked, which is when the one before is sequenced.
 
 Assumed: a port gets an equal share of the memory while others want words, and its own words until
-then come evenly. Whole networks are within 2 % of the replay; a single short layer that asks much
-of the memory may be off by 8 %.
+then come evenly. Whole networks are within 2 % of the replay; what a single short layer adds, of
+which the memory is much asked or whose successor asks it, may be off by a tenth.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..boards import Board
 from ..builds import PORT_BYTES, Build
-from ..interface import COMMAND_WORDS, FLAG_RESIDUAL, Command
+from ..interface import COMMAND_WORDS, FLAG_FOLLOWS, FLAG_RESIDUAL, Command
+from .clocks import Clocks
 from .fillings import Layer
 from .gathering import column_steps
-from .timing import PIPELINE_CYCLES, ROWS_DEPTH, STEPS, Timing
+from .timing import PIPELINE_CYCLES, Timing
 
 #: Products of two numbers of 32 bits in the check of a command (`times` in `hls/check.hpp`).
 CHECK_PRODUCTS = 13
@@ -44,25 +49,27 @@ CHECK_CYCLES = 5 * CHECK_PRODUCTS + 10
 #: What the first command of a run costs before anything works on it; the others are fetched and
 #: checked beside the command before them.
 RUN_CYCLES = 2 * (COMMAND_WORDS + PIPELINE_CYCLES) + CHECK_CYCLES
-#: From the end of a command to the start of the next one: handshakes of the region's processes,
-#: and the sums that say where the next command lies. Assumed, not measured.
+#: Steps of `sequence` for a visit: what every stage is told.
+_VISIT_STEPS = 5
+#: From the end of a command to the start of one that does not follow it: handshakes of the
+#: region's processes. Assumed, not measured.
 REGION_CYCLES = 20
 
-_WEIGHTS = "memory.hpp:fetch:words(weights)"
-_INDICES = "memory.hpp:fetch:words(indices)"
-_PARAMETERS = "memory.hpp:fetch:words(program)"
-_LOAD = "memory.hpp:fetch:words(activations)"
-_RESIDUALS = "memory.hpp:fetch:words(residuals)"
-_STORES = "memory.hpp:deliver:stores"
-_LINKS = "memory.hpp:deliver:links"
-_COLUMNS = "columns.hpp:columns:steps"
+_WEIGHTS = "memory.hpp:fetch_burst:words(weights)"
+_INDICES = "memory.hpp:fetch_burst:words(indices)"
+_PARAMETERS = "memory.hpp:fetch_burst:words(program)"
+_LOAD = "memory.hpp:fetch_burst:words(activations)"
+_RESIDUALS = "memory.hpp:fetch_burst:words(residuals)"
+_STORES = "memory.hpp:deliver_outputs:stores"
+_LINKS = "memory.hpp:deliver_outputs:links"
+_COLUMNS = "columns.hpp:place_tiles:steps"
 _FEATURES = "gather.hpp:gather_features:feature_words"
 _WINDOWS = "gather.hpp:gather_image:windows"
-_UNPACK = "unpack.hpp:unpack:slices"
+_UNPACK = "unpack.hpp:unpack_planes:slices"
 _MULTIPLY = "multiply.hpp:multiply:csb_words"
 _TABLE = "finish.hpp:load_table:table_words"
 _STATES = "finish.hpp:pass_states:state_words"
-_FINISH = "finish.hpp:finish:rows"
+_FINISH = "finish.hpp:finish_rows:rows"
 _GATES = "cell.hpp:cell_visit:gate_words"
 _LOADED = "cell.hpp:load_states:loaded"
 _STORED = "cell.hpp:store_states:stored"
@@ -120,14 +127,14 @@ def trip_counts(command: Command, build: Build) -> dict[str, int]:
 
     Names are `file:function:label`, with the port behind where a function is several processes.
     Left out is what depends on the command's place in a run: where its own words come from
-    (by `fetch_residuals`, beside the command before it), and `drain`, which
-    empties the chain behind the last command.
+    (by `fetch_residuals`, beside the command before it), the multipliers' last iteration, in which
+    they are told of the end, and `drain`, which empties the chain behind the last command.
     """
     c, layer = command, Layer(command, build)
     gates = layer.sum("requantised") + max(build.cols // 2, 1) * layer.sum("last_visits")
     trips = {
         **_read(layer),
-        "engine.cpp:prepare:command_words": COMMAND_WORDS,
+        "run.hpp:check_job:command_words": COMMAND_WORDS,
         _STORES: layer.output_words() if layer.to_memory else 0,
         _LINKS: 0 if layer.to_memory else layer.output_words(),
         _UNPACK: layer.sum("unpack"),
@@ -150,27 +157,60 @@ def trip_counts(command: Command, build: Build) -> dict[str, int]:
 
 
 def layer_cycles(command: Command, build: Build, memory: Memory) -> LayerCycles:
-    """Modelled cycles, bytes and products of one command that the engine accepts.
+    """Modelled cycles, bytes and products of one command that the engine accepts, by itself.
 
-    A run takes `RUN_CYCLES` besides: its first command is fetched and checked beforehand.
+    A start of the engine takes `RUN_CYCLES` besides: its first command is fetched and checked
+    beforehand.
     """
-    c, layer = command, Layer(command, build)
-    timing = Timing(layer, memory.bytes_per_cycle / PORT_BYTES)
-    total, starts = timing.run(_table(layer))
-    # Behind the multipliers' own pipeline there are two more, or three, and the words of a row
-    # group.
-    pipelines = 4 if layer.cell else 3
-    total += pipelines * PIPELINE_CYCLES + build.rows * build.cols / build.requant_units
-    macs = c.rows * c.groups * build.lanes * c.keep * c.tiles * build.cols
-    read = PORT_BYTES * sum(_read(layer).values())
-    written = PORT_BYTES * layer.output_words() if layer.to_memory else 0
-    # The memory is not busy all the time before the multipliers begin, and outputs come after that.
-    later = read + written - PORT_BYTES * (timing.first_words + layer.sum("weights"))
-    later -= PORT_BYTES * layer.sum("indices")
-    total = max(total, starts[0] + 2 * PIPELINE_CYCLES + later / memory.bytes_per_cycle)
-    total = max(total, (read + written) / memory.bytes_per_cycle)
-    total = REGION_CYCLES + max(total, _next_command(layer, timing.rate))
-    return LayerCycles(float(total), macs // build.products_per_cycle, read, written, macs)
+    return _cycles([command], build, memory)[0]
+
+
+def run_cycles(commands: Sequence[Command], build: Build, memory: Memory) -> list[LayerCycles]:
+    """As `layer_cycles` of commands one after the other: of each what it adds to those before it,
+    which it overlaps with where it follows them."""
+    return [cost for region in regions_of(commands) for cost in _cycles(region, build, memory)]
+
+
+def regions_of(commands: Sequence[Command]) -> list[list[Command]]:
+    """The commands, parted where one does not follow those before it."""
+    regions: list[list[Command]] = []
+    for command in commands:
+        if not regions or not command.flags & FLAG_FOLLOWS:
+            regions.append([])
+        regions[-1].append(command)
+    return regions
+
+
+def _cycles(region: Sequence[Command], build: Build, memory: Memory) -> list[LayerCycles]:
+    """Of commands that follow each other, each what it adds."""
+    clocks, costs = Clocks(), list[LayerCycles]()
+    done, moved = 0.0, 0
+    for number, c in enumerate(region):
+        layer = Layer(c, build)
+        timing = Timing(layer, memory.bytes_per_cycle / PORT_BYTES)
+        total, starts = timing.run(clocks)
+        # Behind the multipliers' own pipeline there are two more, or three, and the words of a row
+        # group.
+        pipelines = 4 if layer.cell else 3
+        total += pipelines * PIPELINE_CYCLES + build.rows * build.cols / build.requant_units
+        macs = c.rows * c.groups * build.lanes * c.keep * c.tiles * build.cols
+        read = PORT_BYTES * sum(_read(layer).values())
+        written = PORT_BYTES * layer.output_words() if layer.to_memory else 0
+        moved += read + written
+        # The memory is not busy all the time before the multipliers begin, and outputs come after
+        # that.
+        later = read + written - PORT_BYTES * (timing.first_words + layer.sum("weights"))
+        later -= PORT_BYTES * layer.sum("indices")
+        total = max(total, starts[0] + 2 * PIPELINE_CYCLES + later / memory.bytes_per_cycle)
+        total = max(total, moved / memory.bytes_per_cycle)
+        clocks.told = _next_told(clocks, layer, timing.rate)
+        if number + 1 == len(region):  # the region ends
+            total = REGION_CYCLES + max(total, clocks.gathered, clocks.told)
+        costs.append(
+            LayerCycles(total - done, macs // build.products_per_cycle, read, written, macs)
+        )
+        done = total
+    return costs
 
 
 def _read(layer: Layer) -> dict[str, int]:
@@ -185,18 +225,12 @@ def _read(layer: Layer) -> dict[str, int]:
     }
 
 
-def _table(layer: Layer) -> float:
-    """Cycles from the start until the multipliers may begin without waiting for the table."""
-    c = layer.c
-    if not layer.table_words:
-        return 0.0
-    row = c.keep * min(c.groups, c.groups_per_pass)
-    return layer.table_words + 2 * PIPELINE_CYCLES + STEPS - ROWS_DEPTH * row
-
-
-def _next_command(layer: Layer, rate: float) -> float:
-    """Cycles until the command that follows is checked, at `rate` words of memory a cycle: its
-    words come from the start, as the ports want their first ones too."""
+def _next_told(clocks: Clocks, layer: Layer, rate: float) -> float:
+    """When the command that follows is checked, at `rate` words of memory a cycle: its words come
+    from the start, as the ports want their first ones too, and are taken when the command before
+    is sequenced."""
     read = _read(layer)
     ports = 1 + sum(words > 0 for port, words in read.items() if port != _RESIDUALS)
-    return COMMAND_WORDS * max(1.0, ports / rate) + 2 * PIPELINE_CYCLES + CHECK_CYCLES
+    there = clocks.told + COMMAND_WORDS * max(1.0, ports / rate) + PIPELINE_CYCLES
+    sequenced = max(clocks.told + _VISIT_STEPS * layer.sum("visits"), clocks.sequenced())
+    return max(there, sequenced + COMMAND_WORDS) + PIPELINE_CYCLES + CHECK_CYCLES

@@ -15,7 +15,7 @@ from ..interface import (
     FLAG_TO_MEMORY,
     Command,
 )
-from .cycles import LayerCycles, Memory, layer_cycles, trip_counts
+from .cycles import LayerCycles, Memory, layer_cycles, run_cycles, trip_counts
 from .fillings import Layer
 from .gathering import is_whole
 from .schedule import possible_cuts
@@ -29,10 +29,11 @@ _BUSY = 0.6
 def explained(
     names: Sequence[str], commands: Sequence[Command], build: Build, memory: Memory
 ) -> list[tuple[str, ...]]:
-    """A row of `HEAD` for each command; the cycles are modelled."""
+    """A row of `HEAD` for each command; the cycles are modelled, those that it adds to the commands
+    before it."""
     rows: list[tuple[str, ...]] = []
-    for name, c in zip(names, commands, strict=True):
-        cost = layer_cycles(c, build, memory)
+    costs = run_cycles(commands, build, memory)
+    for name, c, cost in zip(names, commands, costs, strict=True):
         parts = f" in {c.parts} parts" if c.parts > 1 else ""
         rows.append(
             (
@@ -45,7 +46,7 @@ def explained(
                 f"{cost.total:.0f}",
                 f"{cost.utilisation:.0%}",
                 _bound(c, cost, build, memory),
-                _next_best(c, cost, build, memory),
+                _next_best(c, build, memory),
             )
         )
     return rows
@@ -68,14 +69,16 @@ def stage_cycles(c: Command, build: Build, memory: Memory) -> dict[str, float]:
 def _bound(c: Command, cost: LayerCycles, build: Build, memory: Memory) -> str:
     stages = stage_cycles(c, build, memory)
     stage = max(stages, key=lambda name: stages[name])
-    share = stages[stage] / cost.total
+    share = min(stages[stage] / cost.total, 1.0)  # some of it may be beside the command before
     return f"{stage} {share:.0%}" if share >= _BUSY else "latency"
 
 
-def _next_best(c: Command, cost: LayerCycles, build: Build, memory: Memory) -> str:
-    """The best of the other numbers of tiles that a weight block could meet."""
+def _next_best(c: Command, build: Build, memory: Memory) -> str:
+    """The best of the other numbers of tiles that a weight block could meet, of the command by
+    itself, as the scheduler sees it."""
+    own = layer_cycles(c, build, memory).total
     others = [
-        (layer_cycles(cut, build, memory).total / cost.total - 1, cut.tiles_per_block)
+        (layer_cycles(cut, build, memory).total / own - 1, cut.tiles_per_block)
         for cut in possible_cuts(c, build)
         if cut.tiles_per_block != c.tiles_per_block
     ]

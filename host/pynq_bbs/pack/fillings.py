@@ -24,6 +24,7 @@ from ..interface import (
     FLAG_STATE_OUT,
     FLAG_SUMS_OUT,
     FLAG_TABLE,
+    FLAG_TO_CHAIN,
     FLAG_TO_MEMORY,
     Command,
 )
@@ -102,6 +103,8 @@ class Fillings:
         self.drain = self._add(whole + np.maximum(shortest, multiply))
         self.requantised = self._add(outputs * (4 if sums_out else 1) // PORT_BYTES)
         self.outputs = self.requantised // units
+        #: activation words that go to the chain
+        self.links = self._add(tiles * rows * last_pass * build.rows // build.pack)
         space = build.lanes * c.bank_size
         first = np.arange(len(passes)) * c.groups_per_pass * space
         features = np.minimum(passes * space, c.features - first)
@@ -124,8 +127,11 @@ class Layer:
         self.image = bool(c.flags & FLAG_IMAGE)
         self.from_chain = bool(c.flags & FLAG_FROM_CHAIN)
         self.cell = bool(c.flags & (FLAG_LSTM | FLAG_GRU))
+        self.units = _GATES if self.cell else 1  # rows of an output
+        self.weight_bits = 4 if c.flags & FLAG_INT4 else 8
         self.from_memory = not c.flags & (FLAG_FROM_CHAIN | FLAG_RESIDENT_INPUT)
         self.to_memory = bool(c.flags & FLAG_TO_MEMORY)
+        self.to_chain = bool(c.flags & FLAG_TO_CHAIN)
         self.table_words = TABLE_WORDS if c.flags & FLAG_TABLE else 0
         #: of the states of an LSTM or GRU
         self.loaded_words = c.state_words if c.flags & FLAG_STATE_IN else 0
@@ -155,6 +161,13 @@ class Layer:
         )
         return first + (self.groups - 2) * full + last if self.groups > 1 else last
 
+    def plane_words(self, bits: int) -> int:
+        """Words of memory that a plane of `bits` bits a lane takes."""
+        build, c = self.build, self.c
+        words = _cut(c.groups, c.groups_per_pass) * c.keep
+        row_words = -(-words * (build.rows * build.lanes) * bits // (8 * PORT_BYTES))
+        return int(row_words.sum()) * (c.rows // build.rows)
+
     def input_words(self) -> int:
         """Words of the input, as they are taken from memory or from the chain."""
         if self.image:
@@ -181,7 +194,7 @@ class Layer:
         """Iterations of the one loop of the multipliers: their work, and what lies between."""
         full, last = self.writes(self.full), self.writes(self.last)
         begin = full if self.groups > 1 else last
-        trips = self.sum("multiply") + int(begin[0]) + REUSE_DISTANCE
+        trips = 1 + self.sum("multiply") + int(begin[0]) + REUSE_DISTANCE
         trips += int(self._changes(self.last.multiply[:-1], last[1:]).sum())
         if self.groups > 1:
             inner = int(self._changes(self.full.multiply[:-1], full[1:]).sum())

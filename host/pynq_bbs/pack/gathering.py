@@ -151,8 +151,8 @@ def channels_at_once(window: Window, build: Build) -> int:
 def loading(c: Command, build: Build, repeats: int) -> Loading:
     """When the pixels come, if every group of tiles is gathered `repeats` times.
 
-    A word is taken every `load_pace` iterations as far as there is room, and in every one in which
-    a kernel row waits for pixels.
+    A word is taken every `load_pace` iterations, and in every one in which a kernel row waits for
+    pixels, as far as there is room.
     """
     tiles, banks = tiles_of(c, build), build.banks
     unit, count = tile_words(c, build), image_tiles(c, build)
@@ -176,9 +176,13 @@ def loading(c: Command, build: Build, repeats: int) -> Loading:
                 if taken < need:
                     moments = [(taken, now + 1, 1)]
                     now += need - taken + REUSE_DISTANCE
-                    taken = need
+                    taken = max(need, min(need + REUSE_DISTANCE, most))
                 elif moments and need > 0:
-                    now = max(now, _reached(need, moments) + REUSE_DISTANCE)
+                    waits = max(0, _reached(need, moments) + REUSE_DISTANCE - now)
+                    if waits and taken < most:
+                        moments = [*moments[-4:], (taken, now + 1, 1)]
+                        taken = min(taken + waits, most)
+                    now += waits
                 if taken < most:
                     due = (now + count_reads) // pace - now // pace
                     if due:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..interface import COMMAND_WORDS, Command
 from .cycles import Memory
+from .following import following
 from .memory import Layout, lay_out, read_by, shapes
 from .program import PackedLayer, Program
 from .schedule import Place, Route, block_bases, layer_command
@@ -142,7 +143,7 @@ def make_plan(
         banks=banks,
         layout=layout,
         stored=stored,
-        commands=commands,
+        commands=following(commands, build),
         every=every,
         lengths=lengths,
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ..builds import PORT_BYTES
 from ..interface import FLAG_RESIDUAL
+from .clocks import Arrival, Clocks
 from .fillings import Fillings, Layer
 from .gathering import REUSE_DISTANCE, column_steps, steps, tile_words
 
@@ -42,10 +43,11 @@ class Work:
     drain: float  # cycles of the slowest of the stages that outputs go through
     slack: float  # how much later than the multipliers these may be
     come: float  # cycles in which the weights of a visit come
-    ahead: float  # of these, those for as many as wait before the block buffer
+    ahead: float  # in which as many come as wait before the block buffer
     planes: int  # words of weights and indices
     moved: int  # words of memory in all
     ports: float  # that move them
+    links: int  # words of the outputs, where they go to the chain
 
 
 @dataclass
@@ -55,8 +57,12 @@ class Gathering:
     now: float = 0.0
     fetched: float = 0.0  # when the port had what was taken until then
     words: int = 0  # taken until then
+    taken: float = 0.0  # the multipliers have taken all writes
     columns: float = 0.0  # when those of the last tile were worked out
     begun: tuple[float, ...] = (0.0,) * _TILES_AHEAD  # the last tiles
+    arrival: Arrival | None = (
+        None  # of what comes by the chain; all is there where nothing is known
+    )
 
     def begin_tile(self, steps: int) -> None:
         """Waits for the columns of a tile, which take `steps`."""
@@ -110,7 +116,7 @@ class Timing:
             # Row parameters come with the weights, and outputs of the tile they meet first go.
             words = planes + parameters + outputs * self._moves / tiles
             come = max(weights + entered, unpack, words / self.rate) / visits if unpack else 0.0
-            ahead = come * min(1.0, self._queue * visits / max(unpack, 1))
+            ahead = come * self._queue * visits / max(unpack, 1)
             works.append(
                 Work(
                     multiply=int(f.multiply[i]),
@@ -124,24 +130,30 @@ class Timing:
                     planes=planes,
                     moved=moved,
                     ports=ports / busiest,
+                    links=int(f.links[i]),
                 )
             )
         return works
 
-    def run(self, table: float) -> tuple[float, list[float]]:
-        """Cycles until the multipliers have done, and when they began with each filling.
+    def run(self, clocks: Clocks) -> tuple[float, list[float]]:
+        """Goes through the command, and leaves in `clocks` when each stage is free.
 
-        Args:
-            table: cycles before which no outputs are made.
+        Returns when its last sums are finished, and when the multipliers began with each filling.
         """
-        gathering = Gathering(now=self._lead(), columns=self._lead() - self._columns)
+        arrival = clocks.chain.popleft() if self.layer.from_chain and clocks.chain else None
+        gathering = self._gathering(clocks, arrival)
         starts: list[float] = []
-        begin = end = rows = drained = served = 0.0
-        weights = float(STEPS + 2 * PIPELINE_CYCLES)  # fetched and unpacked
+        begin, end = 0.0, clocks.worked
+        rows, served = clocks.rows, clocks.served
+        drained = self._finish_begins(clocks)
+        # fetched and unpacked
+        weights = max(clocks.told + STEPS + 2 * PIPELINE_CYCLES, clocks.weights)
+        made = Arrival()
         busy: Work | None = None
         for number, work in enumerate([*self.works, None]):
             if work is not None:  # is brought while `busy` is worked on
-                stall, brought, taken = self._bring(number, work, busy, begin, gathering)
+                free = clocks.ahead if busy is None else begin
+                stall, brought, taken = self._bring(number, work, busy, free, gathering)
                 writes = self._writes(number) * work.tiles * self._kernel_rows
             if busy is not None:
                 rest = busy.multiply + (stall if work is not None else 0.0)
@@ -152,25 +164,51 @@ class Timing:
                 moved = busy.moved / self.rate  # by the memory, some of it before
                 served = max(served + moved, begin + moved - busy.ahead)
                 end = max(end, drained - busy.slack, served)
+                last = max(drained, end + PIPELINE_CYCLES)
+                made.add(
+                    busy.links, begin + 3 * PIPELINE_CYCLES, last + 2 * PIPELINE_CYCLES + STEPS
+                )
+                each = (end - begin) / busy.visits
+                clocks.visits.extend(begin + each * visit for visit in range(busy.visits))
+                clocks.ahead = begin
             if work is not None:
                 left = writes - taken
                 change = left + REUSE_DISTANCE if left > 0 else 1
+                if busy is None:
+                    change = 1 + REUSE_DISTANCE
                 begin = max(end + change, brought + PIPELINE_CYCLES + REUSE_DISTANCE + 1)
                 if busy is None:
-                    begin = max(begin, table)
                     self.first_words = gathering.words
                 starts.append(begin)
             busy = work
-        if self.layer.image:
-            end = max(end, gathering.now + self.layer.loading.end * max(1.0, 1 / self.rate))
+        rest = self.layer.loading.end * max(1.0, 1 / self.rate) if self.layer.image else 0.0
+        clocks.gathered, clocks.taken = gathering.now + rest + ENTERED, gathering.taken
+        clocks.columns, clocks.worked, clocks.weights = gathering.columns, end, weights
+        clocks.rows, clocks.served = rows, served
+        clocks.drained = max(drained, end + PIPELINE_CYCLES)
+        if self.layer.to_chain:
+            clocks.chain.append(made)
         return max(end, drained - PIPELINE_CYCLES), starts
 
-    def _lead(self) -> float:
-        """Cycles before the first word is gathered."""
-        layer = self.layer
-        if layer.image:  # the columns of the first tile
-            return STEPS + self._columns + PIPELINE_CYCLES
-        return STEPS + (PIPELINE_CYCLES if layer.from_memory else 0)
+    def _gathering(self, clocks: Clocks, arrival: Arrival | None) -> Gathering:
+        """As it begins with the command."""
+        layer, told = self.layer, clocks.told + STEPS
+        if layer.image:  # waits for the columns of the first tile
+            columns = max(told + PIPELINE_CYCLES, clocks.columns)
+            begin = columns + self._columns
+        else:
+            columns, begin = 0.0, told + (PIPELINE_CYCLES if layer.from_memory else 0)
+        now = max(begin, clocks.gathered)
+        return Gathering(
+            now=now, fetched=told, taken=clocks.taken, columns=columns, arrival=arrival
+        )
+
+    def _finish_begins(self, clocks: Clocks) -> float:
+        """When row groups are finished at the earliest."""
+        begin = max(clocks.told + STEPS, clocks.drained + ENTERED)
+        if not self.layer.table_words:
+            return begin
+        return max(begin, clocks.told + STEPS + PIPELINE_CYCLES) + self.layer.table_words + ENTERED
 
     def _writes(self, number: int) -> int:
         """To the vector buffer, of each part of a filling."""
@@ -182,7 +220,8 @@ class Timing:
     def _bring(
         self, number: int, work: Work, busy: Work | None, begin: float, gathering: Gathering
     ) -> tuple[float, float, int]:
-        """Gathers a filling while `busy` is worked on from `begin` on.
+        """Gathers a filling while `busy` is worked on from `begin` on; the first one of a command
+        while the last one of the command before is, whose writes are taken as they come.
 
         Returns how long the multipliers stand still for it, when it is there, and how many of its
         writes they take beside their work.
@@ -192,7 +231,8 @@ class Timing:
             min(writes * work.tiles * self._kernel_rows, -(-busy.multiply // pace)) if busy else 0
         )
         parts = self._parts_of(number, work.tiles, writes)
-        slow = self._slow(sum(words for *_, words in parts), busy)
+        words = sum(words for *_, words in parts) if self.layer.from_memory else 0
+        slow = self._slow(words, busy)
         stall = 0.0
         if number and not self.layer.image:
             gathering.now += ENTERED
@@ -204,13 +244,19 @@ class Timing:
             there = done = self._fetch(gathering, before + trips, words, slow)
             first = there - reads if self.layer.image else before
             last = (part + 1) * writes - ahead
-            if busy and last > 0:  # there is room when the multipliers have taken this one
+            if last > 0:  # there is room when the multipliers have taken this one
                 beside = begin + stall + min(last, taken) * pace
                 done = max(done, beside + max(last - taken, 0))
+            else:  # one of the filling before
+                done = max(done, gathering.taken + last * pace)
             gathering.now = done
             for at, when in ((part * writes, first), ((part + 1) * writes - 1, there)):
                 if at < taken:
                     stall = max(stall, when + PIPELINE_CYCLES - begin - at * pace)
+        every = writes * len(parts)
+        gathering.taken = max(
+            begin + stall + min(every, taken) * pace + max(every - taken, 0), gathering.now
+        )
         return stall, gathering.now, taken
 
     def _parts_of(self, number: int, tiles: int, writes: int) -> list[tuple[int, int, int]]:
@@ -219,14 +265,15 @@ class Timing:
         layer = self.layer
         if not layer.image:
             features = writes * layer.build.pack
-            words = features * layer.build.cols // PORT_BYTES if layer.from_memory else 0
-            trips = words or writes
+            words = features * layer.build.cols // PORT_BYTES if layer.from_memory else writes
+            trips = words
             return [(trips, trips, words)] * tiles
         group, again = divmod(number, layer.last.count)
         first = group * layer.c.tiles_per_block * layer.last.count + again * tiles
         at = slice(first * self._kernel_rows, (first + tiles) * self._kernel_rows)
         loading = layer.loading
-        words_of = loading.words[at] if layer.from_memory else [0] * tiles * self._kernel_rows
+        resident = not (layer.from_memory or layer.from_chain)
+        words_of = [0] * tiles * self._kernel_rows if resident else loading.words[at]
         return list(zip(loading.trips[at], loading.reads[at], words_of, strict=True))
 
     def _fetch(self, gathering: Gathering, done: float, words: int, slow: float) -> float:
@@ -234,6 +281,9 @@ class Timing:
         if not words:
             return done
         gathering.words += words
+        if self.layer.from_chain:
+            arrival = gathering.arrival
+            return done if arrival is None else max(done, arrival.when(gathering.words))
         if self._apart:
             c, build = self.layer.c, self.layer.build
             slow += PIPELINE_CYCLES / (tile_words(c, build) if self.layer.image else words)
@@ -253,7 +303,8 @@ class Timing:
             return alone
         if busy is None:  # the first weights and row parameters, as many as wait before the stages
             first = self.works[0]
-            others = first.planes / first.visits * first.ahead / first.come if first.come else 0.0
+            share = min(1.0, first.ahead / first.come) if first.come else 0.0
+            others = first.planes / first.visits * share
             ports = first.ports + 1
             others += self.layer.table_words + min(first.rows, PORT_DEPTH + PIPELINE_CYCLES)
         else:
