@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ loader = pytest.importorskip("onnx.backend.test.loader")
 _LEFT_OUT = ("training_dropout",)
 
 
+@cache
 def cases() -> list[Any]:
     """Tests all of whose nodes the host has, on tensors of types that numpy has."""
     cases = []

@@ -368,6 +368,7 @@ def test_outputs_that_no_node_computes() -> None:
     )
     x = sample(6, 4)
     with Accelerator(compile_model(read_model(proto), calibration=x), "cpu") as accelerator:
+        assert accelerator.outputs["w"] == ((3,), "float32")
         results = accelerator.run(x)
     np.testing.assert_array_equal(results["x"], x)
     np.testing.assert_array_equal(results["w"], sample(4, 3))
@@ -378,6 +379,14 @@ def test_outputs_that_no_node_computes() -> None:
         np.testing.assert_array_equal(accelerator.run(x)["x"], x)
     np.testing.assert_allclose(results["e"], np.exp(x), rtol=1e-6)
     assert distance(results["y"], evaluated(proto, {"x": x})[0]) < 0.05
+
+
+def test_constant_output_that_cannot_be(tmp_path: Path) -> None:
+    nodes = [node("MatMul", "x w", "y"), node("Hardmax", "w", "z")]
+    onnx.save(model(nodes, {"x": (4,)}, {"y": FLOAT, "z": FLOAT}, w=sample(4, 3)), tmp_path / "m")
+    with pytest.raises(UnsupportedModelError, match="output 'z': Hardmax of constants"):
+        read_model(tmp_path / "m")
+    assert main(["check", str(tmp_path / "m")]) == 5
 
 
 def test_model_without_inputs() -> None:

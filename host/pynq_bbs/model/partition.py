@@ -211,12 +211,17 @@ class _Cut:
         return Partition(
             graph.name,
             graph.inputs,
-            [facts.spec(spec.name) for spec in graph.outputs],
+            [self._output(spec.name, constants) for spec in graph.outputs],
             [stage for _, _, stage in placed],
             constants,
             self._checks(placed, problems),
             problems,
         )
+
+    def _output(self, name: str, constants: dict[str, NDArray[Any]]) -> FileValue:
+        if name in constants:
+            return FileValue(name, str(constants[name].dtype), constants[name].shape)
+        return self.facts.spec(name)
 
     def _host_node(self, index: int, constants: dict[str, NDArray[Any]]) -> HostNode:
         """A node for the host; the constants that it reads are added to `constants`."""
@@ -243,7 +248,12 @@ class _Cut:
                 problem.name, problem.op, UNSUPPORTED, problem.reason
             )
         constant, unused = "constant, computed when the model is read", "unused: no output needs it"
-        return [
+        others = [
+            NodeCheck(f"{problem.kind} {problem.name!r}", "", UNSUPPORTED, problem.reason)
+            for problem in problems
+            if problem.kind != "node"
+        ]
+        return others + [
             verdicts.get(node.name)
             or NodeCheck(node.name, node.op, HOST, constant if i in self.facts.nodes else unused)
             for i, node in enumerate(self.facts.graph.nodes)
