@@ -35,7 +35,7 @@ class Part:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        return tuple(spec.name for spec in self.model.outputs)
+        return tuple(dict.fromkeys(spec.name for spec in self.model.outputs))
 
 
 @dataclass

@@ -54,12 +54,14 @@ class Segment:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        return tuple(spec.name for spec in self.program.outputs)
+        return tuple(dict.fromkeys(spec.name for spec in self.program.outputs))
 
 
 def run_folded(folded: int, tensors: Tensors, run: Callable[[Tensors], Tensors]) -> Tensors:
     """What `run` gives of tensors (places, ...), for tensors with `folded` dimensions behind the
     first, which its results have again."""
+    if not folded:
+        return run(tensors)
     lead = next(iter(tensors.values())).shape[: 1 + folded]
     given = {name: x.reshape(-1, *x.shape[1 + folded :]) for name, x in tensors.items()}
     return {name: y.reshape(*lead, *y.shape[1:]) for name, y in run(given).items()}
