@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from onnx_build import FLOAT, INT8, INT32, UINT8, model, node, onnx, refused, sample
 from oracle import onnxruntime_is_exact, oracle_model, run_onnxruntime, shared_file
-from pynq_bbs.compress.quantize import dequantize_output, quantize_input
+from pynq_bbs.compress.borders import dequantize_output, quantize_input
 from pynq_bbs.model.graph import QuantModel
 from pynq_bbs.model.onnx_import import check_onnx, load_onnx
 

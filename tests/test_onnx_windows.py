@@ -20,7 +20,7 @@ from oracle import cifar_images, run_onnxruntime, shared_file
 from pynq_bbs.accelerator import Accelerator
 from pynq_bbs.builds import load_build
 from pynq_bbs.compiler import compile as compile_model
-from pynq_bbs.compress.quantize import quantize_input
+from pynq_bbs.compress.borders import quantize_input
 from pynq_bbs.cpu.device import CpuDevice
 from pynq_bbs.errors import ModelError
 from pynq_bbs.model.graph import QuantModel

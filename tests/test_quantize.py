@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from oracle import onnxruntime_is_exact, onnxruntime_layer, oracle_layer, oracle_model
 from pynq_bbs.compress.activations import run_float
+from pynq_bbs.compress.borders import dequantize_output, quantize_input
 from pynq_bbs.compress.calibrate import METHODS
-from pynq_bbs.compress.quantize import dequantize_output, quantize, quantize_input
+from pynq_bbs.compress.quantize import quantize
 from pynq_bbs.errors import InputError, ModelError
 from pynq_bbs.model.graph import (
     Function,
@@ -172,7 +173,7 @@ def test_as_many_samples_at_a_time_as_tensors_fit(monkeypatch):
     x = rng.standard_normal((10, 32)).astype(np.float32)
     seen, values = [], 32 + 48 + 24 + 10
     wanted = quantize(model, x)
-    monkeypatch.setattr("pynq_bbs.compress.quantize._CALIBRATION_VALUES", 3 * values + 1)
+    monkeypatch.setattr("pynq_bbs.compress.activations._CALIBRATION_VALUES", 3 * values + 1)
     got = quantize(model, x, progress=seen.append)
     assert seen == [3, 6, 9, 10]
     for layer, other in zip(got.layers, wanted.layers, strict=True):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .compress.quantize import quantize_input, shown_outputs
+from .compress.borders import quantize_input, shown_outputs
 from .errors import InputError
 from .pack.program import Program
 

@@ -18,7 +18,9 @@ from .builds import Build, load_build
 from .choices import LayerChoice, choose
 from .compiler import pruned_model
 from .compress.activations import activations, batches, is_int8
-from .compress.quantize import Quantizer, dequantize_output, observe, read_tensors
+from .compress.borders import dequantize_output
+from .compress.observe import observe, read_tensors
+from .compress.quantize import Quantizer
 from .cpu.device import CpuDevice
 from .errors import InputError
 from .model.arithmetic import Scale, quantise

@@ -9,7 +9,8 @@ from typing import Any
 
 from .accelerator import Accelerator
 from .builds import Build
-from .compress.quantize import Calibration
+from .compress.observe import Calibration
+from .compress.quantize import Quantizer
 from .model.graph import Model, QuantModel
 from .model.onnx_file import FileValue
 from .model.onnx_segments import Part
@@ -67,7 +68,8 @@ def compile_partition(
         batches = _batches(inputs, calibration, partition.batch or _BATCH)
         _calibrate(partition, calibrations, programs, batches, progress)
     for index, calibrated in calibrations.items():
-        programs[index] = finish(calibrated.quantised(weight_bits))
+        quantizer = Quantizer(calibrated.model, calibrated.scales(), weight_bits)
+        programs[index] = finish(quantizer.run())
     return Pipeline(
         partition.name,
         build,

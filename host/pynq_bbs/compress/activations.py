@@ -21,12 +21,12 @@ from ..model.graph import (
     GraphInput,
     Layer,
     Model,
-    QuantInput,
     View,
     apply_functions,
     window_shape,
 )
 from ..model.recurrent_floats import FloatRecurrent
+from .borders import as_array, float_input
 
 #: Samples of calibration data worked on at a time at most, and values of all their tensors, which
 #: are kept until the last of them was seen: 64 MB.
@@ -196,41 +196,3 @@ def _lengths(model: Model, given: Any) -> NDArray[Any]:
             f"to {steps} steps."
         )
     return lengths.astype(np.int64)
-
-
-def float_input(spec: GraphInput | QuantInput, x: Any) -> Float:
-    name, array = spec.name, as_array(spec.name, x)
-    if array.dtype.kind not in "fiu":
-        raise InputError(f"input {name!r} is {array.dtype}, must be real numbers (float32).")
-    with np.errstate(over="ignore"):
-        flat = flattened(spec, array).astype(np.float32)
-    if not np.isfinite(flat).all():
-        raise InputError(
-            f"input {name!r} holds NaN, infinity or numbers beyond float32; "
-            "every value must be finite."
-        )
-    return flat
-
-
-def as_array(name: str, x: Any) -> NDArray[Any]:
-    try:
-        return np.asarray(x)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise InputError(f"input {name!r} is not an array: {error}") from None
-
-
-def flattened(spec: GraphInput | QuantInput, array: NDArray[Any]) -> NDArray[Any]:
-    shape, axis = spec.shape, spec.batch_axis
-    kept = array.shape[:axis] + array.shape[axis + 1 :]
-    if kept != shape or array.ndim != len(shape) + 1 or array.shape[axis] == 0:
-        sizes = [*map(str, shape)]
-        wanted = ", ".join([*sizes[:axis], "N", *sizes[axis:]])
-        hint = ""
-        if array.shape == shape:
-            one = ", ".join([":"] * axis + ["None"])
-            hint = f" This is one sample without a batch dimension: give x[{one}]."
-        raise InputError(
-            f"input {spec.name!r} has shape {array.shape}, must be ({wanted}) with at least "
-            f"one sample.{hint}"
-        )
-    return np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)

@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From float32 layers to the engine's integers, and across the border of an integer model.
-
-Needs numpy only: `quantize_input` and `dequantize_output` run on boards.
-"""
+"""From float32 layers to the engine's integers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,12 +14,10 @@ from ..errors import InputError, ModelError
 from ..model.arithmetic import (
     Scale,
     clamp_table,
-    dequantise,
     function_table,
     integer_bias,
     multiplier,
     product_of,
-    quantise,
     sum_of,
     sum_scale,
 )
@@ -31,8 +25,6 @@ from ..model.graph import (
     AtStep,
     Concat,
     Float,
-    Function,
-    GraphOutput,
     Layer,
     Model,
     QuantInput,
@@ -40,7 +32,6 @@ from ..model.graph import (
     QuantModel,
     QuantOutput,
     View,
-    apply_functions,
     image_shape,
     window_shape,
 )
@@ -48,28 +39,16 @@ from ..model.moving import concatenated, copied, join, rescaled
 from ..model.recurrent import HIDDEN_SCALE, RecurrentLayer, quantise_weights
 from ..model.recurrent_floats import FloatRecurrent
 from .activations import (
-    activations,
-    as_array,
-    batches,
-    flattened,
-    float_input,
-    is_int8,
-    model_inputs,
     observed_name,
     ready,
     split_functions,
     written,
 )
-from .calibrate import MIN_SCALE, Observer, make_observer
+from .calibrate import MIN_SCALE
+from .observe import fixed_scale, has_fixed_scale, observe, read_tensors
 
 #: The largest bias that leaves as much of INT32 to the products.
 _MOST_BIAS = 2**30
-
-#: Output scale and zero point of functions whose range is known.
-_FIXED_SCALES: dict[str, Scale] = {
-    "sigmoid": (np.float32(1 / 256), -128),
-    "tanh": (np.float32(1 / 128), 0),
-}
 
 
 def quantize(
@@ -105,189 +84,8 @@ def quantize(
         ModelError: weights or scales that float32 cannot hold.
     """
     bits = _bits_by_layer(model, weight_bits)
-    return observe(model, calibration, method=method, progress=progress).quantised(bits)
-
-
-def observe(
-    model: Model,
-    calibration: Iterable[Any],
-    *,
-    method: str = "minmax",
-    progress: Callable[[int], None] | None = None,
-) -> Calibration:
-    """What one pass over the samples shows; see `quantize`."""
-    observed = Calibration(model, method)
-    for batch in batches(model, calibration):
-        observed.see(batch)
-        if progress:
-            progress(observed.samples)
-    return observed
-
-
-class Calibration:
-    """Sees a float model's tensors batch by batch, in constant memory, and quantises it.
-
-    `samples` counts what it has seen.
-    """
-
-    def __init__(self, model: Model, method: str = "minmax") -> None:
-        """
-        Raises:
-            InputError: unknown method.
-        """
-        self.model = model
-        self.samples = 0
-        read = read_tensors(model)
-        self._observers: dict[str, Observer] = {}
-        for graph_input in model.inputs:
-            self._observers[graph_input.tensor] = make_observer(method)
-        for layer in model.layers:
-            if isinstance(layer, FloatRecurrent):
-                continue
-            if is_int8(layer, read):
-                self._observers[observed_name(layer)] = make_observer(method)
-            if layer.other or not _has_fixed_scale(layer.functions):
-                self._observers[layer.output] = make_observer(method)
-        for view in model.views:
-            if isinstance(view, Concat):
-                self._observers[view.output] = make_observer(method)
-
-    def update(self, inputs: Mapping[str, Any]) -> dict[str, Float]:
-        """See a batch; the model's outputs in float32 (N, *shape), by name.
-
-        Args:
-            inputs: (N, *shape) by input name.
-
-        Raises:
-            InputError: an input is missing, unknown, of a wrong shape or dtype, or not finite.
-        """
-        shown = self.see(model_inputs(self.model, inputs))
-        outputs = self.model.outputs
-        return _joined(outputs, [_float_output(output, shown[output.tensor]) for output in outputs])
-
-    def see(self, batch: Mapping[str, Float]) -> dict[str, Float]:
-        """The same of checked inputs (N, features); gives the tensors of the outputs."""
-        names = {output.tensor for output in self.model.outputs}
-        shown: dict[str, Float] = {}
-        for tensor, values in activations(self.model, batch):
-            if tensor in self._observers:
-                self._observers[tensor].update(values)
-            if tensor in names:
-                shown[tensor] = values
-        self.samples += len(next(iter(batch.values())))
-        return shown
-
-    def scales(self) -> dict[str, Scale]:
-        """Scale and zero point of every tensor, such as fit what was seen.
-
-        Raises:
-            InputError: nothing was seen.
-        """
-        if not self.samples:
-            raise InputError("calibration holds no samples; give at least one.")
-        observed = {t: o.quantisation() for t, o in self._observers.items()}
-        _share(self.model, observed)
-        return observed | _initial_scales(self.model)
-
-    def quantised(self, weight_bits: int | Mapping[str, int] = 8) -> QuantModel:
-        """The integer model with these scales.
-
-        Raises:
-            InputError: nothing was seen.
-            ModelError: weights or scales that float32 cannot hold.
-        """
-        bits = _bits_by_layer(self.model, weight_bits)
-        return Quantizer(self.model, self.scales(), bits).run()
-
-
-def _float_output(spec: GraphOutput, tensor: Float) -> Float:
-    """An output, or a part of one, from its float tensor (N, features)."""
-    values = apply_functions(spec.functions, spec.arrangement.apply(tensor))
-    return np.moveaxis(values.reshape(len(values), *spec.shape), 0, spec.batch_axis)
-
-
-def _joined(
-    specs: Sequence[GraphOutput | QuantOutput], values: Sequence[NDArray[Any]]
-) -> dict[str, NDArray[Any]]:
-    """Outputs by name; of one name are parts of it, along its first axis."""
-    parts: dict[str, list[NDArray[Any]]] = {}
-    for spec, value in zip(specs, values, strict=True):
-        parts.setdefault(spec.name, []).append(value)
-    axes = {spec.name: 0 if spec.batch_axis else 1 for spec in specs}
-    return {
-        name: made[0] if len(made) == 1 else np.concatenate(made, axis=axes[name])
-        for name, made in parts.items()
-    }
-
-
-def quantize_input(spec: QuantInput, x: Any) -> NDArray[Any]:
-    """A model input as the INT8 or INT16 tensor (N, features) that the first layers read.
-
-    Args:
-        spec: the input's description; its `dtype` says what `x` must be. Where that is float32,
-            any real numbers do and are converted.
-        x: `spec.shape` with the batch as axis `spec.batch_axis`, N at least 1.
-
-    Raises:
-        InputError: shape, dtype, NaN or infinity; the message names the input.
-    """
-    own = slice(spec.first, spec.first + spec.features)
-    if spec.dtype == "float32":
-        x = apply_functions(spec.functions, float_input(spec, x))
-        return spec.arrangement.apply(quantise(x, spec.scale, spec.zero_point, spec.bits))[:, own]
-    array = as_array(spec.name, x)
-    if array.dtype != np.dtype(spec.dtype):
-        raise InputError(
-            f"input {spec.name!r} is {array.dtype}, must be {spec.dtype}: the model comes "
-            "quantised and takes integers."
-        )
-    flat = np.ascontiguousarray(flattened(spec, array))
-    flat = spec.arrangement.apply(flat)[:, own]
-    return flat.view(np.int8) ^ np.int8(-128) if spec.dtype == "uint8" else flat
-
-
-def dequantize_output(spec: QuantOutput, tensor: NDArray[Any]) -> NDArray[Any]:
-    """A model output, or a part of one, of dtype `spec.dtype` from its tensor (N, features):
-    `spec.shape` with the batch as axis `spec.batch_axis`.
-
-    Args:
-        spec: the output's description.
-        tensor: INT8, INT16 states, or INT32 where the layer that made it gives sums.
-    """
-    result: NDArray[Any] = tensor
-    if spec.dtype == "float32" or spec.functions:
-        floats = spec.arrangement.apply(_dequantised(spec, tensor))
-        values: NDArray[Any] = apply_functions(spec.functions, floats)
-        result = values if spec.dtype == "float32" else values.astype(np.int8)
-    else:
-        result = spec.arrangement.apply(tensor)
-    if spec.dtype == "uint8":
-        result = np.ascontiguousarray(result ^ np.int8(-128)).view(np.uint8)
-    return np.moveaxis(result.reshape(len(tensor), *spec.shape), 0, spec.batch_axis)
-
-
-def _dequantised(spec: QuantOutput, tensor: NDArray[Any]) -> Float:
-    scale = spec.scale
-    if scale.size == 1 and tensor.dtype == np.int8:
-        return _int8_values(scale.item(), spec.zero_point)[tensor.view(np.uint8)]
-    if scale.size > 1:  # one for each row, of every pixel or step
-        pixels = tensor.shape[1] // (spec.steps * scale.size)
-        scale = np.tile(np.repeat(scale, pixels), spec.steps)
-    return dequantise(tensor, scale, spec.zero_point)
-
-
-@lru_cache(maxsize=64)
-def _int8_values(scale: float, zero_point: int) -> Float:
-    """What each INT8 stands for, by its bits as UINT8."""
-    every = np.arange(256, dtype=np.uint8).view(np.int8)
-    return dequantise(every, np.float32(scale), zero_point)
-
-
-def shown_outputs(
-    specs: Sequence[QuantOutput], tensors: Mapping[str, NDArray[Any]]
-) -> dict[str, NDArray[Any]]:
-    """All outputs of a model by name, from their tensors (N, features)."""
-    return _joined(specs, [dequantize_output(spec, tensors[spec.tensor]) for spec in specs])
+    scales = observe(model, calibration, method=method, progress=progress).scales()
+    return Quantizer(model, scales, bits).run()
 
 
 class Quantizer:
@@ -466,8 +264,8 @@ class Quantizer:
         clamps, rest = split_functions(layer.functions)
         y = q
         if rest:
-            fixed = _has_fixed_scale(rest)
-            y = _fixed_scale(rest) if fixed else self.observed[layer.output]
+            fixed = has_fixed_scale(rest)
+            y = fixed_scale(rest) if fixed else self.observed[layer.output]
         self.scales[layer.output] = y
         made.table = function_table(layer.functions, *q, *y) if rest else clamp_table(clamps, *q)
 
@@ -520,17 +318,6 @@ def _quantise_weights(
     return integers.reshape(layer.weights.shape), scale
 
 
-def _has_fixed_scale(functions: tuple[Function, ...]) -> bool:
-    """Whether a function's range, or that of none, need not be calibrated."""
-    curved = [f.name for f in functions if not f.clamps]
-    return not curved or curved[-1] in _FIXED_SCALES
-
-
-def _fixed_scale(functions: tuple[Function, ...]) -> Scale:
-    """Clamps behind a function only narrow its range, so the last other function decides."""
-    return _FIXED_SCALES[[f for f in functions if not f.clamps][-1].name]
-
-
 def _bits_by_layer(model: Model, weight_bits: int | Mapping[str, int]) -> Mapping[str, int]:
     if not isinstance(weight_bits, Mapping):
         weight_bits = {layer.name: weight_bits for layer in model.layers}
@@ -538,33 +325,3 @@ def _bits_by_layer(model: Model, weight_bits: int | Mapping[str, int]) -> Mappin
         if bits not in (4, 8):
             raise InputError(f"weight_bits is {bits!r}; the engine takes weights of 4 or 8 bits")
     return weight_bits
-
-
-def read_tensors(model: Model) -> set[str]:
-    """What layers and views read."""
-    read = {name for layer in model.layers for name in layer.reads}
-    return read | {name for view in model.views for name in view.reads}
-
-
-def _initial_scales(model: Model) -> dict[str, Scale]:
-    """Of inputs that recurrent layers start from."""
-    scales: dict[str, Scale] = {
-        layer.initial_h: (HIDDEN_SCALE, 0)
-        for layer in model.layers
-        if isinstance(layer, FloatRecurrent)
-    }
-    for spec in model.inputs:
-        if spec.state_bits:
-            scales[spec.tensor] = np.float32(2.0**-spec.state_bits), 0
-    return scales
-
-
-def _share(model: Model, observed: dict[str, Scale]) -> None:
-    """Give tensors that are joined the scale of the joined one, so that they can lie in it. Not
-    inputs, maxima and curves, which have theirs."""
-    given = {spec.tensor for spec in model.inputs}
-    for view in reversed(model.views):
-        if isinstance(view, Concat):
-            for name in view.inputs:
-                if name in observed and name not in given:
-                    observed[name] = observed[view.output]
