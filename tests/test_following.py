@@ -14,6 +14,7 @@ from counting import counting_engine
 from models import NETWORKS
 from planned import matrix, network
 from pynq_bbs.builds import TABLE_WORDS, Build, load_build
+from pynq_bbs.compiler import compile as compile_model
 from pynq_bbs.interface import (
     COMMAND_WORDS,
     FLAG_FOLLOWS,
@@ -26,6 +27,8 @@ from pynq_bbs.interface import (
 )
 from pynq_bbs.pack.cycles import Memory, regions_of
 from pynq_bbs.pack.following import Span, following, reads, writes
+from pynq_bbs.pack.plan import make_plan
+from pynq_bbs.pack.program import Program
 from random_commands import chain_filler, chain_words, commands
 
 BUILD = load_build("8x32")
@@ -113,6 +116,21 @@ def test_who_waits_in_a_network(name: str) -> None:
             assert meets == (number == 0 and command is not run[0])
             written = (written if number else []) + list(writes(command, BUILD))
     assert run[0].flags & FLAG_FOLLOWS
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_samples_that_share_memory(name: str) -> None:
+    """The commands of several samples in one run: none reads what its region has written."""
+    layers = {"*": {"sparsity": 0.0}}
+    program = compile_model(NETWORKS[name](), layers=layers, build=BUILD)
+    assert isinstance(program, Program)
+    words = make_plan(program, 3, MEMORY, banks=2).words().reshape(-1, COMMAND_WORDS)
+    written: list[Span] = []
+    for command in (Command.decode([int(word) for word in row]) for row in words):
+        written = written if command.flags & FLAG_FOLLOWS else []
+        spans = reads(command, BUILD)
+        assert not any(a < last and first < b for a, b in spans for first, last in written)
+        written += writes(command, BUILD)
 
 
 def test_a_residual_waits_for_its_tensor() -> None:

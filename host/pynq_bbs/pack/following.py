@@ -35,8 +35,9 @@ Span = tuple[int, int]
 def following(commands: Sequence[Command], build: Build) -> list[Command]:
     """The commands with the flag `follows` where they may follow.
 
-    The first one does: what was written before these commands lies elsewhere, or the engine has
-    ended since.
+    The first one does, also behind the commands of the sample before. Samples share the memory of
+    activations, but up to the first command that waits, none reads what commands have written: it
+    reads inputs, constants, and what comes by the chain.
     """
     marked: list[Command] = []
     written: list[Span] = []  # by the commands that the next one would follow
