@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .onnx_facts import Facts
+from .onnx_functions import FUNCTIONS
 from .onnx_reader import OPERATOR_TABLES
 
 #: These work on each place for itself, so that places can be samples.
-_PLACEWISE = {
-    "Add", "Mul", "Relu", "Clip", "Sigmoid", "Tanh", "QuantizeLinear", "DequantizeLinear",
-    "Identity", "Dropout", "Cast",
+_PLACEWISE = FUNCTIONS | {
+    "Add", "Sub", "Mul", "Div", "QuantizeLinear", "DequantizeLinear", "Identity", "Dropout", "Cast",
 }  # fmt: skip
 
 #: The engine's reader takes them at outputs only, and then on the host.

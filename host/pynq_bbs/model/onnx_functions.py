@@ -26,6 +26,12 @@ from .onnx_values import (
     Value,
 )
 
+#: Operators that are a function of each value by itself.
+FUNCTIONS = {
+    "Relu", "Clip", "Sigmoid", "Tanh", "Erf", "LeakyRelu", "Elu", "HardSigmoid", "HardSwish",
+    "Swish", "Gelu", "Softplus", "Mish", "Pow",
+}  # fmt: skip
+
 _ITSELF: tuple[Function, ...] = ()
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from .graph import Function
 from .onnx_file import FileNode
 from .onnx_functions import (
+    FUNCTIONS,
     clip,
     divide,
     elu,
@@ -187,11 +188,10 @@ OPERATORS: dict[str, tuple[Reader, str, str]] = {
 }
 
 #: Operators for which the batch may be any axis; for the others it is the first.
-BATCH_ANYWHERE = {
-    "LSTM", "GRU", "Gather", "Concat", "Split", "Slice", "MatMul", "Add", "Mul", "Relu", "Clip",
-    "Sub", "Div", "Pow", "Sigmoid", "Tanh", "Erf", "LeakyRelu", "Elu", "HardSigmoid", "HardSwish",
-    "Swish", "Gelu", "Softplus", "Mish", "Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze",
-    "Transpose", "Shape", "Identity", "Dropout",
+BATCH_ANYWHERE = FUNCTIONS | {
+    "LSTM", "GRU", "Gather", "Concat", "Split", "Slice", "MatMul", "Add", "Sub", "Mul", "Div",
+    "Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Shape", "Identity",
+    "Dropout",
 }  # fmt: skip
 
 #: Operators that may give more than one output.

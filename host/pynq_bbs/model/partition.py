@@ -23,6 +23,7 @@ from .graph import Model, QuantModel
 from .onnx_cut import Group, folds, groups, refused_at_once
 from .onnx_facts import Facts, simplified
 from .onnx_file import FileGraph, FileValue, plain_attributes, read_graph
+from .onnx_functions import FUNCTIONS
 from .onnx_import import lower
 from .onnx_operators import HOST
 from .onnx_reader import UNSUPPORTED, NodeCheck, Problem, Reading, read_values
@@ -36,9 +37,6 @@ _NO_PRODUCTS = "computes no products, so that a program of its own would not pay
 
 
 _ADVICE = "Change or remove them."
-
-#: Part of the layer before them.
-_FUNCTIONS = {"Relu", "Clip", "Sigmoid", "Tanh"}
 
 
 @dataclass
@@ -137,7 +135,7 @@ class _Cut:
         for index in group.nodes:
             node = self.facts.nodes[index]
             inside = {i for name in node.outputs for i in self.facts.readers[name]}
-            if node.op in _FUNCTIONS and not inside.intersection(group.nodes):
+            if node.op in FUNCTIONS and not inside.intersection(group.nodes):
                 if set(outputs).intersection(self.facts.reads(index)):
                     found[index] = "its operand is needed on the host, so this is done there too"
         return found
