@@ -65,7 +65,8 @@ def dequantize_output(spec: QuantOutput, tensor: NDArray[Any]) -> NDArray[Any]:
         result = spec.arrangement.apply(tensor)
     if spec.dtype == "uint8":
         result = np.ascontiguousarray(result ^ np.int8(-128)).view(np.uint8)
-    return np.moveaxis(result.reshape(len(tensor), *spec.shape), 0, spec.batch_axis)
+    shown = result.reshape(len(tensor), *spec.shape)
+    return np.moveaxis(shown, 0, spec.batch_axis) if spec.batch_axis else shown
 
 
 def _dequantised(spec: QuantOutput, tensor: NDArray[Any]) -> Float:
@@ -147,4 +148,4 @@ def flattened(spec: GraphInput | QuantInput, array: NDArray[Any]) -> NDArray[Any
             f"input {spec.name!r} has shape {array.shape}, must be ({wanted}) with at least "
             f"one sample.{hint}"
         )
-    return np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
+    return (np.moveaxis(array, axis, 0) if axis else array).reshape(array.shape[axis], -1)

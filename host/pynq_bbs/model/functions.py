@@ -75,17 +75,16 @@ class Function:
     chains: tuple[tuple[Function, ...], ...] = ()
 
     def __call__(self, x: Float) -> Float:
-        with np.errstate(over="ignore"):
-            if self.chains:
-                results = [apply_functions(chain, x) for chain in self.chains]
-                joined: Float = reduce(_JOINING[self.name], results)
-                return joined
-            if self.name in _CURVES:
-                exact = np.asarray(x, np.float64)
-                curve: Float = _CURVES[self.name](exact, *self.parameters).astype(np.float32)
-                return curve
-            result: Float = _FUNCTIONS[self.name](x, *self.parameters)
-            return result
+        if self.chains:
+            results = [apply_functions(chain, x) for chain in self.chains]
+            joined: Float = reduce(_JOINING[self.name], results)
+            return joined
+        if self.name in _CURVES:
+            exact = np.asarray(x, np.float64)
+            curve: Float = _CURVES[self.name](exact, *self.parameters).astype(np.float32)
+            return curve
+        result: Float = _FUNCTIONS[self.name](x, *self.parameters)
+        return result
 
     @property
     def clamps(self) -> bool:
