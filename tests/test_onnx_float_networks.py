@@ -165,15 +165,17 @@ def test_a_curve_behind_an_addition():
 def test_products_of_two_tensors():
     """Part of a layer where nothing else reads it, a layer of its own else; and gates."""
     chain = Chain(12, 6, 8, 8)
-    first = chain.conv(6)
+    start, first = chain.name, chain.conv(6)
+    chain.name = start
+    chain.conv(6)
     gate = chain.op("Sigmoid")
     chain.nodes.append(node("Mul", f"{gate} {first}", "gated"))
     chain.name = "gated"
     second = chain.conv(6)
     chain.nodes.append(node("Mul", f"{second} gated", "both"))
     chain.nodes.append(node("Relu", "both", "clamped"))
-    chain.nodes.append(node("Mul", "clamped clamped", "squared"))
-    chain.name = "squared"
+    chain.nodes.append(node("Mul", "clamped gated", "again"))
+    chain.name = "again"
     chain.conv(5)
     x = sample(40, 6, 8, 8, seed=3)
     loaded = check_float(chain.model(), x)
