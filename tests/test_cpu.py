@@ -420,6 +420,7 @@ def skip_under_zig() -> None:
         pytest.skip("zig builds its C++ library for every set of options, a minute each")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", sorted(SANITIZERS))
 def test_sanitizers_find_nothing(sanitizer: str, tmp_path: Path) -> None:
     flags = [*SANITIZERS[sanitizer], "-O1", "-g"]

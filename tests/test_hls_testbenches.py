@@ -212,12 +212,14 @@ def test_passes(workshop: Workshop, job: Job) -> None:
     assert "all as wanted" in workshop.run(job)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", sanitized_jobs(), ids=name_of)
 def test_passes_sanitized(workshop: Workshop, job: Job) -> None:
     skip_unless(job.flags)
     assert "all as wanted" in workshop.run(job)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", [sanitized(BUILDS[-1], "threaded_tb", "thread")], ids=name_of)
 def test_threads_do_not_race(workshop: Workshop, job: Job) -> None:
     skip_unless(job.flags)
@@ -257,6 +259,7 @@ def test_every_stream_is_bounded_and_used(workshop: Workshop, build: str) -> Non
         assert 0 < fullest <= depth, f"{name}: {fullest} of {depth}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [BUILDS[-1], TEST_BUILDS[0]], ids=lambda b: Path(b).stem)
 def test_buffer_before_it_is_filled_never_counts(workshop: Workshop, build: str) -> None:
     """Lanes without a bank read what nobody wrote; their weights are zero, so it is all one."""
@@ -288,6 +291,7 @@ def test_clang_has_nothing_to_say(tmp_path: Path, standard: str) -> None:
 
 
 # Last, when no compiler takes its processors: a thread switch for every word is slow enough.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "job",
     [Job(b, "threaded_tb", SHARE, shallow=True) for b in BUILDS],

@@ -84,6 +84,7 @@ def check_integers(proto, x, qdq=False):
     return set(tensors) | {output.name for output in loaded.outputs}
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1), qdq=st.booleans(), last=st.booleans(), unsigned=st.booleans()
@@ -93,6 +94,7 @@ def test_random_networks(seed, qdq, last, unsigned):
     check_integers(net.model(*shown), net.sample(2))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), last=st.booleans(), unsigned=st.booleans())
 def test_random_networks_against_onnxruntime(seed, last, unsigned):
@@ -487,6 +489,7 @@ def damage(rng, proto):
         at.input[rng.integers(len(at.input))] = str(rng.choice([*names, ""]))
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), qdq=st.booleans())
 def test_damaged_networks_are_refused_by_name(seed, qdq):

@@ -135,6 +135,7 @@ def run_node(
     return run_onnxruntime(model, {"x": x})[0]
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     data=st.data(),

@@ -330,6 +330,7 @@ def test_engine_gives_the_integers(shape: tuple[int, int, int], kind: str) -> No
         expect_integers(Run(build_of(*shape), kind, seed), None, f"seed {seed}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", BUILDS[:2], ids=lambda s: "x".join(map(str, s)))
 def test_no_stream_needs_its_depth(shape: tuple[int, int, int], tmp_path: Path) -> None:
     """A process that would wait for ever gives up, and its values are missing."""

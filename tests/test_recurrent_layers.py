@@ -82,6 +82,7 @@ def test_a_layer_is_the_definition(build: Build, kind: str) -> None:
         check(random_case(build, kind, seed), build)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", BUILDS, ids=lambda b: b.name)
 def test_batches_of_changing_lengths(build: Build) -> None:
     """The memory block is used again, whatever lay beyond the ends of sequences, and in pieces; in

@@ -220,6 +220,7 @@ def check(session: Session, graph: Graph, outputs: list[str], samples: int) -> P
     return program
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), samples=st.integers(1, 3))
 def test_any_views(session: Session, data: st.DataObject, samples: int) -> None:
