@@ -17,6 +17,7 @@ from pynq_bbs import Accelerator, load_onnx, load_torch
 from pynq_bbs import compile as compile_model
 from pynq_bbs.errors import InputError, ModelError, UnsupportedModelError
 from pynq_bbs.model.onnx_import import check_onnx
+from pynq_bbs.model.partition import Partition
 
 FILES = sorted((Path(__file__).parent / "models").glob("*.onnx"))
 #: How far what comes out may be off: inputs are normal, weights as torch begins with.
@@ -190,8 +191,14 @@ def test_refused_modules(torch: Any) -> None:
 
     with pytest.raises(ModelError, match="torch cannot export Branching: "):
         load_torch(Branching(), torch.zeros(1, 2))
-    with pytest.raises(UnsupportedModelError, match="LayerNormalization is not supported"):
-        load_torch(torch.nn.LayerNorm(4), torch.zeros(1, 4))
+
+    class Determinant(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            return torch.linalg.det(x)
+
+    assert isinstance(load_torch(torch.nn.LayerNorm(4), torch.zeros(1, 4)), Partition)
+    with pytest.raises(UnsupportedModelError, match="has no Det"):
+        load_torch(Determinant(), torch.zeros(1, 2, 2))
     with pytest.raises(InputError, match="needs an example of its input"):
         compile_model(torch.nn.Linear(2, 2))
     with pytest.raises(InputError, match="example input 0 is not a tensor"):
