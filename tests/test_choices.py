@@ -142,10 +142,10 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     arguments = ["compile", str(paths[0]), "--calibration", str(paths[1]), "-o", str(paths[3])]
     assert main([*arguments, "--sparsity", "0.5", "--layers", str(paths[2])]) == 0
     printed = capsys.readouterr().out.splitlines()
-    banks = {line.split()[0]: line.split()[-2] for line in printed if "/" in line}
-    assert banks["conv2"] in ("1/4", "2/8", "4/16") and banks["conv1"] == "1/1"
-    line = next(line for line in printed if line.startswith("not pruned: "))
-    assert "conv1 (first)" in line and "depth (depthwise)" in line and "fc" not in line
+    rows = {line.split()[0]: line.split()[4:] for line in printed if " x " in line}
+    assert rows["conv2"][0] in ("1/4", "2/8", "4/16") and rows["conv1"] == ["1/1", "8", "first"]
+    assert rows["depth"][2:] == ["depthwise"] and len(rows["fc"]) == 2
+    assert any("--layers can ask for it" in line for line in printed)
     asked = read_layers(paths[2])
     assert asked == {"conv2": {"sparsity": 0.75, "bank_size": 16}, "fc": {"sparsity": 0.5}}
     program = compile_model(load_onnx(paths[0]), sparsity=0.5, layers=asked, calibration=X)

@@ -292,15 +292,15 @@ def _banks_text(programs: Sequence[Program], chosen: Mapping[str, LayerChoice]) 
     """Every layer's bank, and which layers are not pruned although others are."""
     from .report import table
 
-    rows = [("layer", "rows x features", "keep/bank", "weight bits")]
-    rows += [
-        (la.name, f"{la.rows} x {la.features}", f"{la.keep}/{la.bank_size}", str(la.weight_bits))
-        for program in programs
-        for la in program.layers
-    ]
-    kept = ", ".join(f"{name} ({choice.kept})" for name, choice in chosen.items() if choice.kept)
-    more = f"\nnot pruned: {kept}; --layers can ask for it" if kept else ""
-    return table(rows) + more
+    kept = {name: choice.kept for name, choice in chosen.items() if choice.kept}
+    rows = [("layer", "rows x features", "keep/bank", "weight bits", "not pruned")]
+    for program in programs:
+        for la in program.layers:
+            shape, bank = f"{la.rows} x {la.features}", f"{la.keep}/{la.bank_size}"
+            rows.append((la.name, shape, bank, str(la.weight_bits), kept.get(la.name, "")))
+    if not kept:
+        return table([row[:-1] for row in rows])
+    return f"{table(rows)}\nwhat is not pruned is dense by default; --layers can ask for it"
 
 
 def _run(args: argparse.Namespace) -> None:
