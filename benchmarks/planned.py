@@ -8,7 +8,7 @@ from models import NETWORKS, RECURRENT
 from pynq_bbs.builds import Build
 from pynq_bbs.compiler import compile as compile_model
 from pynq_bbs.interface import Command
-from pynq_bbs.pack.csb import csb_shape
+from pynq_bbs.pack.csb import shape_on
 from pynq_bbs.pack.cycles import Memory
 from pynq_bbs.pack.layout import tile_count
 from pynq_bbs.pack.plan import make_plan
@@ -37,8 +37,7 @@ def matrix(
 ) -> Command:
     """A fully connected layer, all of it from and to memory; `bank` is bank size and keep."""
     size, keep = bank
-    space = build.vector_words // build.bank_space(size) * size
-    shape = csb_shape(rows, features, size, keep, build.lanes, space, row_group=build.rows)
+    shape = shape_on(build, rows, features, bank)
     layer = PackedLayer(
         name="layer",
         input="x",

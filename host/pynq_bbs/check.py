@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .boards import Board
 from .errors import UnsupportedModelError
+from .model.graph import Model, QuantModel
 from .model.onnx_facts import Facts
 from .model.onnx_file import read_graph
 from .model.onnx_import import check_onnx
@@ -26,11 +27,13 @@ Row = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Checked:
-    """A table, its head first, what it comes to, and how many of its nodes cannot run."""
+    """A table, its head first, what it comes to, and how many of its nodes cannot run; of a file
+    that can be compiled also the model."""
 
     rows: list[Row]
     summary: str
     bad: int
+    model: Model | QuantModel | Partition | None = None
 
 
 def check_model(source: str | PathLike[str] | bytes) -> Checked:
@@ -39,7 +42,7 @@ def check_model(source: str | PathLike[str] | bytes) -> Checked:
     Raises:
         ModelError: missing, damaged or invalid file.
     """
-    programs = 1
+    programs, found = 1, None
     try:
         found, checks = read_and_check(source)
         if isinstance(found, Partition):
@@ -59,7 +62,7 @@ def check_model(source: str | PathLike[str] | bytes) -> Checked:
     engine = sum(macs.get(check.name, 0) for check in checks if check.runs == ENGINE)
     unknown = sum(count is None for count in products.values())
     summary = "" if bad else _summary(engine, total, programs, unknown)
-    return Checked(rows, summary, bad)
+    return Checked(rows, summary, bad, found)
 
 
 def _summary(engine: int, total: int, programs: int, unknown: int) -> str:

@@ -222,14 +222,7 @@ def _kept_by_default(model: _Whole, fixed: Mapping[str, str]) -> dict[str, str]:
 
     Recurrent layers are never among them: most weights of a network that has any are theirs.
     """
-    makers: dict[str, AnyLayer] = {}
-    for layer in model.layers:
-        outputs = (
-            layer.outputs
-            if isinstance(layer, (FloatRecurrent, RecurrentLayer))
-            else (layer.output,)
-        )
-        makers |= dict.fromkeys(outputs, layer)
+    makers = {name: layer for layer in model.layers for name in layer.outputs}
 
     def sources(tensor: str) -> set[str]:
         """The layers with weights, and the inputs, that a tensor comes from."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .choices import LayerChoice
+    from .model.graph import Model, QuantModel
+    from .model.partition import Partition
     from .pack.program import Program
 
 _EXAMPLES = """\
@@ -217,7 +219,7 @@ def _check(args: argparse.Namespace) -> None:
     else:
         checked = check_model(args.model)
     print(table(checked.rows))
-    if not checked.bad and not archive.kind(args.model) and (found := _sparsity_text(args.model)):
+    if not checked.bad and checked.model and (found := _sparsity_text(checked.model)):
         print(found)
     if checked.bad:
         raise UnsupportedModelError(
@@ -227,16 +229,15 @@ def _check(args: argparse.Namespace) -> None:
     print(checked.summary)
 
 
-def _sparsity_text(path: Path) -> str:
+def _sparsity_text(model: Model | QuantModel | Partition) -> str:
     """The layers whose weights have zeros that a bank leaves out, with keep/bank."""
     from .builds import load_build
     from .choices import layers_of, without_matrix
     from .compiler import found_bank
     from .model.graph import Layer, QuantLayer
-    from .model.partition import read_model
 
     build, found = load_build("8x32"), []
-    for layer in layers_of(read_model(path)):
+    for layer in layers_of(model):
         if isinstance(layer, (Layer, QuantLayer)) and not without_matrix(layer):
             size, keep = found_bank(layer.weights, build)
             if keep < size:

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .compress.borders import quantize_input, shown_outputs
-from .errors import InputError
+from .compress.borders import by_name, checked_lengths, quantize_input, samples_of, shown_outputs
 from .pack.program import Program
 
 Tensors = dict[str, NDArray[np.generic]]
@@ -40,26 +39,14 @@ class Endpoints:
         Raises:
             InputError: missing or unknown input, wrong shape or dtype, NaN.
         """
-        names = list(self.inputs)
-        if not isinstance(x, Mapping):
-            if len(names) != 1:
-                raise InputError(
-                    f"the model has {len(names)} inputs ({', '.join(names)}): give a dict of "
-                    "arrays by name"
-                )
-            x = {names[0]: x}
-        if set(x) != set(names):
-            raise InputError(
-                f"given inputs: {', '.join(sorted(map(str, x))) or 'none'}; "
-                f"the model takes exactly: {', '.join(names)}"
-            )
+        x = by_name(x, list(self.inputs))
         tensors = {i.tensor: quantize_input(i, x[i.name]) for i in self._program.inputs}
-        sizes = {len(values) for values in tensors.values()}
-        if len(sizes) != 1:
-            raise InputError(f"the inputs have different batch sizes: {sorted(sizes)}")
-        if not self._program.lengths:
+        samples, name = samples_of(tensors), self._program.lengths
+        if not name:
             return tensors, None
-        return tensors, self._checked_lengths(x[self._program.lengths], *sizes)
+        layers, known = self._program.layers, self._program.tensors
+        steps = next(known[layer.input].steps for layer in layers if layer.cell)
+        return tensors, checked_lengths(name, x[name], steps, samples)
 
     def shown(self, pieces: Sequence[Mapping[str, NDArray[np.generic]]]) -> dict[str, NDArray[Any]]:
         """The outputs (N, *shape) by name, from the tensors of the pieces of a batch."""
@@ -67,20 +54,3 @@ class Endpoints:
         if len(pieces) > 1:
             whole = {name: np.concatenate([p[name] for p in pieces]) for name in self.tensors}
         return shown_outputs(self._program.outputs, whole)
-
-    def _checked_lengths(self, given: Any, samples: int) -> NDArray[np.int64]:
-        name, lengths = self._program.lengths, np.asarray(given)
-        steps = next(
-            self._program.tensors[la.input].steps for la in self._program.layers if la.cell
-        )
-        if lengths.shape != (samples,) or lengths.dtype.kind not in "iu":
-            raise InputError(
-                f"input {name!r} is {lengths.dtype} {lengths.shape}, must be integers "
-                f"({samples},): the steps of each sample"
-            )
-        if lengths.min() < 1 or lengths.max() > steps:
-            raise InputError(
-                f"input {name!r} goes from {lengths.min()} to {lengths.max()}, a sample has 1 to "
-                f"{steps} steps"
-            )
-        return lengths.astype(np.int64)

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 from .accelerator import Accelerator
 from .builds import Build
+from .compress.activations import in_batches
 from .compress.observe import Calibration
 from .compress.quantize import Quantizer
 from .model.graph import Model, QuantModel
@@ -65,7 +66,8 @@ def compile_partition(
             programs[index] = finish(prune(stage.model))
     inputs = [_border(spec) for spec in partition.inputs]
     if calibrations:
-        batches = _batches(inputs, calibration, partition.batch or _BATCH)
+        size = partition.batch or _BATCH
+        batches = in_batches(calibration, lambda given: checked_inputs(inputs, given), size)
         _calibrate(partition, calibrations, programs, batches, progress)
     for index, calibrated in calibrations.items():
         quantizer = Quantizer(calibrated.model, calibrated.scales(), weight_bits)
@@ -89,15 +91,6 @@ def compile_partition(
 def _border(spec: FileValue) -> Border:
     shape = () if spec.shape is None else spec.shape[1:]
     return Border(spec.name, tuple(-1 if n is None else n for n in shape), spec.dtype)
-
-
-def _batches(borders: list[Border], calibration: Any, size: int) -> Iterator[Tensors]:
-    whole = isinstance(calibration, Mapping) or hasattr(calibration, "__array__")
-    items: Iterable[Any] = [calibration] if whole else calibration
-    for item in items:
-        given = checked_inputs(borders, item)
-        for start in range(0, len(next(iter(given.values()))), size):
-            yield {name: x[start : start + size] for name, x in given.items()}
 
 
 def _calibrate(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..builds import Build
 from ..pack.banks import dense_bank
-from ..pack.csb import csb_shape, pack_csb, unpack_csb
+from ..pack.csb import pack_csb, shape_on, unpack_csb
 from ..pack.program import PackedLayer, Program
 from ..pack.windows import tap_matrix
 
@@ -76,16 +76,7 @@ def _dense(
     else:
         size, keep = 1, 1
         matrix = tap_matrix(_untapped(matrix, layer), size)
-    shape = csb_shape(
-        layer.rows,
-        matrix.shape[1],
-        size,
-        keep,
-        build.lanes,
-        build.vector_words // build.bank_space(size) * size,
-        layer.weight_bits,
-        build.rows,
-    )
+    shape = shape_on(build, layer.rows, matrix.shape[1], (size, keep), layer.weight_bits)
     plane, _ = pack_csb(matrix, shape)
     dense = replace(
         layer,

@@ -4,7 +4,7 @@ quantisation needs to know."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
 from typing import Any
 
@@ -26,7 +26,7 @@ from ..model.graph import (
     window_shape,
 )
 from ..model.recurrent_floats import FloatRecurrent
-from .borders import as_array, float_input
+from .borders import checked_lengths, float_input
 
 #: Samples of calibration data worked on at a time at most, and values of all their tensors, which
 #: are kept until the last of them was seen: 64 MB.
@@ -46,7 +46,7 @@ def run_float(model: Model, inputs: Mapping[str, Any] | NDArray[Any]) -> dict[st
     """
     batch = model_inputs(model, inputs)
     shown = {i.tensor for i in model.inputs} | {view.output for view in model.views}
-    shown |= {name for layer in model.layers for name in written(layer)}
+    shown |= {name for layer in model.layers for name in layer.outputs}
     return {name: value for name, value in activations(model, batch) if name in shown}
 
 
@@ -135,13 +135,7 @@ def activations(model: Model, batch: Mapping[str, Float]) -> Iterator[tuple[str,
         yield from views()
 
 
-def written(layer: Layer | FloatRecurrent) -> tuple[str, ...]:
-    """The tensors that a layer makes."""
-    return layer.outputs if isinstance(layer, FloatRecurrent) else (layer.output,)
-
-
 def batches(model: Model, calibration: Iterable[Any]) -> Iterator[dict[str, Float]]:
-    whole = isinstance(calibration, Mapping) or hasattr(calibration, "__array__")
     values = sum(spec.features for spec in model.inputs)
     values += sum(
         prod(window_shape(len(la.weights), la.window))
@@ -150,10 +144,23 @@ def batches(model: Model, calibration: Iterable[Any]) -> Iterator[dict[str, Floa
         for la in model.layers
     )
     step = max(1, min(_CALIBRATION_BATCH, _CALIBRATION_VALUES // values))
-    for item in [calibration] if whole else calibration:
-        batch = model_inputs(model, item)
-        for start in range(0, len(next(iter(batch.values()))), step):
-            yield {name: x[start : start + step] for name, x in batch.items()}
+    return in_batches(calibration, lambda given: model_inputs(model, given), step)
+
+
+def in_batches(
+    samples: Any, checked: Callable[[Any], dict[str, NDArray[Any]]], size: int
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """Inputs by name, at most `size` samples at a time.
+
+    Args:
+        samples: an array, a dict of arrays by input name, or an iterable of either.
+        checked: makes such a dict of each of them, or raises InputError.
+    """
+    whole = isinstance(samples, Mapping) or hasattr(samples, "__array__")
+    for item in [samples] if whole else samples:
+        given = checked(item)
+        for start in range(0, len(next(iter(given.values()))), size):
+            yield {name: x[start : start + size] for name, x in given.items()}
 
 
 def model_inputs(model: Model, given: Any) -> dict[str, Float]:
@@ -173,26 +180,11 @@ def model_inputs(model: Model, given: Any) -> dict[str, Float]:
             f"{', '.join(names)}. Give exactly these."
         )
     batch = {name: float_input(spec, given[name]) for name, spec in specs.items()}
-    if model.lengths:
-        batch[model.lengths] = _lengths(model, given[model.lengths])
     counts = {name: len(x) for name, x in batch.items()}
     if len(set(counts.values())) != 1:
         raise InputError(f"inputs differ in their number of samples: {counts}.")
+    if model.lengths:
+        steps, samples = max(spec.steps for spec in model.inputs), next(iter(counts.values()))
+        lengths: NDArray[Any] = checked_lengths(model.lengths, given[model.lengths], steps, samples)
+        batch[model.lengths] = lengths
     return batch
-
-
-def _lengths(model: Model, given: Any) -> NDArray[Any]:
-    """Steps of each sample, whole numbers."""
-    lengths = as_array(model.lengths, given)
-    steps = max(spec.steps for spec in model.inputs)
-    if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or not len(lengths):
-        raise InputError(
-            f"input {model.lengths!r} is {lengths.dtype} {lengths.shape}, must be integers (N,): "
-            "the steps of each sample."
-        )
-    if lengths.min() < 1 or lengths.max() > steps:
-        raise InputError(
-            f"input {model.lengths!r} goes from {lengths.min()} to {lengths.max()}, a sample has 1 "
-            f"to {steps} steps."
-        )
-    return lengths.astype(np.int64)

@@ -149,3 +149,57 @@ def flattened(spec: GraphInput | QuantInput, array: NDArray[Any]) -> NDArray[Any
             f"one sample.{hint}"
         )
     return (np.moveaxis(array, axis, 0) if axis else array).reshape(array.shape[axis], -1)
+
+
+def by_name(given: Any, names: Sequence[str]) -> Mapping[str, Any]:
+    """What a user hands in by input name: as it is, or the array itself where there is one input.
+
+    Raises:
+        InputError: an input is missing or unknown.
+    """
+    if not isinstance(given, Mapping):
+        if len(names) != 1:
+            raise InputError(
+                f"the model has {len(names)} inputs ({', '.join(names)}): give a dict of "
+                "arrays by name"
+            )
+        given = {names[0]: given}
+    inputs: Mapping[str, Any] = given
+    if set(inputs) != set(names):
+        raise InputError(
+            f"given inputs: {', '.join(sorted(map(str, inputs))) or 'none'}; "
+            f"the model takes exactly: {', '.join(names)}"
+        )
+    return inputs
+
+
+def samples_of(tensors: Mapping[str, NDArray[Any]]) -> int:
+    """How many samples all the inputs (N, ...) have.
+
+    Raises:
+        InputError: not all have as many.
+    """
+    sizes = {len(values) for values in tensors.values()}
+    if len(sizes) != 1:
+        raise InputError(f"the inputs have different batch sizes: {sorted(sizes)}")
+    return sizes.pop()
+
+
+def checked_lengths(name: str, given: Any, steps: int, samples: int) -> NDArray[np.int64]:
+    """The steps (N,) of each of the `samples`, which have `steps` at most.
+
+    Raises:
+        InputError: other numbers, or not as many.
+    """
+    lengths = as_array(name, given)
+    if lengths.shape != (samples,) or lengths.dtype.kind not in "iu":
+        raise InputError(
+            f"input {name!r} is {lengths.dtype} {lengths.shape}, must be integers ({samples},): "
+            "the steps of each sample"
+        )
+    if lengths.min() < 1 or lengths.max() > steps:
+        raise InputError(
+            f"input {name!r} goes from {lengths.min()} to {lengths.max()}, a sample has 1 to "
+            f"{steps} steps"
+        )
+    return lengths.astype(np.int64)

@@ -42,7 +42,6 @@ from .activations import (
     observed_name,
     ready,
     split_functions,
-    written,
 )
 from .calibrate import MIN_SCALE
 from .observe import fixed_scale, has_fixed_scale, observe, read_tensors
@@ -112,7 +111,7 @@ class Quantizer:
         self.sums: dict[str, tuple[str, Float]] = {}
         self.names = {i.tensor for i in model.inputs}
         for layer in model.layers:
-            self.names |= {layer.name, *written(layer)}
+            self.names |= {layer.name, *layer.outputs}
 
     def run(self, read: Collection[str] = ()) -> QuantModel:
         """The integer layers; those that give tensors `read` elsewhere give INT8 too."""

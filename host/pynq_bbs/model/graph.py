@@ -98,6 +98,11 @@ class Layer:
         """The tensors that it reads."""
         return tuple(name for name in (self.input, self.other) if name)
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The tensor that it writes."""
+        return (self.output,)
+
 
 @dataclass(frozen=True)
 class QuantInput:
@@ -244,6 +249,11 @@ class QuantLayer:
         """The tensors that it reads."""
         other = self.combination.tensor if self.combination else ""
         return tuple(name for name in (self.input, other, self.weight_tensor) if name)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The tensor that it writes."""
+        return (self.output,)
 
 
 @dataclass(frozen=True)

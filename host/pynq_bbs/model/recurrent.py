@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..errors import ModelError
 from .arithmetic import Int8, integer_bias, round_shifted
 from .graph import Float
-from .recurrent_floats import RecurrentWeights
+from .recurrent_floats import Direction, RecurrentWeights
 
 Int16 = NDArray[np.int16]
 Int32 = NDArray[np.int32]
@@ -167,7 +167,7 @@ class QuantRecurrent:
 
 
 @dataclass(frozen=True)
-class RecurrentLayer:
+class RecurrentLayer(Direction):
     """One direction of an LSTM or GRU over all steps of the tensor `input`, the last one first with
     `reverse`. Both directions of a bidirectional one are two layers and `join`.
 
@@ -186,16 +186,6 @@ class RecurrentLayer:
     initial_h: str = ""
     initial_state: str = ""
     weight_bits: int = 8
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """The tensors that it reads."""
-        return tuple(n for n in (self.input, self.initial_h, self.initial_state) if n)
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """The tensors that it writes."""
-        return tuple(n for n in (self.output, self.y_h, self.y_state) if n)
 
 
 def quantise_hidden(h: NDArray[Any]) -> Int8:

@@ -52,8 +52,29 @@ class RecurrentWeights:
         return new, new
 
 
+class Direction:
+    """The tensors of one direction of an LSTM or GRU; names that are empty are of none."""
+
+    input: str
+    output: str
+    y_h: str
+    y_state: str
+    initial_h: str
+    initial_state: str
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The tensors that it reads."""
+        return tuple(n for n in (self.input, self.initial_h, self.initial_state) if n)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The tensors that it writes."""
+        return tuple(n for n in (self.output, self.y_h, self.y_state) if n)
+
+
 @dataclass
-class FloatRecurrent:
+class FloatRecurrent(Direction):
     """One direction of an LSTM or GRU in float32; names as in `RecurrentLayer`."""
 
     name: str
@@ -65,16 +86,6 @@ class FloatRecurrent:
     y_state: str = ""
     initial_h: str = ""
     initial_state: str = ""
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """The tensors that it reads."""
-        return tuple(n for n in (self.input, self.initial_h, self.initial_state) if n)
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """The tensors that it writes."""
-        return tuple(n for n in (self.output, self.y_h, self.y_state) if n)
 
     def __call__(
         self, tensors: dict[str, Float], lengths: NDArray[Any] | None = None

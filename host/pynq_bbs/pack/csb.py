@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..builds import Build
 from ..errors import InputError
 
 #: Rows packed by one task: small enough to stay in cache, large enough to amortise numpy.
@@ -112,6 +113,15 @@ def csb_shape(
     return CsbShape(
         rows, features, bank_size, keep, lanes, -(-groups // passes), weight_bits, row_group
     )
+
+
+def shape_on(
+    build: Build, rows: int, features: int, bank: tuple[int, int], weight_bits: int = 8
+) -> CsbShape:
+    """`csb_shape` for an engine of `build`; `bank` is bank size and keep."""
+    size, keep = bank
+    space = build.vector_words // build.bank_space(size) * size
+    return csb_shape(rows, features, size, keep, build.lanes, space, weight_bits, build.rows)
 
 
 def pack_csb(

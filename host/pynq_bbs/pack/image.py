@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..model.graph import MOST_FIELD, Constant, QuantLayer, QuantModel, Window
 from ..model.recurrent import RecurrentLayer
 from .banks import bank_of, moves
-from .csb import csb_shape, pack_csb
+from .csb import pack_csb, shape_on
 from .gathering import channels_at_once
 from .layout import images_to_tiles, tile_count
 from .program import PackedLayer, Program, Tensor
@@ -382,16 +382,7 @@ def _packed(
     padded = np.zeros((-(-rows // build.row_step) * build.row_step, features), np.int8)
     padded[:rows] = matrix
     size, keep = bank
-    shape = csb_shape(
-        len(padded),
-        features,
-        size,
-        keep,
-        build.lanes,
-        build.vector_words // build.bank_space(size) * size,
-        layer.weight_bits,
-        build.rows,
-    )
+    shape = shape_on(build, len(padded), features, bank, layer.weight_bits)
     if not build.takes_bank(size):
         words = f" that are multiples or parts of {build.pack}" if build.pack > 1 else ""
         raise InputError(

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..builds import Build
+from ..compress.borders import by_name, samples_of
 from ..errors import InputError, ProgramError
 from ..interface import VERSION
 from ..operators.call import Call
@@ -164,23 +165,9 @@ def checked_inputs(borders: Sequence[Border], x: Any) -> Tensors:
     Raises:
         InputError: missing or unknown input, wrong shape or dtype, different N.
     """
-    names = [border.name for border in borders]
-    if not isinstance(x, Mapping):
-        if len(names) != 1:
-            raise InputError(
-                f"the model has {len(names)} inputs ({', '.join(names)}): give a dict of "
-                "arrays by name"
-            )
-        x = {names[0]: x}
-    if set(x) != set(names):
-        raise InputError(
-            f"given inputs: {', '.join(sorted(map(str, x))) or 'none'}; "
-            f"the model takes exactly: {', '.join(names)}"
-        )
+    x = by_name(x, [border.name for border in borders])
     tensors = {border.name: _checked_input(border, x[border.name]) for border in borders}
-    sizes = {len(values) for values in tensors.values()}
-    if len(sizes) != 1:
-        raise InputError(f"the inputs have different batch sizes: {sorted(sizes)}")
+    samples_of(tensors)
     return tensors
 
 
