@@ -21,13 +21,12 @@ from pynq_bbs.cli import main
 from pynq_bbs.errors import InputError, UnsupportedModelError
 from pynq_bbs.model.graph import Model, QuantModel
 from pynq_bbs.model.onnx_facts import Facts
-from pynq_bbs.model.onnx_file import MIN_OPSET, read_graph
+from pynq_bbs.model.onnx_file import read_graph
 from pynq_bbs.model.onnx_segments import Part
 from pynq_bbs.model.partition import Partition, read_model
 from pynq_bbs.operators.node import HostNode
 from pynq_bbs.pack.pipeline import Pipeline
 from pynq_bbs.pipeline_accelerator import run_named
-from test_operators import cases, data_of
 
 onnx = pytest.importorskip("onnx")
 reference = pytest.importorskip("onnx.reference")
@@ -605,47 +604,3 @@ def test_any_graph(proto: Any) -> None:
     for name, y in expected.items():
         if np.linalg.norm(y):
             assert distance(results[name], y) < 0.2, name
-
-
-# ---- ONNX's node tests, compiled ----
-
-#: What one layer of INT8 may be off, as a part of the largest value.
-_INT8_ERROR = 0.02
-
-
-@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
-def test_node_compiled(case: Any) -> None:
-    """What is not the first input is constant, as it is in models.
-
-    Exact where the model is quantised, as close as the node test asks where it is all the host's,
-    and to INT8 where floats are quantised.
-    """
-    proto = onnx.load(Path(case.model_dir) / "model.onnx")
-    folder = Path(case.model_dir) / "test_data_set_0"
-    feeds = data_of(folder, "input", proto.graph.input)
-    if not feeds or not next(iter(feeds.values())).size or not next(iter(feeds.values())).ndim:
-        pytest.skip("there is no batch")
-    if any(opset.version < MIN_OPSET for opset in proto.opset_import):
-        pytest.skip(f"older than operator set {MIN_OPSET}")
-    proto.ir_version = max(proto.ir_version, 4)  # from there on constants are no inputs
-    first, *rest = list(proto.graph.input)
-    del proto.graph.input[1:]
-    proto.graph.initializer.extend(
-        onnx.numpy_helper.from_array(feeds[given.name], given.name) for given in rest
-    )
-    found, x = read_model(proto), feeds[first.name]
-    stages = found.stages if isinstance(found, Partition) else [found]
-    models = [stage.model if isinstance(stage, Part) else stage for stage in stages]
-    program = compile_model(found, calibration=x)
-    with Accelerator(program, "standin", verify=True) as accelerator:
-        results = run_named(accelerator, {first.name: x})
-    for name, expected in data_of(folder, "output", proto.graph.output).items():
-        assert results[name].dtype == expected.dtype
-        assert results[name].shape == expected.shape
-        if any(isinstance(found, Model) for found in models):
-            largest = np.abs(expected).max(initial=0)
-            np.testing.assert_allclose(results[name], expected, 0, _INT8_ERROR * largest)
-        elif any(isinstance(found, QuantModel) for found in models):
-            np.testing.assert_array_equal(results[name], expected)
-        else:
-            np.testing.assert_allclose(results[name], expected, case.rtol, case.atol)
