@@ -3,9 +3,9 @@
 
     python benchmarks/proof/board.py mnist --samples 500 [--seed 0]
 
-Networks that run.py left are compiled as they are: `compile` finds their zeros. Every layer's output
-is compared with the cpu device's while it runs. Float accuracy is of the same samples. Every result
-is a line of board.jsonl; those that are there are not measured again.
+Networks that run.py left are compiled as they are: `compile` finds their zeros. Every layer's
+output is compared with the cpu device's while it runs. Float accuracy is of the same samples. Every
+result is a line of board.jsonl; those that are there are not measured again.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def read(name: str) -> list[dict[str, Any]]:
 def trained(rows: list[dict[str, Any]], pattern: str, sparsity: float) -> str:
     """One cell: percent of the test set."""
     if pattern == "2:4" and sparsity != 0.5:
-        return "–"
+        return "-"
     rows = [row for row in rows if (row["pattern"], row["sparsity"]) == (pattern, sparsity)]
     if any("impossible" in row for row in rows):
         return "not possible"
@@ -47,7 +47,7 @@ def tables() -> str:
         rows = [row for row in results if row["task"] == task]
         text += [
             f"### {title}",
-            f"`python benchmarks/proof/run.py {task}`; percent of the test set",
+            f"`python benchmarks/proof/run.py {task}`; percent right",
         ]
         text += [f"Dense, tuned as long: {trained(rows, 'dense', 0.0)}.", ""]
         text += ["| | " + " | ".join(f"{s:.2%}" for s in SPARSITIES) + " |", "|---" * 5 + "|"]

@@ -10,6 +10,14 @@ for x, y in batches:
 """
 
 from .pruning import CubicSchedule, Pruning
+from .quantised import QuantisedNetwork
 from .recipes import distillation_loss, load_checkpoint, save_checkpoint
 
-__all__ = ["CubicSchedule", "Pruning", "distillation_loss", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "CubicSchedule",
+    "Pruning",
+    "QuantisedNetwork",
+    "distillation_loss",
+    "load_checkpoint",
+    "save_checkpoint",
+]
