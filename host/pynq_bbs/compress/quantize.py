@@ -216,7 +216,7 @@ class Quantizer:
             return
         x_scale, x_zero_point = self.scales[layer.input]
         bits = self.weight_bits.get(layer.name, 8)
-        weights, w_scale = _quantise_weights(layer, bits, x_scale)
+        weights, w_scale = quantise_weights_of(layer, bits, x_scale)
         scale = sum_scale(x_scale, w_scale)
         sums = QuantLayer(
             layer.name, layer.input, layer.output, weights, integer_bias(layer.bias, scale),
@@ -295,7 +295,7 @@ class Quantizer:
         return name
 
 
-def _quantise_weights(
+def quantise_weights_of(
     layer: Layer, bits: int, x_scale: np.float32
 ) -> tuple[NDArray[np.int8], Float]:
     """Weights of `bits` bits and their scale (M,); rows of zeros without a bias have scale 1.
