@@ -17,7 +17,7 @@ setup(
     package_data={
         "pynq_bbs": ["py.typed"],
         "pynq_bbs.bench": ["*.cpp"],
-        "pynq_bbs.cpu": ["*.cpp"],
+        "pynq_bbs.cpu": ["*.cpp", "*.hpp"],
         "pynq_bbs.hls": ["*.hpp", "*.cpp", "*.json", "vitis/*"],
         "pynq_bbs.overlay": ["*.json", "builds/*.json", "*.tcl"],
     },

@@ -77,7 +77,7 @@ def layers(draw: st.DrawFn) -> tuple[LinearOp, NDArray[np.int8]]:
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     columns = draw(st.sampled_from([0, 1, 2, 3, 8, 9, 16, 17, 31, 32, 33, 63, 64, 65, 130]))
     rows = draw(st.integers(0, 70))
-    features = draw(st.integers(1, 90))
+    features = draw(st.integers(1, 150))
     dense = draw(st.booleans())
     keeps = features if dense else draw(st.integers(0, features))
     lowest = draw(st.sampled_from([-128, -127, -1]))
@@ -317,7 +317,9 @@ SELF_CHECK = r"""
 
 extern "C" int bbs_cpu_linear(const int8_t*, size_t, size_t, const int8_t*, const int32_t*, size_t,
                               size_t, const int32_t*, const float*, int32_t, const int8_t*, int8_t*,
-                              int32_t*, int);
+                              int32_t*, const struct bbs_packed*, int);
+extern "C" bbs_packed* bbs_cpu_pack(size_t, const int8_t*, const int32_t*, size_t, size_t);
+extern "C" void bbs_cpu_free(bbs_packed*);
 
 static std::mt19937 rng(1);
 static int draw(int low, int high) { return int(low + int64_t(rng()) % (int64_t{high} - low + 1)); }
@@ -335,9 +337,14 @@ static bool agrees(size_t n, size_t k, size_t m, size_t keeps, bool dense, bool 
   for (auto& v : bias) v = draw(0, 1) ? draw(-500, 500) : draw(-2000000000, 2000000000);
   for (auto& v : multiplier) v = draw(0, 5) ? std::ldexp(1.0f, -draw(0, 20)) : 3e38f;
   const int zero_point = draw(-128, 127);
-  if (bbs_cpu_linear(x.data(), n, k, w.data(), dense ? nullptr : columns.data(), m, keeps,
+  bbs_packed* packed =
+      dense || draw(0, 1) ? nullptr : bbs_cpu_pack(k, w.data(), columns.data(), m, keeps);
+  const int failed =
+      bbs_cpu_linear(x.data(), n, k, w.data(), dense ? nullptr : columns.data(), m, keeps,
                      bias.data(), multiplier.data(), zero_point, map ? table.data() : nullptr,
-                     y.data(), sums.data(), threads) != 0) return false;
+                     y.data(), sums.data(), packed, threads);
+  bbs_cpu_free(packed);
+  if (failed) return false;
   for (size_t c = 0; c < n; ++c) {
     for (size_t r = 0; r < m; ++r) {
       int64_t sum = bias[r];
@@ -360,7 +367,7 @@ int main() {
   for (size_t n : batches) {
     for (int dense = 0; dense < 2; ++dense) {
       for (int round = 0; round < 12; ++round) {
-        const size_t k = size_t(draw(1, 70));
+        const size_t k = size_t(draw(1, 150));
         const size_t m = size_t(round == 0 ? 300 : draw(0, 45));
         const size_t keeps = dense ? k : size_t(draw(0, int(k)));
         if (!agrees(n, k, m, keeps, dense, round % 2, draw(1, 3))) {

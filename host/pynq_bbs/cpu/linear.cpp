@@ -7,6 +7,9 @@
 // activations. Two products are summed in 16 bits before they are widened. With the weights
 // negated that is exact for every INT8 pair: -w lies in -127..128 and x in -128..127, so the sum
 // of two products lies in -32768..32512.
+//
+// That is what all processors get. Where a faster kernel is there for the one that this is compiled
+// for, the weights of a sparse layer are packed for it: sparse_avx2.hpp.
 
 #include <algorithm>
 #include <atomic>
@@ -18,6 +21,14 @@
 #include <new>
 #include <thread>
 #include <vector>
+
+#if defined(__AVX2__)
+#include "bytes_avx2.hpp"
+#include "sparse_avx2.hpp"
+struct bbs_packed : avx2::Packed {};
+#else
+struct bbs_packed {};
+#endif
 
 // 32-bit x86 without SSE computes in 80 bits, which would round twice.
 static_assert(FLT_EVAL_METHOD == 0, "requantisation needs float operations that round to float");
@@ -38,6 +49,7 @@ struct Layer {
   const int8_t* table;  // [256], entry q + 128 for the requantised value q
   int8_t* y;            // [columns][rows] or null
   int32_t* sums;        // [columns][rows] or null
+  const bbs_packed* packed;  // the weights once more, for a kernel of this processor; or null
 };
 
 // Plain loops over arrays of 32 and more columns stay scalar under some compilers, ten times
@@ -237,9 +249,76 @@ void multiply_columns(const Layer& layer, size_t row, size_t row_end) {
   }
 }
 
+#if defined(__AVX2__)
+
+// As multiply_columns, from packed weights.
+void multiply_columns(const Layer& layer, const avx2::Packed& packed, size_t row, size_t row_end) {
+  std::vector<int8_t> x(packed.banks * avx2::kBankFeatures);  // whole banks, as the kernel reads
+  int32_t sums[kTileRows];
+  for (size_t c = 0; c < layer.columns; ++c) {
+    const int8_t* from = layer.x + c * layer.features;
+    std::copy(from, from + std::min(layer.features, x.size()), x.begin());
+    for (size_t tile = row; tile < row_end; tile += kTileRows) {
+      const size_t rows = std::min(kTileRows, row_end - tile);
+      for (size_t r = 0; r < rows; r += avx2::kRows) {
+        avx2::column_sums(packed, tile + r, x.data(), sums + r);
+      }
+      const size_t at = c * layer.rows + tile;
+      for (size_t r = 0; r < rows; ++r) sums[r] += layer.bias[tile + r];
+      if (layer.sums != nullptr) std::copy(sums, sums + rows, layer.sums + at);
+      if (layer.y == nullptr) continue;
+      int8_t* y = layer.y + at;
+      const float* multiplier = layer.multiplier + tile;
+      size_t r = 0;
+      for (; r + avx2::kRows <= rows; r += avx2::kRows) {
+        avx2::requantise8(sums + r, multiplier + r, layer.zero_point, y + r);
+      }
+      for (; r < rows; ++r) y[r] = requantise(sums[r], multiplier[r], layer.zero_point);
+      if (layer.table == nullptr) continue;
+      for (r = 0; r < rows; ++r) y[r] = layer.table[y[r] + 128];
+    }
+  }
+}
+
+// As transpose_block and multiply_block, from packed weights and a block [feature][32] of bytes.
+void run_unit(const Layer& layer, const avx2::Packed& packed, size_t first, size_t count,
+              size_t row, size_t row_end, int8_t* block, bool fresh) {
+  constexpr size_t kWidth = avx2::kColumns;
+  if (fresh) {
+    const int8_t* x = layer.x + first * layer.features;
+    avx2::transpose(x, count, layer.features, layer.features, block, kWidth);
+  }
+  int32_t sums[kTileRows * kWidth];
+  int8_t q[kTileRows * kWidth];
+  for (; row < row_end; row += kTileRows) {
+    const size_t rows = std::min(kTileRows, row_end - row);
+    for (size_t r = 0; r < rows; ++r) {
+      avx2::block_sums(packed, row + r, layer.bias[row + r], block, sums + r * kWidth);
+    }
+    if (layer.sums != nullptr) {
+      for (size_t c = 0; c < count; ++c) {
+        int32_t* to = layer.sums + (first + c) * layer.rows + row;
+        for (size_t r = 0; r < rows; ++r) to[r] = sums[r * kWidth + c];
+      }
+    }
+    if (layer.y == nullptr) continue;
+    for (size_t r = 0; r < rows; ++r) {
+      int8_t* to = q + r * kWidth;
+      avx2::requantise32(sums + r * kWidth, layer.multiplier[row + r], layer.zero_point, to);
+      if (layer.table == nullptr) continue;
+      for (size_t c = 0; c < kWidth; ++c) to[c] = layer.table[to[c] + 128];
+    }
+    int8_t* y = layer.y + first * layer.rows + row;
+    avx2::transpose(q, rows, count, kWidth, y, layer.rows);
+  }
+}
+
+#endif
+
 // Work for one thread at a time: some rows of one block of columns.
 struct Plan {
   bool transposed;  // false: multiply_columns, and one block
+  size_t width;     // columns of a block
   size_t blocks;
   size_t parts;  // of the rows of a block
   size_t part_rows;
@@ -252,10 +331,12 @@ size_t divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
 Plan make_plan(const Layer& layer, size_t threads) {
   // Up to here single columns are faster than one block: a dense row times a column is a vector
   // operation, while a sparse row's activations are fetched one by one.
-  const size_t few = layer.indices == nullptr ? 8 : 1;
+  // A packed column costs a tenth of a packed block, which costs the same however few are in it.
+  const size_t few = layer.packed != nullptr || layer.indices == nullptr ? 8 : 1;
   Plan plan;
   plan.transposed = layer.columns > few;
-  plan.blocks = plan.transposed ? divide_up(layer.columns, kMaxWidth) : 1;
+  plan.width = layer.packed != nullptr ? kMaxWidth / 2 : kMaxWidth;
+  plan.blocks = plan.transposed ? divide_up(layer.columns, plan.width) : 1;
   // Several units for each thread, so that a thread that the system holds up delays no other.
   const size_t wanted = threads == 1 ? 1 : divide_up(4 * threads, plan.blocks);
   const size_t rows = std::max(divide_up(layer.rows, wanted), kTileRows);
@@ -283,17 +364,30 @@ void work(const Layer& layer, const Plan& plan, std::atomic<size_t>& next) {
     const size_t row = unit % plan.parts * plan.part_rows;
     const size_t row_end = std::min(row + plan.part_rows, layer.rows);
     if (!plan.transposed) {
+#if defined(__AVX2__)
+      if (layer.packed != nullptr) {
+        multiply_columns(layer, *layer.packed, row, row_end);
+        continue;
+      }
+#endif
       multiply_columns(layer, row, row_end);
       continue;
     }
-    const size_t first = unit / plan.parts * kMaxWidth;
-    const size_t count = std::min(kMaxWidth, layer.columns - first);
+    const size_t first = unit / plan.parts * plan.width;
+    const size_t count = std::min(plan.width, layer.columns - first);
     if (lines.empty()) {
-      lines.resize(divide_up(layer.features * kMaxWidth * sizeof(int16_t), sizeof(Line)));
+      lines.resize(divide_up(layer.features * plan.width * sizeof(int16_t), sizeof(Line)));
     }
     const bool fresh = transposed != unit / plan.parts;
     transposed = unit / plan.parts;
     int16_t* block = lines.data()->x;
+#if defined(__AVX2__)
+    if (layer.packed != nullptr) {
+      auto* bytes = reinterpret_cast<int8_t*>(block);
+      run_unit(layer, *layer.packed, first, count, row, row_end, bytes, fresh);
+      continue;
+    }
+#endif
     if (count <= 8) run_unit<8>(layer, first, count, row, row_end, block, fresh);
     else if (count <= 16) run_unit<16>(layer, first, count, row, row_end, block, fresh);
     else if (count <= 32) run_unit<32>(layer, first, count, row, row_end, block, fresh);
@@ -301,13 +395,36 @@ void work(const Layer& layer, const Plan& plan, std::atomic<size_t>& next) {
   }
 }
 
-// Threads that are worth their start, which takes as long as some 200,000 products.
+// Threads that are worth their start, which takes as long as some 200,000 products, and eight times
+// as many from packed weights.
 size_t useful_threads(const Layer& layer, int threads) {
   const double products = double(layer.rows) * double(layer.keeps) * double(layer.columns);
-  return size_t(std::clamp(products / 200e3, 1.0, double(std::max(threads, 1))));
+  const double worth = layer.packed != nullptr ? 1600e3 : 200e3;
+  return size_t(std::clamp(products / worth, 1.0, double(std::max(threads, 1))));
 }
 
 }  // namespace
+
+// The weights of a sparse layer as `bbs_cpu_linear` takes them beside the plain ones, to be freed by
+// `bbs_cpu_free`; null where there is nothing to gain on this processor, or no memory. `features`
+// is more than any index.
+extern "C" bbs_packed* bbs_cpu_pack(size_t features, const int8_t* weights,
+                                    const int32_t* indices, size_t rows, size_t keeps) {
+#if defined(__AVX2__)
+  if (features > avx2::kMaxFeatures) return nullptr;
+  try {
+    return new bbs_packed{avx2::pack(rows, keeps, features, weights, indices)};
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+#else
+  static_cast<void>(features), static_cast<void>(weights), static_cast<void>(indices);
+  static_cast<void>(rows), static_cast<void>(keeps);
+  return nullptr;
+#endif
+}
+
+extern "C" void bbs_cpu_free(bbs_packed* packed) { delete packed; }
 
 // y = table[requantise(sums)], sums = bias + weights x; null pointers as in Layer. Every index
 // lies in 0..features - 1, and bias + the sum of |weight| * 128 of a row below 2^31: the caller
@@ -316,10 +433,10 @@ extern "C" int bbs_cpu_linear(const int8_t* x, size_t columns, size_t features,
                               const int8_t* weights, const int32_t* indices, size_t rows,
                               size_t keeps, const int32_t* bias, const float* multiplier,
                               int32_t zero_point, const int8_t* table, int8_t* y, int32_t* sums,
-                              int threads) {
+                              const bbs_packed* packed, int threads) {
   if (columns == 0 || rows == 0) return 0;
   const Layer layer{x,    columns,    features,   weights, indices, rows, keeps,
-                    bias, multiplier, zero_point, table,   y,       sums};
+                    bias, multiplier, zero_point, table,   y,       sums, packed};
   const size_t wanted = useful_threads(layer, threads);
   const Plan plan = make_plan(layer, wanted);
   std::atomic<size_t> next{0};

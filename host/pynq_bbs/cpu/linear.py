@@ -2,14 +2,15 @@
 """The cpu device's arithmetic: a linear layer in integers, by a kernel of its own.
 
 `linear.cpp` shares no source with the engine, so that comparing the two means something. It is
-compiled at the first use.
+compiled at the first use, for the processor that it runs on. A sparse layer's weights are packed
+for that processor when the layer first runs.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,14 @@ from ..errors import InputError, ToolchainError
 from ..toolchain import shared_library
 
 _DECLARATION = """
+typedef struct bbs_packed bbs_packed;
+bbs_packed *bbs_cpu_pack(size_t features, const int8_t *weights, const int32_t *indices,
+                         size_t rows, size_t keeps);
+void bbs_cpu_free(bbs_packed *packed);
 int bbs_cpu_linear(const int8_t *x, size_t columns, size_t features, const int8_t *weights,
                    const int32_t *indices, size_t rows, size_t keeps, const int32_t *bias,
                    const float *multiplier, int32_t zero_point, const int8_t *table, int8_t *y,
-                   int32_t *sums, int threads);
+                   int32_t *sums, const bbs_packed *packed, int threads);
 """
 
 
@@ -76,6 +81,17 @@ class LinearOp:
     def rows(self) -> int:
         """M, output features."""
         return int(self.values.shape[0])
+
+    @cached_property
+    def packed(self) -> Any:
+        """The weights for the kernel of this processor, a null pointer where there is none."""
+        ffi, library = _library()
+        if self.columns is None:
+            return ffi.NULL
+        values = ffi.from_buffer("int8_t[]", self.values)
+        columns = ffi.from_buffer("int32_t[]", self.columns)
+        packed = library.bbs_cpu_pack(self.features, values, columns, *self.values.shape)
+        return ffi.gc(packed, library.bbs_cpu_free) if packed else packed
 
     def check_features(self, features: int) -> None:
         """Raises InputError unless columns of `features` values fit this layer."""
@@ -134,6 +150,7 @@ def linear(
         pointer(op.table, "int8_t[]"),
         pointer(y, "int8_t[]"),
         pointer(sums, "int32_t[]"),
+        op.packed,
         threads or _processors(),
     )
     if failed:
@@ -203,7 +220,8 @@ def _features_used(op: LinearOp) -> int:
 @cache
 def _library() -> tuple[Any, Any]:
     source = Path(__file__).resolve().with_name("linear.cpp")
-    path = shared_library("cpu", [source], flags=["-pthread"])
+    kernels = [source.with_name(f"{part}_avx2.hpp") for part in ("bytes", "sparse")]
+    path = shared_library("cpu", [source], depends=kernels, flags=["-pthread"])
     ffi = cffi.FFI()
     ffi.cdef(_DECLARATION)
     try:
