@@ -578,6 +578,33 @@ def test_a_pipeline_of_a_fixed_batch() -> None:
         samples_for(opened, None, 3)
 
 
+@pytest.mark.parametrize("op", ["LSTM", "GRU"])
+def test_a_sequence_model(op: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its steps come before its samples, its last samples are shorter; with and without samples."""
+    onnx = pytest.importorskip("onnx")
+    from test_onnx_recurrent import Cell
+
+    cell = Cell(op, steps=4, samples=6, inputs=3, units=5, initial=True, lengths=True)
+    onnx.save(cell.graph(), tmp_path / "cell.onnx")
+    np.savez(tmp_path / "x.npz", **cell.given())
+    arguments = ["bench", str(tmp_path / "cell.onnx"), "--device", "cpu,emulated", "--seconds"]
+    arguments += ["0.05", "--samples", "9", "--build", "32x4x1", "--json", str(tmp_path / "a.json")]
+    given = ["--input", str(tmp_path / "x.npz"), "--calibration", str(tmp_path / "x.npz")]
+    for more in ([], given):
+        assert main([*arguments, *more]) == 0
+        record = Record.load(tmp_path / "a.json")
+        assert {(e.name, e.scenario): e.samples for e in record.entries} == {
+            (name, scenario): samples
+            for name in ("cpu", "emulated")
+            for scenario, samples in (("single-stream", 1), ("offline", 9))
+        }
+        assert all(e.same for e in record.entries)
+    x = samples_for(load_subject(tmp_path / "cell.onnx", build="32x4x1").program, cell.given(), 9)
+    around = np.arange(9) % 6
+    np.testing.assert_array_equal(x["x"], cell.given()["x"][:, around])
+    np.testing.assert_array_equal(x["n"], cell.given()["n"][around])
+
+
 def test_nothing_to_measure(tmp_path: Path) -> None:
     x = QuantInput("x", "x", (8,), "int8", np.float32(1), 0)
     nothing = QuantModel("nothing", [x], [], [QuantOutput("y", "x", (8,), "int8")])

@@ -40,7 +40,7 @@ from .peers import (
 )
 from .power import Meter, find_meter
 from .record import Entry, Record
-from .subject import Subject, batch_of, programs_of
+from .subject import Subject, batch_of, programs_of, samples_in, taken
 
 #: Turns of an emulator, whose own time is of no interest: enough to say what it was.
 _EMULATOR_TURNS = 1
@@ -69,13 +69,13 @@ def benchmark(
     missing: dict[str, str] = {}
     entries: list[Entry] = []
     with ExitStack() as cleanup:
-        step = batch_of(subject.program)
-        one = _queries("single-stream", x, step)[0]
+        one = _queries("single-stream", x, subject.program)[0]
         own = open_devices(subject, options, one, missing, cleanup)
         forms = open_peers(subject, options, one, missing)
         for scenario in options.scenarios:
             told = partial(progress, scenario) if progress else None
-            bench = _Scenario(scenario, subject, options, own, forms, _queries(scenario, x, step))
+            queries = _queries(scenario, x, subject.program)
+            bench = _Scenario(scenario, subject, options, own, forms, queries)
             entries += bench.entries(meter, told)
     return Record(
         datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -116,12 +116,15 @@ def _offered(forms: dict[str, list[Form]]) -> list[str]:
     ]
 
 
-def _queries(scenario: str, x: dict[str, NDArray[Any]], step: int) -> list[dict[str, NDArray[Any]]]:
-    """Of a single stream `step` samples each."""
+def _queries(
+    scenario: str, x: dict[str, NDArray[Any]], program: Program | Pipeline
+) -> list[dict[str, NDArray[Any]]]:
+    """Of a single stream as few samples each as the model takes."""
     if scenario == "offline":
         return [x]
-    samples = len(next(iter(x.values())))
-    return [{name: v[i : i + step] for name, v in x.items()} for i in range(0, samples, step)]
+    step = batch_of(program)
+    starts = range(0, samples_in(program, x), step)
+    return [taken(program, x, range(start, start + step)) for start in starts]
 
 
 @dataclass
@@ -138,7 +141,7 @@ class _Scenario:
     @property
     def samples(self) -> int:
         """Of a query."""
-        return len(next(iter(self.queries[0].values())))
+        return samples_in(self.subject.program, self.queries[0])
 
     def entries(self, meter: Meter | None, progress: Callable[[float], None] | None) -> list[Entry]:
         """Measure, and put together what was found."""

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from ..pack.pipeline import Border, Pipeline, Segment, load_any
 from ..pack.program import Program
 from .chain import Chain, chain_of
 from .dense import dense_program, is_pruned
+
+if TYPE_CHECKING:  # reads ONNX, which boards need not have
+    from ..model.partition import Partition
 
 #: Samples that a float model is calibrated on where none are given.
 _RANDOM_SAMPLES = 64
@@ -56,8 +59,7 @@ def load_subject(path: Path, calibration: Any = None, **options: Any) -> Subject
         from ..model.partition import read_model
 
         loaded = read_model(path)
-        if isinstance(loaded, Model) and calibration is None:
-            calibration = {i.name: _random(i, _RANDOM_SAMPLES) for i in loaded.inputs}
+        if calibration is None and (calibration := _calibration(loaded)):
             notes.append(
                 "calibrated on random numbers, for want of --calibration: the speed is the "
                 "model's, its outputs mean nothing"
@@ -83,6 +85,24 @@ def load_subject(path: Path, calibration: Any = None, **options: Any) -> Subject
     return subject
 
 
+def _calibration(model: Model | QuantModel | Partition) -> dict[str, NDArray[Any]] | None:
+    """Random samples by input name, of a float model; None of one that needs none."""
+    from ..model.partition import Partition
+    from ..pipeline_compiler import border_of
+
+    if isinstance(model, QuantModel) or (isinstance(model, Partition) and not model.is_float):
+        return None
+    if isinstance(model, Partition):
+        batch = model.batch or 1
+        count = -(-_RANDOM_SAMPLES // batch) * batch
+        return {i.name: _random(border_of(i), count) for i in model.inputs}
+    made = {i.name: _random(i, _RANDOM_SAMPLES) for i in model.inputs}
+    if model.lengths:
+        steps = max(spec.steps for spec in model.inputs)
+        made[model.lengths] = np.full(_RANDOM_SAMPLES, steps, np.int32)
+    return made
+
+
 def programs_of(program: Program | Pipeline) -> list[Program]:
     """All programs of a model."""
     return program.programs if isinstance(program, Pipeline) else [program]
@@ -91,6 +111,20 @@ def programs_of(program: Program | Pipeline) -> list[Program]:
 def batch_of(program: Program | Pipeline) -> int:
     """The least samples of a query."""
     return (program.batch or 1) if isinstance(program, Pipeline) else 1
+
+
+def samples_in(program: Program | Pipeline, x: Mapping[str, NDArray[Any]]) -> int:
+    """How many samples a batch by input name has."""
+    spec = program.inputs[0]
+    return int(x[spec.name].shape[spec.batch_axis])
+
+
+def taken(
+    program: Program | Pipeline, x: Mapping[str, NDArray[Any]], samples: Sequence[int]
+) -> dict[str, NDArray[Any]]:
+    """These samples of a batch by input name, which need not be its first axis."""
+    axes = {spec.name: spec.batch_axis for spec in program.inputs}  # else it is lengths
+    return {name: np.take(v, samples, axes.get(name, 0)) for name, v in x.items()}
 
 
 def _dense(program: Program | Pipeline) -> Program | Pipeline:
@@ -124,7 +158,7 @@ def samples_for(program: Program | Pipeline, given: Any, count: int) -> dict[str
         batch = {name: _random(i, count) for name, i in inputs.items()}
         if isinstance(program, Program) and lengths:
             steps = next(program.tensors[la.input].steps for la in program.layers if la.cell)
-            batch[lengths] = np.full(count, steps, np.int64)
+            batch[lengths] = np.full(count, steps, np.int32)
         return batch
     names = [*inputs, *([lengths] if lengths else [])]
     arrays = given if isinstance(given, Mapping) else {names[0]: given}
@@ -132,17 +166,24 @@ def samples_for(program: Program | Pipeline, given: Any, count: int) -> dict[str
         raise InputError(
             f"given inputs: {', '.join(map(str, arrays))}; the model takes: {', '.join(names)}"
         )
-    if not all(len(array) for array in arrays.values()):
+    axes = {name: spec.batch_axis for name, spec in inputs.items()}
+    sizes = set()
+    for name, array in arrays.items():
+        axis = axes.get(name, 0)
+        if array.ndim <= axis:
+            raise InputError(f"input {name!r} has {array.ndim} dimensions, none of them of samples")
+        sizes.add(array.shape[axis])
+    if 0 in sizes:
         raise InputError("the input holds no sample")
-    return {
-        name: np.ascontiguousarray(array[np.arange(count) % len(array)])
-        for name, array in arrays.items()
-    }
+    if len(sizes) > 1:
+        raise InputError(f"the inputs have different batch sizes: {sorted(sizes)}")
+    size = sizes.pop()
+    return taken(program, arrays, [i % size for i in range(count)])
 
 
 def _random(spec: QuantInput | GraphInput | Border, count: int) -> NDArray[Any]:
-    rng = np.random.default_rng(0)
-    shape = (count, *spec.shape)
+    rng, axis = np.random.default_rng(0), spec.batch_axis
+    shape = (*spec.shape[:axis], count, *spec.shape[axis:])
     if isinstance(spec, GraphInput):
         return rng.normal(size=shape).astype(np.float32)
     if isinstance(spec, Border) and -1 in spec.shape:
