@@ -565,6 +565,26 @@ def test_a_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in printed and name in text for name in names)
 
 
+def test_a_float_file_that_needs_the_host(tmp_path: Path) -> None:
+    """Calibrated on random numbers, as many as the file's batch allows."""
+    onnx = pytest.importorskip("onnx")
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[3, 8] x) => (float[3, 4] y) { a = MatMul (x, v)  b = Softmax (a)
+        y = MatMul (b, w) }"""
+    proto = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    for name, shape in (("v", (8, 6)), ("w", (6, 4))):
+        array = rng.normal(size=shape).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    onnx.save(proto, tmp_path / "m.onnx")
+    subject = load_subject(tmp_path / "m.onnx")
+    assert any("calibrated on random numbers" in note for note in subject.notes)
+    options = Options(against=("onnxruntime",), scenarios=("offline",), seconds=0.01, samples=3)
+    record = benchmark(subject, samples_for(subject.program, None, 3), options)
+    assert record.entries[0].dense_macs == 3 * (8 * 6 + 6 * 4)
+    assert any("Softmax" in name for name in record.entries[0].stages)
+
+
 def test_a_pipeline_of_a_fixed_batch() -> None:
     """A single stream has as few samples as the file allows; the dense form gives our integers."""
     subject = Subject(a_pipeline(batch=2), "fixed", None)
