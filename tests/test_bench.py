@@ -53,7 +53,9 @@ from pynq_bbs.errors import InputError
 from pynq_bbs.model.graph import QuantInput, QuantModel, QuantOutput, Window
 from pynq_bbs.model.recurrent import RecurrentLayer, quantise_gru, quantise_lstm
 from pynq_bbs.pack.image import pack
+from pynq_bbs.pack.pipeline import Border
 from pynq_bbs.pack.program import Program
+from test_pipeline import TOKENS, WIDTH, a_pipeline
 
 DIGITS = Path(__file__).parents[1] / "examples" / "digits" / "digits.onnx"
 
@@ -534,6 +536,93 @@ def test_a_quantised_file_is_our_integers(name: str, shape: tuple[int, ...]) -> 
     file = next(e for e in record.entries if e.name == "onnxruntime model as it is")
     exact = file.same or "ties are rounded otherwise" in file.verdict
     assert exact or (file.wrong and not onnxruntime_is_exact())
+
+
+def test_a_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its dense form, its programs and the host's nodes one by one, as text, JSON and HTML."""
+    made = a_pipeline()
+    made.save(tmp_path / "p.bbs.npz")
+    old, page = str(tmp_path / "a.json"), tmp_path / "r.html"
+    arguments = ["bench", str(tmp_path / "p.bbs.npz"), "--device", "cpu,emulated", "--seconds"]
+    arguments += ["0.05", "--samples", "4", "--against", "numpy", "--json", old]
+    assert main([*arguments, "--report", str(page)]) == 0
+    printed = capsys.readouterr().out
+    assert "left out: numpy: " in printed and "the host between its programs" in printed
+    record = Record.load(old)
+    assert {e.name for e in record.entries} == {
+        "cpu", "cpu dense", "emulated", "emulated dense"
+    }  # fmt: skip
+    assert record.model["layers"] == "2"
+    names = ["1 program windows", "2 Div n_b", "3 Tanh n_c", "4 Flatten n_d", "5 program windows",
+             "6 ConstantOfShape n_unused", "7 Shape n_shape"]  # fmt: skip
+    for entry in record.entries:
+        assert entry.same and list(entry.stages) == names
+        assert all(seconds > 0 for seconds in entry.stages.values())
+        assert entry.dense_macs == entry.samples * (TOKENS * 24 * WIDTH + 10 * 24 * TOKENS)
+        half = entry.role == "device"  # banks keep 4 of 8
+        assert sum(la.macs for la in entry.layers) == entry.dense_macs / (2 if half else 1)
+    text = page.read_text()
+    assert all(name in printed and name in text for name in names)
+
+
+def test_a_float_file_that_needs_the_host(tmp_path: Path) -> None:
+    """Calibrated on random numbers, as many as the file's batch allows."""
+    onnx = pytest.importorskip("onnx")
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[3, 8] x) => (float[3, 4] y) { a = MatMul (x, v)  b = Softmax (a)
+        y = MatMul (b, w) }"""
+    proto = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    for name, shape in (("v", (8, 6)), ("w", (6, 4))):
+        array = rng.normal(size=shape).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    onnx.save(proto, tmp_path / "m.onnx")
+    subject = load_subject(tmp_path / "m.onnx")
+    assert any("calibrated on random numbers" in note for note in subject.notes)
+    options = Options(against=("onnxruntime",), scenarios=("offline",), seconds=0.01, samples=3)
+    record = benchmark(subject, samples_for(subject.program, None, 3), options)
+    assert record.entries[0].dense_macs == 3 * (8 * 6 + 6 * 4)
+    assert any("Softmax" in name for name in record.entries[0].stages)
+
+
+def test_a_pipeline_of_a_fixed_batch() -> None:
+    """A single stream has as few samples as the file allows; the dense form gives our integers."""
+    subject = Subject(a_pipeline(batch=2), "fixed", None)
+    options = Options(scenarios=("single-stream",), seconds=0.01, samples=4)
+    record = benchmark(subject, samples_for(subject.program, None, 4), options)
+    assert [entry.samples for entry in record.entries] == [2]
+    with pytest.raises(InputError, match="batch of 2"):
+        samples_for(subject.program, None, 3)
+    opened = replace(subject.program, batch=None, inputs=[Border("in", (-1, WIDTH), "float32")])
+    with pytest.raises(InputError, match="--input"):
+        samples_for(opened, None, 3)
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU"])
+def test_a_sequence_model(op: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its steps come before its samples, its last samples are shorter; with and without samples."""
+    onnx = pytest.importorskip("onnx")
+    from test_onnx_recurrent import Cell
+
+    cell = Cell(op, steps=4, samples=6, inputs=3, units=5, initial=True, lengths=True)
+    onnx.save(cell.graph(), tmp_path / "cell.onnx")
+    np.savez(tmp_path / "x.npz", **cell.given())
+    arguments = ["bench", str(tmp_path / "cell.onnx"), "--device", "cpu,emulated", "--seconds"]
+    arguments += ["0.05", "--samples", "9", "--build", "32x4x1", "--json", str(tmp_path / "a.json")]
+    given = ["--input", str(tmp_path / "x.npz"), "--calibration", str(tmp_path / "x.npz")]
+    for more in ([], given):
+        assert main([*arguments, *more]) == 0
+        record = Record.load(tmp_path / "a.json")
+        assert {(e.name, e.scenario): e.samples for e in record.entries} == {
+            (name, scenario): samples
+            for name in ("cpu", "emulated")
+            for scenario, samples in (("single-stream", 1), ("offline", 9))
+        }
+        assert all(e.same for e in record.entries)
+    x = samples_for(load_subject(tmp_path / "cell.onnx", build="32x4x1").program, cell.given(), 9)
+    around = np.arange(9) % 6
+    np.testing.assert_array_equal(x["x"], cell.given()["x"][:, around])
+    np.testing.assert_array_equal(x["n"], cell.given()["n"][around])
 
 
 def test_nothing_to_measure(tmp_path: Path) -> None:

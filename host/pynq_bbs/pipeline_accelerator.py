@@ -20,6 +20,7 @@ from .device.session import Session, open_device
 from .device.submissions import BANKS
 from .endpoints import Described
 from .errors import InputError
+from .operators.node import HostNode
 from .pack.cycles import Memory
 from .pack.pipeline import Pipeline, Segment, Tensors, checked_inputs, run_folded, run_stages
 from .pack.program import Program
@@ -57,6 +58,7 @@ class PipelineAccelerator(Accelerator):
         self._verified = verify
         self._samples = self._batches = 0
         self._host_seconds = 0.0
+        self._stage_seconds = [0.0] * len(self._pipeline.stages)
         self._background: ThreadPoolExecutor | None = None
         self._last: Future[Any] | None = None  # that was submitted
         self._lock = Lock()  # of what two batches that are under way share
@@ -168,7 +170,17 @@ class PipelineAccelerator(Accelerator):
             runs=self._batches,
             verified_columns=self._samples if self._verified else 0,
             seconds=seconds,
+            stages=dict(zip(self._stage_names(), self._stage_seconds, strict=True)),
         )
+
+    def _stage_names(self) -> list[str]:
+        """Of the stages, each with its place, as names need not differ."""
+        return [
+            f"{place} {stage.op} {stage.name}"
+            if isinstance(stage, HostNode)
+            else f"{place} program {stage.program.name}"
+            for place, stage in enumerate(self._pipeline.stages, 1)
+        ]
 
     def close(self, *, cancel: bool = False) -> None:
         """Wait for what was submitted, free the device's memory and let go of it. May be called
@@ -196,8 +208,14 @@ class PipelineAccelerator(Accelerator):
             return results
 
         tensors = {**self._pipeline.constants, **given}
-        results = run_stages(self._pipeline.stages, tensors, list(self.outputs), run_program)
+        of_stages = [0.0] * len(self._stage_seconds)
+        results = run_stages(
+            self._pipeline.stages, tensors, list(self.outputs), run_program, of_stages
+        )
         with self._lock:
+            self._stage_seconds = [
+                a + b for a, b in zip(self._stage_seconds, of_stages, strict=True)
+            ]
             self._host_seconds += time.perf_counter() - start - on_programs
         return results
 

@@ -64,7 +64,7 @@ def compile_partition(
         elif isinstance(stage, Part):
             assert isinstance(stage.model, QuantModel)
             programs[index] = finish(prune(stage.model))
-    inputs = [_border(spec) for spec in partition.inputs]
+    inputs = [border_of(spec) for spec in partition.inputs]
     if calibrations:
         size = partition.batch or _BATCH
         batches = in_batches(calibration, lambda given: checked_inputs(inputs, given), size)
@@ -76,7 +76,7 @@ def compile_partition(
         partition.name,
         build,
         inputs,
-        [_border(spec) for spec in partition.outputs],
+        [border_of(spec) for spec in partition.outputs],
         [
             stage
             if isinstance(stage, HostNode)
@@ -88,7 +88,11 @@ def compile_partition(
     )
 
 
-def _border(spec: FileValue) -> Border:
+def border_of(spec: FileValue) -> Border:
+    """An input or output of the file, as a pipeline has it.
+
+    A dimension that the file leaves open is -1.
+    """
     shape = () if spec.shape is None else spec.shape[1:]
     return Border(spec.name, tuple(-1 if n is None else n for n in shape), spec.dtype)
 

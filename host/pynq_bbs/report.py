@@ -38,7 +38,9 @@ class Report:
     """Totals since the accelerator was opened.
 
     `cycles`, `utilisation` and `modelled_seconds` come from the cycle model of the build at the
-    board's clock and memory rate; `seconds` are measured on the host, by part.
+    board's clock and memory rate; `seconds` are measured on the host, by part. Of a pipeline
+    `stages` has those of each of its programs and of the host's nodes, in their order; what a batch
+    waits for the one before it is among a program's.
     """
 
     program: str
@@ -52,6 +54,7 @@ class Report:
     runs: int = 0
     verified_columns: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    stages: dict[str, float] = field(default_factory=dict)
 
     @property
     def cycles(self) -> float:
@@ -80,6 +83,8 @@ class Report:
         if self.cycles:  # the cpu device has no cycles to model
             parts += [self._modelled(), table(self._layer_rows())]
         parts += [self.memory] if self.memory else []
+        if self.stages and self.runs:
+            parts.append(stages_table({n: s / self.runs for n, s in self.stages.items()}))
         measured = ", ".join(f"{part} {1e6 * s:.0f}" for part, s in self.seconds.items() if s)
         return "\n".join([*parts, f"measured on this host, microseconds: {measured or 'nothing'}"])
 
@@ -128,6 +133,13 @@ def table(rows: Sequence[tuple[str, ...]]) -> str:
         for row in rows
     ]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def stages_table(seconds: dict[str, float]) -> str:
+    """The programs and the host's nodes of a pipeline, with what each takes of a run."""
+    whole = sum(seconds.values()) or 1.0
+    rows = [(name, f"{1e6 * s:.0f}", f"{s / whole:.1%}") for name, s in seconds.items()]
+    return table([("program, or node on the host", "microseconds", "share"), *rows])
 
 
 def shortened(name: str) -> str:

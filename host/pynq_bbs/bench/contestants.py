@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..accelerator import Accelerator
 from ..errors import BuildError, DeviceError
+from ..pack.pipeline import Pipeline
 from ..pack.program import Program
 from .options import Options
 from .peers import SAME, Form, library_forms
@@ -27,7 +28,7 @@ class Own:
     name: str
     role: str
     device: str
-    program: Program
+    program: Program | Pipeline
     accelerator: Accelerator
 
 
@@ -39,7 +40,7 @@ def open_devices(
     cleanup: ExitStack,
 ) -> list[Own]:
     """Ours, those that can run `one` sample."""
-    programs = [("device", "", subject.program)]
+    programs: list[tuple[str, str, Program | Pipeline]] = [("device", "", subject.program)]
     if subject.dense:
         programs.append(("dense", " dense", subject.dense))
     elif "dense" in options.against:

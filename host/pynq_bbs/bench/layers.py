@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 from ..builds import Build
 from ..cpu.device import linear_ops
 from ..pack.cycles import Memory
+from ..pack.pipeline import Pipeline, Segment
 from ..pack.program import PackedLayer, Program
 from ..report import LayerReport, Report
 from .record import LayerFigures, Modelled
 
 
 def clocks(report: Report) -> NDArray[np.float64]:
-    """Runs, and measured seconds of all parts and layers, since the accelerator was opened."""
+    """Runs, and measured seconds of parts, stages and layers, since the accelerator was opened."""
     layers = (layer.seconds for layer in report.layers)
-    return np.array([report.runs, *report.seconds.values(), *layers], np.float64)
+    parts, stages = report.seconds.values(), report.stages.values()
+    return np.array([report.runs, *parts, *stages, *layers], np.float64)
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Cost:
 
     parts: dict[str, float]
     layers: list[LayerReport]
+    stages: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def between(cls, before: Report, after: Report, stamps: Sequence[NDArray[np.float64]]) -> Cost:
@@ -36,7 +39,10 @@ class Cost:
         spent = np.diff([clocks(before), *stamps], axis=0)
         seconds = np.median(spent[:, 1:] / spent[:, :1], axis=0)
         parts = dict(zip(after.seconds, seconds.tolist(), strict=False))
-        of_layers = seconds[len(after.seconds) :].tolist()
+        _, of_stages, of_layers = np.split(
+            seconds, np.cumsum([len(after.seconds), len(after.stages)])
+        )
+        stages = dict(zip(after.stages, of_stages.tolist(), strict=True))
         runs = after.runs - before.runs
         layers = [
             replace(
@@ -46,24 +52,28 @@ class Cost:
                 bytes=(new.bytes - old.bytes) // runs,
                 seconds=own,
             )
-            for old, new, own in zip(before.layers, after.layers, of_layers, strict=True)
+            for old, new, own in zip(before.layers, after.layers, of_layers.tolist(), strict=True)
         ]
-        return cls({part: s for part, s in parts.items() if s > 0}, layers)
+        return cls({part: s for part, s in parts.items() if s > 0}, layers, stages)
 
-    def figures(self, program: Program, samples: int, *, cpu: bool) -> list[LayerFigures]:
+    def figures(
+        self, program: Program | Pipeline, samples: int, *, cpu: bool
+    ) -> list[LayerFigures]:
         """By layer, of a query of so many samples; bytes on the cpu device are what its kernels
         read and write, else what the cycle model counts."""
         return [
             LayerFigures(
                 packed.name,
-                macs=samples * _places(packed, program) * _executed(packed),
-                dense_macs=samples * _places(packed, program) * _dense(packed),
-                bytes=_cpu_bytes(packed, program, samples) if cpu else layer.bytes,
+                macs=count * _places(packed, part) * _executed(packed),
+                dense_macs=count * _places(packed, part) * _dense(packed),
+                bytes=_cpu_bytes(packed, part, count) if cpu else layer.bytes,
                 seconds=layer.seconds if cpu else None,
                 cycles=None if cpu else layer.cycles,
                 busy=None if cpu else layer.utilisation,
             )
-            for packed, layer in zip(program.layers, self.layers, strict=True)
+            for (packed, part, count), layer in zip(
+                _layers(program, samples), self.layers, strict=True
+            )
         ]
 
     def modelled(self, build: Build, board: str, memory: Memory) -> Modelled:
@@ -78,9 +88,19 @@ class Cost:
         )
 
 
-def dense_macs(program: Program, samples: int) -> float:
+def dense_macs(program: Program | Pipeline, samples: int) -> float:
     """Products of so many samples if no weight were zero."""
-    return sum(samples * _places(la, program) * _dense(la) for la in program.layers)
+    layers = _layers(program, samples)
+    return sum(count * _places(la, part) * _dense(la) for la, part, count in layers)
+
+
+def _layers(
+    program: Program | Pipeline, samples: int
+) -> Iterator[tuple[PackedLayer, Program, int]]:
+    """Every layer, its program, and the samples of that one in so many of the whole."""
+    for segment in program.segments if isinstance(program, Pipeline) else [Segment(program)]:
+        for layer in segment.program.layers:
+            yield layer, segment.program, samples * segment.places
 
 
 def _places(layer: PackedLayer, program: Program) -> int:

@@ -54,7 +54,12 @@ def _session(model: Any, threads: int) -> Any:
 def _as_it_is(model: str, threads: int) -> Form:
     session = _session(model, threads)
     inputs, outputs = session.get_inputs(), [o.name for o in session.get_outputs()]
-    one_by_one = any(isinstance(i.shape[0], int) for i in inputs if i.shape)
+    # Where the second is open, it is that of the samples: they stand behind the steps.
+    one_by_one = any(
+        isinstance(i.shape[0], int) and not any(isinstance(n, str) for n in i.shape[1:2])
+        for i in inputs
+        if i.shape
+    )
 
     def run_all(feeds: Mapping[str, Any]) -> dict[str, Any]:
         return dict(zip(outputs, session.run(None, dict(feeds)), strict=True))

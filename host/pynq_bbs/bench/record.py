@@ -59,6 +59,7 @@ class Entry:
         joules: of all that the machine did meanwhile; None is unknown.
         emulated: the time is an emulator's, which says nothing about a board.
         parts, layers, modelled: of our own devices; measured seconds of the parts of a run.
+        stages: the same of the programs and the host's nodes of a pipeline.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Entry:
     emulated: bool = False
     parts: dict[str, float] = field(default_factory=dict)
     layers: list[LayerFigures] = field(default_factory=list)
+    stages: dict[str, float] = field(default_factory=dict)
     modelled: Modelled | None = None
 
     @property

@@ -232,7 +232,21 @@ def _host(record: Record) -> list[str]:
         f"<p>{words}</p>",
         stacked("parts of a run", chart) if chart else "",
         _table(["candidate", *names], rows),
+        *_stages(own),
     ]
+
+
+def _stages(own: Sequence[Entry]) -> list[str]:
+    """The programs and the host's nodes of a pipeline."""
+    own = [entry for entry in own if entry.stages]
+    if not own:
+        return []
+    head = ["program, or node on the host", *(f"{e.name}, {e.scenario}" for e in own)]
+    rows: list[Row] = [
+        ("", [shortened(name), *(seconds_text(e.stages[name]) for e in own)])
+        for name in own[0].stages
+    ]
+    return ["<p>The same by program and by node between them:</p>", _table(head, rows)]
 
 
 def _about(record: Record) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..report import table
+from ..report import stages_table, table
 from .record import Entry, Record
 
 _SCALES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (0.0, "ns"))
@@ -17,6 +17,12 @@ def text_report(record: Record) -> str:
     for scenario, entries in record.scenarios().items():
         rows = [HEAD, *(row(entry, entries) for entry in entries)]
         parts.append(f"{scenario}, {query_text(entries[0])}:\n{table(rows)}\n{_outputs(entries)}")
+        parts += [
+            f"{e.name}, measured{', the emulator for the engine' * e.emulated}:\n"
+            f"{stages_table(e.stages)}"
+            for e in entries
+            if e.stages
+        ]
     parts.append(
         "~ is modelled, not measured: the engine alone on a board, without the host; all else is "
         "measured on this machine.\nGOPS are dense-equivalent, 2 x products over the time as if no "

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..boards import load_board
 from ..pack.cycles import Memory
+from ..pack.pipeline import Pipeline
 from ..pack.program import Program
 from .contestants import Own, open_devices, open_peers
 from .layers import Cost, clocks, dense_macs
@@ -39,7 +40,7 @@ from .peers import (
 )
 from .power import Meter, find_meter
 from .record import Entry, Record
-from .subject import Subject
+from .subject import Subject, batch_of, programs_of, samples_in, taken
 
 #: Turns of an emulator, whose own time is of no interest: enough to say what it was.
 _EMULATOR_TURNS = 1
@@ -68,12 +69,13 @@ def benchmark(
     missing: dict[str, str] = {}
     entries: list[Entry] = []
     with ExitStack() as cleanup:
-        one = _queries("single-stream", x)[0]
+        one = _queries("single-stream", x, subject.program)[0]
         own = open_devices(subject, options, one, missing, cleanup)
         forms = open_peers(subject, options, one, missing)
         for scenario in options.scenarios:
             told = partial(progress, scenario) if progress else None
-            bench = _Scenario(scenario, subject, options, own, forms, _queries(scenario, x))
+            queries = _queries(scenario, x, subject.program)
+            bench = _Scenario(scenario, subject, options, own, forms, queries)
             entries += bench.entries(meter, told)
     return Record(
         datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -99,7 +101,7 @@ def _about(subject: Subject) -> dict[str, str]:
         "file": subject.file,
         "name": program.name,
         "build": program.build.name,
-        "layers": str(len(program.layers)),
+        "layers": str(sum(len(part.layers) for part in programs_of(program))),
         "sparsity": f"{program.sparsity:.1%}",
         "bytes of weights and indices": str(program.weight_bytes),
         "of the dense mode": str(subject.dense.weight_bytes) if subject.dense else "the same",
@@ -114,11 +116,15 @@ def _offered(forms: dict[str, list[Form]]) -> list[str]:
     ]
 
 
-def _queries(scenario: str, x: dict[str, NDArray[Any]]) -> list[dict[str, NDArray[Any]]]:
+def _queries(
+    scenario: str, x: dict[str, NDArray[Any]], program: Program | Pipeline
+) -> list[dict[str, NDArray[Any]]]:
+    """Of a single stream as few samples each as the model takes."""
     if scenario == "offline":
         return [x]
-    samples = len(next(iter(x.values())))
-    return [{name: v[i : i + 1] for name, v in x.items()} for i in range(samples)]
+    step = batch_of(program)
+    starts = range(0, samples_in(program, x), step)
+    return [taken(program, x, range(start, start + step)) for start in starts]
 
 
 @dataclass
@@ -135,7 +141,7 @@ class _Scenario:
     @property
     def samples(self) -> int:
         """Of a query."""
-        return len(next(iter(self.queries[0].values())))
+        return samples_in(self.subject.program, self.queries[0])
 
     def entries(self, meter: Meter | None, progress: Callable[[float], None] | None) -> list[Entry]:
         """Measure, and put together what was found."""
@@ -172,12 +178,13 @@ class _Scenario:
 
     def _candidate(self, own: Own, stamps: list[NDArray[np.float64]]) -> Candidate:
         """One of ours, its clocks behind every run put into `stamps`."""
+        pipeline = isinstance(own.program, Pipeline)  # whose report is made anew
         report = own.accelerator.report()
         return Candidate(
             own.name,
             self._asks(own.accelerator.run),
             _EMULATOR_TURNS if own.device == EMULATED else 0,
-            lambda: stamps.append(clocks(report)),
+            lambda: stamps.append(clocks(own.accelerator.report() if pipeline else report)),
         )
 
     def _asks(self, run: Callable[[Any], Any]) -> Callable[[int], Any]:
@@ -204,6 +211,7 @@ class _Scenario:
             entry,
             emulated=own.device == EMULATED,
             parts=cost.parts,
+            stages=cost.stages,
             layers=cost.figures(own.program, self.samples, cpu=cpu),
             modelled=None
             if cpu
@@ -211,8 +219,10 @@ class _Scenario:
         )
 
 
-def _rounding(program: Program) -> Rounding:
+def _rounding(program: Program | Pipeline) -> Rounding:
     """Of the outputs, where all are INT8 and have no functions behind them; sums are exact."""
+    if isinstance(program, Pipeline):
+        return Rounding(0.0, True)
     unit, deep = 0.0, len(program.layers) > 1
     for output in program.outputs:
         if output.functions or program.tensors[output.tensor].bits > 8:

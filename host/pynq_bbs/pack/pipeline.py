@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from time import perf_counter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -85,7 +86,12 @@ class Pipeline:
 
     @property
     def programs(self) -> list[Program]:
-        return [stage.program for stage in self.stages if isinstance(stage, Segment)]
+        return [segment.program for segment in self.segments]
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The stages that are programs."""
+        return [stage for stage in self.stages if isinstance(stage, Segment)]
 
     @property
     def weight_bytes(self) -> int:
@@ -136,20 +142,25 @@ def run_stages(
     tensors: Tensors,
     wanted: Sequence[str],
     run_program: Callable[[int, Tensors], Tensors],
+    seconds: list[float] | None = None,
 ) -> Tensors:
     """The `wanted` tensors, from those that there are before the first stage.
 
     Args:
         stages: nodes of the host, and others that name their `inputs` and `outputs`.
         run_program: gives the outputs of such another one, of which it gets the index.
+        seconds: of each stage, to which the time it takes is added.
     """
     last = {name: index for index, stage in enumerate(stages) for name in stage.inputs}
     tensors = dict(tensors)
     for index, stage in enumerate(stages):
+        start = perf_counter()
         if isinstance(stage, HostNode):
             tensors.update(stage.run(tensors))
         else:
             tensors.update(run_program(index, {name: tensors[name] for name in stage.inputs}))
+        if seconds is not None:
+            seconds[index] += perf_counter() - start
         for name in (*stage.inputs, *stage.outputs):  # what nothing needs any more goes
             if last.get(name, index) <= index and name not in wanted:
                 tensors.pop(name, None)
