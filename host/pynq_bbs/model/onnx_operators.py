@@ -61,7 +61,7 @@ from .onnx_quantised import (
     quantize_linear,
     requantised,
 )
-from .onnx_recurrent import gru, lstm
+from .onnx_recurrent import dynamic_quantize_lstm, gru, lstm
 from .onnx_reshape import flatten, reshape, shape_of, squeeze, transpose, unsqueeze
 from .onnx_values import Dequantise, Lengths, UnsupportedNode, Value
 from .onnx_windows import (
@@ -189,13 +189,13 @@ OPERATORS: dict[str, tuple[Reader, str, str]] = {
 
 #: Operators for which the batch may be any axis; for the others it is the first.
 BATCH_ANYWHERE = FUNCTIONS | {
-    "LSTM", "GRU", "Gather", "Concat", "Split", "Slice", "MatMul", "Add", "Sub", "Mul", "Div",
-    "Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Shape", "Identity",
-    "Dropout",
+    "LSTM", "GRU", "DynamicQuantizeLSTM", "Gather", "Concat", "Split", "Slice", "MatMul", "Add",
+    "Sub", "Mul", "Div", "Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Shape",
+    "Identity", "Dropout", "QuantizeLinear", "DequantizeLinear",
 }  # fmt: skip
 
 #: Operators that may give more than one output.
-SEVERAL_OUTPUTS = {"LSTM", "GRU", "Split", "DynamicQuantizeLinear"}
+SEVERAL_OUTPUTS = {"LSTM", "GRU", "DynamicQuantizeLSTM", "Split", "DynamicQuantizeLinear"}
 
 #: The same of domain com.microsoft.
 MICROSOFT: dict[str, tuple[Reader, str, str]] = {
@@ -214,6 +214,7 @@ MICROSOFT: dict[str, tuple[Reader, str, str]] = {
     ),
     "QLinearLeakyRelu": (_between_integers(leaky_relu), ENGINE, "table of the layer before it"),
     "QLinearSoftmax": (_between_integers(_meant_softmax), HOST, "applied to the model's output"),
+    "DynamicQuantizeLSTM": (dynamic_quantize_lstm, ENGINE, "recurrent layer"),
     "QLinearAveragePool": (qlinear_average_pool, ENGINE, "pooling"),
     "QLinearGlobalAveragePool": (qlinear_global_average_pool, ENGINE, "pooling"),
     "QuantizeLinear": (quantize_linear, ENGINE, "requantisation of the layer before it"),
