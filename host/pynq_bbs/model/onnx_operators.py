@@ -132,6 +132,14 @@ def _meant_softmax(context: Context, node: FileNode, inputs: list[Operand]) -> V
     return softmax(replace(context, opset=node.attributes.get("opset", 13)), node, inputs)
 
 
+def _unconverted(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
+    """What is left of QONNX says what is wrong with it."""
+    raise UnsupportedNode(
+        "QONNX's Quant is supported with constants: a scale a tensor or a channel, zero point 0, "
+        "2 to 8 bits"
+    )
+
+
 #: operator -> function, where it runs, what `check_onnx` says of it
 OPERATORS: dict[str, tuple[Reader, str, str]] = {
     "Gemm": (gemm, ENGINE, "linear layer"),
@@ -220,3 +228,6 @@ MICROSOFT: dict[str, tuple[Reader, str, str]] = {
     "QuantizeLinear": (quantize_linear, ENGINE, "requantisation of the layer before it"),
     "DequantizeLinear": (dequantize_linear, ENGINE, "scale of what follows"),
 }
+
+#: The same of QONNX's domains, of nodes that are in no other form.
+QONNX: dict[str, tuple[Reader, str, str]] = {"Quant": (_unconverted, HOST, "")}
