@@ -83,13 +83,13 @@ def quantised(plan: Plan, base: Hidden | AtStep | Join, inner: str, steps: Steps
     return replace(copied(output, inner, shape), name=plan.layer(base), table=table)
 
 
-def at_step(plan: Plan, base: AtStep, steps: Steps) -> tuple[View, list[QuantLayer]]:
+def at_step(plan: Plan, base: AtStep, steps: Steps) -> tuple[list[QuantLayer], View]:
     """One step of hidden values, and what quantises it."""
     if fixed_scale(base) is None:
         raise Refusal("takes a step of what is not the hidden values of a recurrent layer")
     inner = plan.unnamed(base) if steps else plan.tensor(base, ())
     view = graph.AtStep(plan.tensor(base.source, ()), inner, base.step)
-    return view, [quantised(plan, base, inner, steps)] if steps else []
+    return [quantised(plan, base, inner, steps)] if steps else [], view
 
 
 def joined(plan: Plan, base: Join, steps: Steps) -> list[QuantLayer]:

@@ -24,7 +24,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import ModelError
-from . import onnx_integer_steps
+from . import onnx_integer_steps, onnx_integer_views
 from .arithmetic import (
     Scale,
     multiplier,
@@ -32,22 +32,19 @@ from .arithmetic import (
     sum_of,
     sum_scale,
 )
+from .graph import Constant as Tensor
 from .graph import (
-    Concat,
     Float,
     Function,
     QuantInput,
     QuantLayer,
     QuantModel,
     QuantOutput,
-    Slice,
     View,
     image_shape,
 )
-from .graph import Constant as Tensor
-from .moving import concatenated, rescaled
+from .moving import rescaled
 from .onnx_numbers import (
-    UNJOINED,
     UNQUANTISED,
     Int8,
     Refusal,
@@ -183,16 +180,20 @@ class _Integers:
             if isinstance(operator, Join):
                 if operator.steps > 1 or fixed_scale(operator) is not None:
                     return onnx_integer_steps.joined(self.plan, operator, steps)
-                return self._join(operator, steps)
+                layers, view = onnx_integer_views.joined(self.plan, operator, steps)
+                self.views.append(view)
+                return layers
             if isinstance(operator, Part):
-                return self._part(operator, steps)
+                layers, view = onnx_integer_views.part(self.plan, operator, steps)
+                self.views.append(view)
+                return layers
             if isinstance(operator, Hidden):
                 inner = self.plan.tensor(operator, ())
                 if not steps:
                     return []
                 return [onnx_integer_steps.quantised(self.plan, operator, inner, steps)]
             if isinstance(operator, AtStep):
-                view, layers = onnx_integer_steps.at_step(self.plan, operator, steps)
+                layers, view = onnx_integer_steps.at_step(self.plan, operator, steps)
                 self.views.append(view)
                 return layers
             assert isinstance(operator, Pool)
@@ -276,43 +277,6 @@ class _Integers:
         weights = np.ones((channels, 1, *window.kernel), np.int8)
         layer = self._plain(pool, pool.source, steps, weights, zero_point)
         return replace(layer, window=window, groups=channels)
-
-    def _join(self, join: Join, steps: Steps) -> list[QuantLayer]:
-        one: Scale = np.float32(1), 0
-        if join.dtype == "float32":
-            scales = [(x.scale, x.zero_point) for x in map(scale_of, join.sources)]
-            if not steps:
-                raise Refusal(UNJOINED)
-            y, table = requantised(steps)
-        else:
-            scales = [one] * len(join.sources)
-            y, table = one, later_table(steps)
-        output = self.plan.tensor(join, steps)
-        parts = [
-            (self._tensor(source), image_shape(source.base.shape), x)
-            for source, x in zip(join.sources, scales, strict=True)
-        ]
-        if table is None:
-            layers, view = concatenated(output, parts, y)
-        else:
-            layers = [
-                replace(rescaled(f"{output}:{i}", *part, y), table=table)
-                for i, part in enumerate(parts)
-            ]
-            view = Concat(tuple(layer.output for layer in layers), output)
-        self.views.append(view)
-        return layers
-
-    def _part(self, part: Part, steps: Steps) -> list[QuantLayer]:
-        if part.dtype == "float32":
-            raise Refusal(UNQUANTISED)
-        output, table = self.plan.tensor(part, steps), later_table(steps)
-        view = output if table is None else f"{output}:0"
-        shape = image_shape(part.shape)
-        self.views.append(Slice(self._tensor(part.source), view, part.first, shape))
-        if table is None:
-            return []
-        return [replace(rescaled(output, view, shape), table=table)]
 
     def _sum(self, base: Sum, steps: Steps) -> list[QuantLayer] | None:
         scales = [(x.scale, x.zero_point) for x in map(scale_of, base.sources)]
