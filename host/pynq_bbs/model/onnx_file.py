@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ModelError
+from .onnx_qonnx import converted
 
 #: Operators are defined here as they are from this version of the ONNX operator set on.
 MIN_OPSET = 7
@@ -79,9 +80,13 @@ def read_graph(source: Any) -> FileGraph:
         ) from None
     model, folder = _parse(onnx, source)
     _load_external(onnx, model, folder)
-    graph = model.graph
-    _sort(graph)
+    _sort(model.graph)
     _check(onnx, model)
+    plain = converted(model)
+    if plain is not model:
+        model = plain
+        _sort(model.graph)
+        _check(onnx, model)
     opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
     if opset < MIN_OPSET:
         raise ModelError(

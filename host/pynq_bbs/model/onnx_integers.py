@@ -24,6 +24,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import ModelError
+from . import onnx_integer_steps, onnx_integer_views
 from .arithmetic import (
     Scale,
     multiplier,
@@ -31,20 +32,18 @@ from .arithmetic import (
     sum_of,
     sum_scale,
 )
+from .graph import Constant as Tensor
 from .graph import (
-    Concat,
     Float,
     Function,
     QuantInput,
     QuantLayer,
     QuantModel,
     QuantOutput,
-    Slice,
     View,
     image_shape,
 )
-from .graph import Constant as Tensor
-from .moving import concatenated, rescaled
+from .moving import rescaled
 from .onnx_numbers import (
     UNQUANTISED,
     Int8,
@@ -52,6 +51,7 @@ from .onnx_numbers import (
     Steps,
     bias_of,
     finer,
+    fixed_scale,
     functions_of,
     host_functions,
     integer_weights,
@@ -76,8 +76,11 @@ from .onnx_values import (
     Quantise,
     Sum,
     Value,
+    shown_parts,
+    steps_of,
 )
 from .pooling import average_pool
+from .recurrent import RecurrentLayer
 
 
 def integer_model(reading: Reading) -> QuantModel:
@@ -94,10 +97,11 @@ class _Integers:
     def __init__(self, reading: Reading) -> None:
         self.reading = reading
         self.plan = Plan(reading, split)
-        self.layers: list[QuantLayer] = []
+        self.layers: list[QuantLayer | RecurrentLayer] = []
         self.constants: list[Tensor] = []
         self.views: list[View] = []
         self.sums: dict[Operator, Float] = {}  # scale of the sums of every layer
+        self.starts = onnx_integer_steps.start_scales(self.plan)
 
     def run(self) -> QuantModel:
         inputs = []
@@ -108,18 +112,25 @@ class _Integers:
                 except Refusal as problem:
                     self._report("input", base.name, problem)
         for operator in self.plan.operators:
+            if isinstance(operator, Hidden) and operator.kind == "y":
+                self._recurrent(operator)
             for steps in self.plan.forms[operator]:
                 layers = self._layers(operator, steps)
                 if layers is None:
                     break
                 self.layers += layers
         self.reading.refuse()
-        outputs = [self._output(name, value) for name, value in self.reading.outputs.items()]
+        outputs = [
+            self._output(name, part)
+            for name, value in self.reading.outputs.items()
+            for part in shown_parts(value)
+        ]
         return QuantModel(
             self.reading.name,
             inputs,
             self.layers,
             outputs,
+            self.reading.lengths,
             views=self.views,
             constants=self.constants,
         )
@@ -130,8 +141,11 @@ class _Integers:
     def _input(self, base: ModelInput, steps: Steps) -> QuantInput:
         plain = QuantInput(
             base.name, self.plan.tensor(base, steps), base.given, base.dtype, np.float32(1), 0,
-            arrangement=base.arrangement, tensor_shape=base.shape, batch_axis=base.batch,
+            steps=base.steps, bits=16 if base.state_bits else 8, arrangement=base.arrangement,
+            tensor_shape=base.shape, batch_axis=base.batch, first=base.first,
         )  # fmt: skip
+        if base in self.starts and not steps:
+            return replace(plain, scale=self.starts[base])
         if base.dtype != "float32":
             if steps:
                 raise Refusal("its integers are requantised before any layer reads them")
@@ -164,11 +178,24 @@ class _Integers:
             if isinstance(operator, Sum):
                 return self._sum(operator, steps)
             if isinstance(operator, Join):
-                return self._join(operator, steps)
+                if operator.steps > 1 or fixed_scale(operator) is not None:
+                    return onnx_integer_steps.joined(self.plan, operator, steps)
+                layers, view = onnx_integer_views.joined(self.plan, operator, steps)
+                self.views.append(view)
+                return layers
             if isinstance(operator, Part):
-                return self._part(operator, steps)
-            if isinstance(operator, (Hidden, AtStep)):
-                raise Refusal("LSTM and GRU are supported in float models, which bbs quantises")
+                layers, view = onnx_integer_views.part(self.plan, operator, steps)
+                self.views.append(view)
+                return layers
+            if isinstance(operator, Hidden):
+                inner = self.plan.tensor(operator, ())
+                if not steps:
+                    return []
+                return [onnx_integer_steps.quantised(self.plan, operator, inner, steps)]
+            if isinstance(operator, AtStep):
+                layers, view = onnx_integer_steps.at_step(self.plan, operator, steps)
+                self.views.append(view)
+                return layers
             assert isinstance(operator, Pool)
             if operator.maximum:
                 return [self._maximum(operator, steps)]
@@ -176,6 +203,12 @@ class _Integers:
         except (Refusal, ModelError) as problem:
             self._report("node", operator.node, problem)
             return None
+
+    def _recurrent(self, hidden: Hidden) -> None:
+        try:
+            self.layers.append(onnx_integer_steps.recurrent(self.plan, hidden.cells))
+        except (Refusal, ModelError) as problem:
+            self._report("node", hidden.node, problem)
 
     def _plain(
         self, operator: Operator, source: Value, steps: Steps, weights: Int8, zero_point: int
@@ -245,46 +278,6 @@ class _Integers:
         layer = self._plain(pool, pool.source, steps, weights, zero_point)
         return replace(layer, window=window, groups=channels)
 
-    def _join(self, join: Join, steps: Steps) -> list[QuantLayer]:
-        one: Scale = np.float32(1), 0
-        if join.dtype == "float32":
-            scales = [(x.scale, x.zero_point) for x in map(scale_of, join.sources)]
-            if not steps:
-                raise Refusal(
-                    "its inputs have different scales and its result is not quantised; put "
-                    "QuantizeLinear behind it"
-                )
-            y, table = requantised(steps)
-        else:
-            scales = [one] * len(join.sources)
-            y, table = one, later_table(steps)
-        output = self.plan.tensor(join, steps)
-        parts = [
-            (self._tensor(source), image_shape(source.base.shape), x)
-            for source, x in zip(join.sources, scales, strict=True)
-        ]
-        if table is None:
-            layers, view = concatenated(output, parts, y)
-        else:
-            layers = [
-                replace(rescaled(f"{output}:{i}", *part, y), table=table)
-                for i, part in enumerate(parts)
-            ]
-            view = Concat(tuple(layer.output for layer in layers), output)
-        self.views.append(view)
-        return layers
-
-    def _part(self, part: Part, steps: Steps) -> list[QuantLayer]:
-        if part.dtype == "float32":
-            raise Refusal(UNQUANTISED)
-        output, table = self.plan.tensor(part, steps), later_table(steps)
-        view = output if table is None else f"{output}:0"
-        shape = image_shape(part.shape)
-        self.views.append(Slice(self._tensor(part.source), view, part.first, shape))
-        if table is None:
-            return []
-        return [replace(rescaled(output, view, shape), table=table)]
-
     def _sum(self, base: Sum, steps: Steps) -> list[QuantLayer] | None:
         scales = [(x.scale, x.zero_point) for x in map(scale_of, base.sources)]
         first = next((i for i, s in enumerate(steps) if isinstance(s, Quantise)), None)
@@ -336,8 +329,11 @@ class _Integers:
         steps, reader = split(value)
         output = QuantOutput(
             name, self.plan.tensor(value.base, steps), value.shape, value.dtype,
-            arrangement=value.arrangement, batch_axis=value.batch,
+            steps=steps_of(value.base), arrangement=value.arrangement, batch_axis=value.batch,
         )  # fmt: skip
+        fixed = None if steps else fixed_scale(value.base)
+        if fixed is not None:
+            return replace(output, scale=np.array([fixed]), functions=host_functions(reader))
         if not steps and value.base in self.sums:
             assert isinstance(value.base, (Linear, Pool))
             if value.dtype == "int32":

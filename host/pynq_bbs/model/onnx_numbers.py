@@ -8,7 +8,18 @@ from numpy.typing import NDArray
 
 from .arithmetic import Scale, clamp_table, function_table, integer_bias, sum_scale, then
 from .graph import Float, Function
-from .onnx_values import Constant, Dequantise, Quantise, Step, Value
+from .onnx_values import (
+    AtStep,
+    Base,
+    Constant,
+    Dequantise,
+    Hidden,
+    Join,
+    Quantise,
+    Step,
+    Value,
+)
+from .recurrent import CELL_BITS, HIDDEN_SCALE, UNIT_BITS
 
 Steps = tuple[Step, ...]
 Int8 = NDArray[np.int8]
@@ -26,6 +37,11 @@ _LARGEST = 127
 UNQUANTISED = (
     "its input is not quantised; put QuantizeLinear and DequantizeLinear right before it, behind "
     "any function"
+)
+
+#: What a Concat lacks.
+UNJOINED = (
+    "its inputs have different scales and its result is not quantised; put QuantizeLinear behind it"
 )
 
 
@@ -46,10 +62,29 @@ def split(value: Value) -> tuple[Steps, Steps]:
 
 def scale_of(source: Value) -> Dequantise:
     """Scale and zero point of what a layer reads."""
-    _, reader = split(source)
+    steps, reader = split(source)
+    fixed = None if steps or reader else fixed_scale(source.base)
+    if fixed is not None:
+        return Dequantise(fixed, 0)
     if len(reader) != 1 or not isinstance(reader[0], Dequantise):
         raise Refusal(UNQUANTISED)
     return reader[0]
+
+
+def fixed_scale(base: Base) -> np.float32 | None:
+    """The scale of hidden values of recurrent layers, and of what only moves them, or of last
+    states, which is no choice of the file's; None for anything else."""
+    if isinstance(base, Hidden):
+        if base.kind != "y_state":
+            return HIDDEN_SCALE
+        bits = CELL_BITS if base.cells.weights.kind == "lstm" else UNIT_BITS
+        return np.float32(2.0**-bits)
+    if isinstance(base, AtStep):
+        return fixed_scale(base.source)
+    if isinstance(base, Join) and base.dtype == "float32":
+        found = {None if s.steps else fixed_scale(s.base) for s in base.sources}
+        return HIDDEN_SCALE if found == {HIDDEN_SCALE} else None
+    return None
 
 
 def requantised(steps: Steps) -> tuple[Scale, Int8 | None]:

@@ -61,7 +61,7 @@ from .onnx_quantised import (
     quantize_linear,
     requantised,
 )
-from .onnx_recurrent import gru, lstm
+from .onnx_recurrent import dynamic_quantize_lstm, gru, lstm
 from .onnx_reshape import flatten, reshape, shape_of, squeeze, transpose, unsqueeze
 from .onnx_values import Dequantise, Lengths, UnsupportedNode, Value
 from .onnx_windows import (
@@ -132,6 +132,14 @@ def _meant_softmax(context: Context, node: FileNode, inputs: list[Operand]) -> V
     return softmax(replace(context, opset=node.attributes.get("opset", 13)), node, inputs)
 
 
+def _unconverted(context: Context, node: FileNode, inputs: list[Operand]) -> Value:
+    """What is left of QONNX says what is wrong with it."""
+    raise UnsupportedNode(
+        "QONNX's Quant is supported with constants: a scale a tensor or a channel, zero point 0, "
+        "2 to 8 bits"
+    )
+
+
 #: operator -> function, where it runs, what `check_onnx` says of it
 OPERATORS: dict[str, tuple[Reader, str, str]] = {
     "Gemm": (gemm, ENGINE, "linear layer"),
@@ -189,13 +197,13 @@ OPERATORS: dict[str, tuple[Reader, str, str]] = {
 
 #: Operators for which the batch may be any axis; for the others it is the first.
 BATCH_ANYWHERE = FUNCTIONS | {
-    "LSTM", "GRU", "Gather", "Concat", "Split", "Slice", "MatMul", "Add", "Sub", "Mul", "Div",
-    "Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Shape", "Identity",
-    "Dropout",
+    "LSTM", "GRU", "DynamicQuantizeLSTM", "Gather", "Concat", "Split", "Slice", "MatMul", "Add",
+    "Sub", "Mul", "Div", "Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Shape",
+    "Identity", "Dropout", "QuantizeLinear", "DequantizeLinear",
 }  # fmt: skip
 
 #: Operators that may give more than one output.
-SEVERAL_OUTPUTS = {"LSTM", "GRU", "Split", "DynamicQuantizeLinear"}
+SEVERAL_OUTPUTS = {"LSTM", "GRU", "DynamicQuantizeLSTM", "Split", "DynamicQuantizeLinear"}
 
 #: The same of domain com.microsoft.
 MICROSOFT: dict[str, tuple[Reader, str, str]] = {
@@ -214,8 +222,12 @@ MICROSOFT: dict[str, tuple[Reader, str, str]] = {
     ),
     "QLinearLeakyRelu": (_between_integers(leaky_relu), ENGINE, "table of the layer before it"),
     "QLinearSoftmax": (_between_integers(_meant_softmax), HOST, "applied to the model's output"),
+    "DynamicQuantizeLSTM": (dynamic_quantize_lstm, ENGINE, "recurrent layer"),
     "QLinearAveragePool": (qlinear_average_pool, ENGINE, "pooling"),
     "QLinearGlobalAveragePool": (qlinear_global_average_pool, ENGINE, "pooling"),
     "QuantizeLinear": (quantize_linear, ENGINE, "requantisation of the layer before it"),
     "DequantizeLinear": (dequantize_linear, ENGINE, "scale of what follows"),
 }
+
+#: The same of QONNX's domains, of nodes that are in no other form.
+QONNX: dict[str, tuple[Reader, str, str]] = {"Quant": (_unconverted, HOST, "")}

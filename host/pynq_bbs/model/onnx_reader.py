@@ -18,8 +18,10 @@ from .onnx_operators import (
     HOST,
     MICROSOFT,
     OPERATORS,
+    QONNX,
     SEVERAL_OUTPUTS,
 )
+from .onnx_qonnx import DOMAINS
 from .onnx_sequences import batch_axes, is_recurrent, length_inputs
 from .onnx_values import (
     Base,
@@ -42,7 +44,12 @@ _INPUT_TYPES = ("float32", "int8", "uint8")
 _OUTPUT_TYPES = (*_INPUT_TYPES, "int32")
 
 #: The engine's operators by domain.
-OPERATOR_TABLES = {"": OPERATORS, "ai.onnx": OPERATORS, "com.microsoft": MICROSOFT}
+OPERATOR_TABLES = {
+    "": OPERATORS,
+    "ai.onnx": OPERATORS,
+    "com.microsoft": MICROSOFT,
+    **dict.fromkeys(DOMAINS, QONNX),
+}
 
 #: A tensor by what it is: two names for the same thing share it.
 Key = tuple[Base, tuple[Step, ...]]

@@ -12,6 +12,7 @@ from .onnx_file import FileNode
 from .onnx_operands import Context, Operand, constant, floats, optional, result, shown, source
 from .onnx_values import (
     Cells,
+    Constant,
     Hidden,
     Join,
     Lengths,
@@ -26,8 +27,8 @@ from .recurrent import CELL_BITS, UNIT_BITS
 from .recurrent_floats import RecurrentWeights
 
 _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
-_GATES = {"LSTM": 4, "GRU": 3}
-_ACTIVATIONS = {"LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"]}
+_GATES = {"lstm": 4, "gru": 3}
+_ACTIVATIONS = {"lstm": ["sigmoid", "tanh", "tanh"], "gru": ["sigmoid", "tanh"]}
 
 
 def lstm(context: Context, node: FileNode, inputs: list[Operand]) -> list[Value]:
@@ -36,16 +37,42 @@ def lstm(context: Context, node: FileNode, inputs: list[Operand]) -> list[Value]
         raise UnsupportedNode("it has peepholes (P); without them it is supported")
     if node.attributes.get("input_forget", 0):
         raise UnsupportedNode("input_forget is 1; 0 is supported")
-    return _recurrent(node, inputs, 3)
+    return _recurrent(node, inputs, "lstm")
 
 
 def gru(context: Context, node: FileNode, inputs: list[Operand]) -> list[Value]:
-    return _recurrent(node, inputs, 2)
+    return _recurrent(node, inputs, "gru")
 
 
-def _recurrent(node: FileNode, inputs: list[Operand], outputs: int) -> list[Value]:
+def dynamic_quantize_lstm(context: Context, node: FileNode, inputs: list[Operand]) -> list[Value]:
+    """An LSTM of the weights that its integers stand for; they stand features first."""
+    weights = [
+        _dequantised(
+            constant(optional(inputs, i), name), optional(inputs, at), optional(inputs, at + 1)
+        )
+        for i, name, at in ((1, "W", 8), (2, "R", 10))
+    ]
+    return lstm(context, node, [inputs[0], *weights, *inputs[3:8]])
+
+
+def _dequantised(integers: Constant, scale: Operand, zero_point: Operand) -> Constant:
+    """Integers (directions, features, rows) as floats (directions, rows, features); scale and zero
+    point (directions,) or (directions, rows)."""
+    steps, zero = constant(scale, "scale").value, constant(zero_point, "zero point").array
+    array = integers.array
+    for given in (steps, zero):
+        if array.ndim != 3 or given.shape not in (array.shape[:1], array.shape[::2]):
+            raise UnsupportedNode(
+                f"weights of shape {array.shape} have a scale or zero point of shape {given.shape}"
+            )
+    along = [each.reshape(len(array), 1, -1) for each in (zero.astype(np.int32), steps)]
+    values = (array.astype(np.int32) - along[0]) * along[1].astype(np.float32)
+    return Constant(values.astype(np.float32).transpose(0, 2, 1))
+
+
+def _recurrent(node: FileNode, inputs: list[Operand], kind: str) -> list[Value]:
     """Y, Y_h and, of an LSTM, Y_c."""
-    directions = _directions(node)
+    directions = _directions(node, kind)
     layout = node.attributes.get("layout", 0)
     x = floats(inputs[0], "X")
     if len(x.shape) != 2 or x.batch != 1 - layout:
@@ -56,13 +83,13 @@ def _recurrent(node: FileNode, inputs: list[Operand], outputs: int) -> list[Valu
         )
     x = by_step(x)
     steps = x.shape[0]
-    weights = _weights(node, inputs, len(directions))
+    weights = _weights(node, kind, inputs, len(directions))
     if weights[0].inputs != x.shape[1]:
         raise UnsupportedNode(f"W takes {weights[0].inputs} features, X has {x.shape[1]}")
     has_lengths = _has_lengths(optional(inputs, 4), steps)
     hidden = states = _initial(inputs, 5, "initial_h", len(directions), weights[0].units, layout)
     bits = UNIT_BITS  # a GRU's state is its hidden value, more precisely
-    if outputs == 3:
+    if kind == "lstm":
         states = _initial(inputs, 6, "initial_c", len(directions), weights[0].units, layout)
         bits = CELL_BITS
     states = [None if start is None else _as_state(start, bits) for start in states]
@@ -71,11 +98,11 @@ def _recurrent(node: FileNode, inputs: list[Operand], outputs: int) -> list[Valu
         for i, reverse in enumerate(directions)
     ]
     made = []
-    for kind in ("y", "y_h", "y_state")[:outputs]:
-        value = together(node, [result(Hidden(each, kind)) for each in cells])
+    for output in ("y", "y_h", "y_state")[: 3 if kind == "lstm" else 2]:
+        value = together(node, [result(Hidden(each, output)) for each in cells])
         shape: tuple[int, ...] = (len(cells), weights[0].units)
         batch = 0 if layout else 1
-        if kind == "y":
+        if output == "y":
             shape, batch = (steps, *shape), 0 if layout else 2
         made.append(value.reshaped(shape, batch))
     return made
@@ -108,7 +135,7 @@ def together(node: FileNode, values: list[Value]) -> Value:
     return result(Join(node.name, tuple(values), "float32", *steps))
 
 
-def _directions(node: FileNode) -> tuple[bool, ...]:
+def _directions(node: FileNode, kind: str) -> tuple[bool, ...]:
     """Whether each one is reversed; and whether anything is asked for that there is not."""
     attributes = node.attributes
     direction = attributes.get("direction", b"forward").decode()
@@ -116,7 +143,7 @@ def _directions(node: FileNode) -> tuple[bool, ...]:
         raise UnsupportedNode(f"its direction is {direction!r}, must be one of "
                               f"{', '.join(_DIRECTIONS)}")  # fmt: skip
     given = [name.decode().lower() for name in attributes.get("activations", [])]
-    usual = _ACTIVATIONS[node.op] * len(_DIRECTIONS[direction])
+    usual = _ACTIVATIONS[kind] * len(_DIRECTIONS[direction])
     if given and given != usual:
         raise UnsupportedNode(
             f"its activations are {', '.join(given)}; {', '.join(usual)} are supported"
@@ -130,9 +157,11 @@ def _directions(node: FileNode) -> tuple[bool, ...]:
     return _DIRECTIONS[direction]
 
 
-def _weights(node: FileNode, inputs: list[Operand], directions: int) -> list[RecurrentWeights]:
+def _weights(
+    node: FileNode, kind: str, inputs: list[Operand], directions: int
+) -> list[RecurrentWeights]:
     w, r = (constant(optional(inputs, i), name).value for i, name in ((1, "W"), (2, "R")))
-    gates = _GATES[node.op]
+    gates = _GATES[kind]
     units = r.shape[-1] if r.ndim else 0
     b = np.zeros((directions, 2 * gates * units), np.float32)
     if optional(inputs, 3) is not None:
@@ -151,7 +180,7 @@ def _weights(node: FileNode, inputs: list[Operand], directions: int) -> list[Rec
         raise UnsupportedNode(f"hidden_size is not that of its weights, {units}")
     before = bool(node.attributes.get("linear_before_reset", 0))
     w, r, b = (np.ascontiguousarray(array, np.float32) for array in (w, r, b))
-    return [RecurrentWeights(node.op.lower(), w[i], r[i], b[i], before) for i in range(directions)]
+    return [RecurrentWeights(kind, w[i], r[i], b[i], before) for i in range(directions)]
 
 
 def _has_lengths(lengths: Operand, steps: int) -> bool:

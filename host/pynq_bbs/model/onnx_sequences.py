@@ -7,15 +7,16 @@ from .onnx_file import FileGraph, FileNode, FileValue
 
 #: The first input of these has the axes of the output.
 _KEEP_AXES = {
-    "Add", "Cast", "Clip", "Concat", "Dropout", "Identity", "MatMul", "Mul", "Relu", "Sigmoid",
-    "Slice", "Split", "Tanh",
+    "Add", "Cast", "Clip", "Concat", "DequantizeLinear", "Dropout", "Identity", "MatMul", "Mul",
+    "QuantizeLinear", "Relu", "Sigmoid", "Slice", "Split", "Tanh",
 }  # fmt: skip
+_RECURRENT = {"LSTM", "GRU", "DynamicQuantizeLSTM"}
 _LENGTHS = 4  # which input of LSTM and GRU
 
 
 def is_recurrent(graph: FileGraph) -> bool:
     """Whether steps are those of LSTM or GRU, and no pixels."""
-    return any(node.op in ("LSTM", "GRU") for node in graph.nodes)
+    return any(node.op in _RECURRENT for node in graph.nodes)
 
 
 def batch_axes(graph: FileGraph) -> dict[str, int]:
@@ -23,7 +24,7 @@ def batch_axes(graph: FileGraph) -> dict[str, int]:
     beside them, of an input that they do not tell of, the only open one; else the first."""
     axes: dict[str, int] = {}
     for node in reversed(graph.nodes):
-        if node.op in ("LSTM", "GRU"):
+        if node.op in _RECURRENT:
             of_batch = 0 if node.attributes.get("layout", 0) == 1 else 1
             for index in (0, 5, 6):
                 if index < len(node.inputs):
@@ -68,7 +69,7 @@ def length_inputs(graph: FileGraph) -> set[str]:
     """Inputs that recurrent layers read as the steps of each sample."""
     wanted: set[str] = set()
     for node in reversed(graph.nodes):
-        if node.op in ("LSTM", "GRU"):
+        if node.op in _RECURRENT:
             wanted.update(node.inputs[_LENGTHS : _LENGTHS + 1])
         elif node.op in ("Cast", "Identity") and wanted.intersection(node.outputs):
             wanted.update(node.inputs)
