@@ -2,6 +2,7 @@
 """Accuracy of the fine-tuned networks as INT8 and INT4 on the emulated board, bit-exact.
 
     python benchmarks/proof/board.py mnist --samples 500 [--seed 0]
+    python benchmarks/proof/board.py spoken --samples 100
 
 Networks that run.py left are compiled as they are: `compile` finds their zeros. Every layer's
 output is compared with the cpu device's while it runs. Float accuracy is of the same samples. Every
@@ -26,6 +27,8 @@ from pynq_bbs.train import load_checkpoint
 
 RESULTS = Path(__file__).resolve().parent / "board.jsonl"
 CALIBRATION_SAMPLES = 256
+#: Builds with cells for those that need them; else the board's own.
+BUILDS = {"spoken": "32x4x1"}
 KEYS = ("task", "pattern", "sparsity", "seed", "bits", "samples")
 
 
@@ -46,7 +49,9 @@ def measure(name: str, pattern: str, sparsity: float, seed: int, bits: int, samp
     chosen = torch.linspace(0, len(x) - 1, min(samples, len(x))).long()
     x, labels = x[chosen], y[chosen].numpy()
     spread = train[torch.linspace(0, len(train) - 1, CALIBRATION_SAMPLES).long()].numpy()
-    program = compile_model(model, x[:1], calibration=spread, weight_bits=bits)
+    program = compile_model(
+        model, x[:1], calibration=spread, weight_bits=bits, build=BUILDS.get(name)
+    )
     accelerator = Accelerator(program, device="emulated", verify=True)
     scores = np.concatenate([accelerator.run(part) for part in np.array_split(x.numpy(), 4)])
     with torch.no_grad():
