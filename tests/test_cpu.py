@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import signal
 import subprocess
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +226,63 @@ def test_python_threads_run_at_once() -> None:
         np.testing.assert_array_equal(result, want)
 
 
+def processes_threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads as Linux does")
+def test_threads_stay_and_are_no_more_than_asked_for() -> None:
+    op, x = large_layer(257)
+    linear(op, x, threads=4)
+    before = processes_threads()
+    for threads in (2, 4, 3, 4):
+        for _ in range(5):
+            linear(op, x, threads=threads)
+    assert 4 <= processes_threads() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    op, x = large_layer(65)
+    want, _ = oracle(op, x)
+    np.testing.assert_array_equal(linear(op, x, threads=3)[0], want)
+    others = threading.Event()
+
+    def keep_busy() -> None:  # so that some fork finds the pool's lock held
+        while not others.is_set():
+            linear(op, x, threads=3)
+
+    busy = threading.Thread(target=keep_busy)
+    busy.start()
+    try:
+        for _ in range(5):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads
+                child = os.fork()
+            if child == 0:
+                signal.alarm(20)  # ends a child that hangs
+                same = False
+                try:
+                    same = all(np.array_equal(linear(op, x, threads=3)[0], want) for _ in "ab")
+                finally:
+                    os._exit(0 if same else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        others.set()
+        busy.join()
+    np.testing.assert_array_equal(linear(op, x, threads=3)[0], want)
+
+
+@pytest.mark.parametrize("asked", ["3", "2,4", "", "0", "many"])
+def test_threads_by_default_are_those_of_openmp(
+    asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    processors = cpu._default_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert cpu._default_threads() == {"3": 3, "2,4": 2}.get(asked, processors)
+
+
 # --- what is refused ---
 
 GOOD: dict[str, Any] = {
@@ -309,10 +369,12 @@ def test_a_library_that_does_not_load_is_named(
 # --- the kernel compiled in other ways, checked by a program of its own ---
 
 SELF_CHECK = r"""
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <random>
+#include <thread>
 #include <vector>
 
 extern "C" int bbs_cpu_linear(const int8_t*, size_t, size_t, const int8_t*, const int32_t*, size_t,
@@ -361,6 +423,27 @@ static bool agrees(size_t n, size_t k, size_t m, size_t keeps, bool dense, bool 
   return true;
 }
 
+// Several callers share the threads.
+static bool callers_agree() {
+  const size_t n = 70, k = 60, m = 300;
+  const std::vector<int8_t> x(n * k, -3), w(m * k, 7);
+  const std::vector<int32_t> bias(m, 5);
+  std::atomic<int> right{0};
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 4; ++caller) {
+    callers.emplace_back([&, caller] {
+      for (int round = 0; round < 10; ++round) {
+        std::vector<int32_t> sums(n * m);
+        bbs_cpu_linear(x.data(), n, k, w.data(), nullptr, m, k, bias.data(), nullptr, 0, nullptr,
+                       nullptr, sums.data(), nullptr, 1 + (caller + round) % 4);
+        right += sums == std::vector<int32_t>(n * m, 5 - 21 * int(k));
+      }
+    });
+  }
+  for (auto& caller : callers) caller.join();
+  return right == 40;
+}
+
 int main() {
   const size_t batches[] = {0, 1, 2, 8, 9, 16, 17, 31, 32, 33, 63, 64, 65, 129};
   int layers = 0;
@@ -379,6 +462,7 @@ int main() {
     }
   }
   std::printf("%d layers agree\n", layers);
+  return callers_agree() ? 0 : 1;
 }
 """
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror"]

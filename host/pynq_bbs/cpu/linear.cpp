@@ -17,11 +17,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <exception>
 #include <new>
-#include <thread>
 #include <vector>
 
+#include "pool.hpp"
 #if defined(__AVX2__)
 #include "bytes_avx2.hpp"
 #include "sparse_avx2.hpp"
@@ -395,11 +394,11 @@ void work(const Layer& layer, const Plan& plan, std::atomic<size_t>& next) {
   }
 }
 
-// Threads that are worth their start, which takes as long as some 200,000 products, and eight times
-// as many from packed weights.
+// Threads that are worth waking, which takes as long as some 60,000 products, and five times as
+// many from packed weights.
 size_t useful_threads(const Layer& layer, int threads) {
   const double products = double(layer.rows) * double(layer.keeps) * double(layer.columns);
-  const double worth = layer.packed != nullptr ? 1600e3 : 200e3;
+  const double worth = layer.packed != nullptr ? 300e3 : 60e3;
   return size_t(std::clamp(products / worth, 1.0, double(std::max(threads, 1))));
 }
 
@@ -448,19 +447,10 @@ extern "C" int bbs_cpu_linear(const int8_t* x, size_t columns, size_t features,
       failed = true;
     }
   };
-  // The caller only waits where there are helpers: Linux often starts a thread on its busy parent's
-  // processor, where it would wait for the parent's share of the work.
-  std::vector<std::thread> helpers;
-  const size_t count = std::min(wanted, plan.units());
-  if (count > 1) {
-    try {
-      helpers.reserve(count);
-      while (helpers.size() < count) helpers.emplace_back(body);
-    } catch (const std::exception&) {
-      // no more threads to be had: those there are do the work
-    }
+  try {
+    pool::run(std::min(wanted, plan.units()) - 1, body);
+  } catch (const std::bad_alloc&) {
+    return 1;
   }
-  if (helpers.empty()) body();
-  for (std::thread& helper : helpers) helper.join();
   return failed ? 1 : 0;
 }

@@ -112,8 +112,9 @@ def linear(
 ) -> tuple[NDArray[np.int8] | None, NDArray[np.int32] | None]:
     """Run `op` on `x`, (N, K) INT8, any N.
 
-    `threads` is the most threads to use, 0 for as many as this process may run on; the integers
-    are the same with any number. The GIL is released while the kernel runs.
+    `threads` is the most threads to use, 0 for what OMP_NUM_THREADS says, or without it for as
+    many as this process may run on; the integers are the same with any number. They are started
+    once and stay, asleep, until the process ends. The GIL is released while the kernel runs.
 
     Returns:
         (N, M) INT8, None where `op` has no multiplier, and (N, M) INT32 sums, bias included: None
@@ -151,7 +152,7 @@ def linear(
         pointer(y, "int8_t[]"),
         pointer(sums, "int32_t[]"),
         op.packed,
-        threads or _processors(),
+        threads or _default_threads(),
     )
     if failed:
         raise MemoryError(f"no memory to transpose columns of {x.shape[1]} features")
@@ -220,8 +221,8 @@ def _features_used(op: LinearOp) -> int:
 @cache
 def _library() -> tuple[Any, Any]:
     source = Path(__file__).resolve().with_name("linear.cpp")
-    kernels = [source.with_name(f"{part}_avx2.hpp") for part in ("bytes", "sparse")]
-    path = shared_library("cpu", [source], depends=kernels, flags=["-pthread"])
+    headers = [source.with_name(f"{n}.hpp") for n in ("pool", "bytes_avx2", "sparse_avx2")]
+    path = shared_library("cpu", [source], depends=headers, flags=["-pthread"])
     ffi = cffi.FFI()
     ffi.cdef(_DECLARATION)
     try:
@@ -233,8 +234,11 @@ def _library() -> tuple[Any, Any]:
         ) from None
 
 
-def _processors() -> int:
-    """Processors that this process may run on."""
+def _default_threads() -> int:
+    """What OMP_NUM_THREADS says, else the processors that this process may run on."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
