@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which pixels the columns of a tile are: worked out a column a cycle, ahead of the gathering.
+// Which pixels the columns of a tile are: worked out two columns a cycle, ahead of the gathering.
 #pragma once
 
 #include "image.hpp"
@@ -31,24 +31,18 @@ inline bool contiguous(const ColumnsCommand& c) {
   return c.stride_x == 1 && c.stride_y == 1 && c.out_width == c.width;
 }
 
-// A read of kBanks pixels is cut into columns at fixed places, so that every column has few
-// pixels to choose from: 1, 2, 4 pixels apart, and else one column a read.
-constexpr uint32_t kHalf = kCols >= 2 ? kCols / 2 : 1;
-constexpr uint32_t kQuarter = kCols >= 4 ? kCols / 4 : 1;
-static_assert(kCols - 1 + kTaps <= kBanks && 2 * (kHalf - 1) + kTaps <= kBanks &&
-                  4 * (kQuarter - 1) + kTaps <= kBanks,
-              "a read must hold the taps of its last column");
+// As many columns as a read of kBanks pixels holds all taps of, 1, 2 or 4 pixels apart; else one.
+constexpr uint32_t kHalf = (kBanks - kTaps) / 2 + 1;
+constexpr uint32_t kQuarter = (kBanks - kTaps) / 4 + 1;
+static_assert(kCols - 1 + kTaps <= kBanks, "a read must hold the taps of its last column");
 
 inline uint32_t columns_per_read(uint32_t stride) {
 #pragma HLS INLINE
   return stride == 1 ? kCols : stride == 2 ? kHalf : stride == 4 ? kQuarter : 1;
 }
 
-// Which of a read's columns `col` is.
-inline uint32_t column_of_read(uint32_t stride, uint32_t col) {
-#pragma HLS INLINE
-  return stride == 1 ? col : stride == 2 ? col % kHalf : stride == 4 ? col % kQuarter : 0;
-}
+// Columns that are placed in a cycle: with one, layers of few channels would wait for this stage.
+constexpr uint32_t kPlaced = kCols >= 2 ? 2 : 1;
 
 // Column tiles of the image that are there once all that a window row `y` needs is.
 inline uint32_t tiles_needed(const ColumnsCommand& c, int32_t y) {
@@ -67,11 +61,13 @@ inline uint32_t first_word(const ColumnsCommand& c, int32_t y) {
   return image_word((uint32_t)(uint16_t)row * (uint16_t)c.width);
 }
 
-// A column of the output.
+// A column of the output, and where its window begins in the image: counted along with it, so that
+// nothing is multiplied.
 struct Pixel {
   uint32_t x;
-  uint32_t y;
   uint32_t number;
+  int16_t left;
+  int16_t top;
 };
 
 inline void place_column(const ColumnsCommand& c, uint32_t pixels, uint32_t col, Pixel& at,
@@ -79,32 +75,33 @@ inline void place_column(const ColumnsCommand& c, uint32_t pixels, uint32_t col,
 #pragma HLS INLINE
   const bool inside = at.number < pixels;
   const uint32_t rest = c.out_width - at.x;
-  const uint32_t aligned = columns_per_read(c.stride_x) - column_of_read(c.stride_x, col);
-  const uint32_t near = rest < aligned ? rest : aligned;
+  const uint32_t read = columns_per_read(c.stride_x);
+  const uint32_t near = rest < read ? rest : read;
   const uint32_t most = kCols - col;
   tile.run[col] = (uint8_t)(contiguous(c) || !inside || near > most ? most : near);
-  tile.x[col] = (int16_t)(scaled(at.x, c.stride_x) - c.pad_left);
-  const int16_t top = (int16_t)(scaled(at.y, c.stride_y) - c.pad_top);
+  tile.x[col] = at.left;
   // Beyond the last pixel no row is inside the image.
-  tile.y[col] = inside ? top : (int16_t)-32768;
+  tile.y[col] = inside ? at.top : (int16_t)-32768;
   if (inside) {
-    last_y = top;
+    last_y = at.top;
     tile.count = (uint8_t)(col + 1);
   }
   at.number++;
+  at.left = (int16_t)(at.left + c.stride_x);
   if (++at.x == c.out_width) {
     at.x = 0;
-    at.y++;
+    at.left = (int16_t)-c.pad_left;
+    at.top = (int16_t)(at.top + c.stride_y);
   }
 }
 
-// A step a cycle, for all tiles in one loop: COLS columns, then what the rows of the kernel need.
+// A step a cycle, for all tiles in one loop: the columns, then what the rows of the kernel need.
 inline void place_tiles(const ColumnsCommand& c, FillStream& fills, ColumnsStream& tiles) {
 #pragma HLS INLINE
   const uint32_t pixels = (uint32_t)(uint16_t)c.out_height * (uint16_t)c.out_width;  // one DSP
-  const uint32_t steps = kCols + c.kernel_height + 1;
-  Pixel at = {0, 0, 0};
-  Pixel group = {0, 0, 0};  // where the current group of tiles begins
+  const uint32_t steps = kCols / kPlaced + c.kernel_height + 1;
+  Pixel at = {0, 0, (int16_t)-c.pad_left, (int16_t)-c.pad_top};
+  Pixel group = at;  // where the current group of tiles begins
   Fill fill = {0, 0, 0, 0, 0, 0, false};
   TileColumns tile = {};
   tile.ring_start = kFirstWord;
@@ -128,10 +125,14 @@ steps:
       tile.count = 0;
       last_y = -32768;
     }
-    if (step < kCols) {
-      place_column(c, pixels, step, at, tile, last_y);
+    if (step < kCols / kPlaced) {
+    placed:
+      for (uint32_t i = 0; i < kPlaced; i++) {
+#pragma HLS UNROLL
+        place_column(c, pixels, step * kPlaced + i, at, tile, last_y);
+      }
     } else {
-      const uint32_t row = step - kCols;
+      const uint32_t row = step - kCols / kPlaced;
       if (row < c.kernel_height)
         tile.needed[row] = tiles_needed(c, last_y + (int32_t)scaled(row, c.dilation_y));
     }

@@ -186,8 +186,23 @@ inline void next_channel(const GatherCommand& c, const Fill& fill, uint32_t taps
   walk.done = ++walk.kernel_y == c.kernel_height;
 }
 
+// Place of a pixel in a window, which comes round: of less than four windows.
+inline uint32_t turned(uint32_t place) {
+#pragma HLS INLINE
+  const uint32_t rest = place >= 2 * kBanks ? place - 2 * kBanks : place;
+  return rest >= kBanks ? rest - kBanks : rest;
+}
+
+// Where the window of column `col` begins in every read that serves it: a fixed place, so that a
+// column has few pixels to choose from. Columns of another stride have a read each.
+inline uint32_t column_place(uint32_t stride, uint32_t col) {
+#pragma HLS INLINE
+  return stride == 1 ? col : stride == 2 ? turned(2 * col) : stride == 4 ? turned(4 * col) : 0;
+}
+
 // Pixel of a window that is tap `tap` of each column, whatever lies there.
-inline void pick_pixels(uint32_t stride, const Window& window, int tap, int8_t pixels[kCols]) {
+inline void pick_pixels(uint32_t stride, const Window& window, uint32_t tap,
+                        int8_t pixels[kCols]) {
 #pragma HLS INLINE
   const int8_t* first = window.v + tap;
   if (stride == 1) {
@@ -200,8 +215,8 @@ inline void pick_pixels(uint32_t stride, const Window& window, int tap, int8_t p
   others:
     for (uint32_t col = 0; col < kCols; col++) {
 #pragma HLS UNROLL
-      pixels[col] = stride == 2   ? first[col % kHalf * 2]
-                    : stride == 4 ? first[col % kQuarter * 4]
+      pixels[col] = stride == 2   ? window.v[turned(2 * col + tap)]
+                    : stride == 4 ? window.v[turned(4 * col + tap)]
                                   : first[0];
     }
   }
@@ -259,27 +274,27 @@ taps:
 #pragma HLS UNROLL
     int8_t pixels[kCols];
 #pragma HLS ARRAY_PARTITION variable=pixels complete
-    pick_pixels(c.stride_x, window, i, pixels);
+    pick_pixels(c.stride_x, window, (uint32_t)i, pixels);
     bounds.least_x = (int16_t)-i;
     bounds.end_x = (int16_t)(c.width - i);
     place_pixels(tile.x, tile.y, pixels, bounds, write.word[i].v);
   }
 }
 
-// Reads the window that begins in column `walk.column`. For columns 1, 2 or 4 pixels apart the
-// read begins as many pixels earlier as there are columns of the same read before it, so that a
-// column always finds its pixel at the same place.
+// Reads the window that begins in column `walk.column`, turned so that this column finds its
+// pixel at its place, and with it those behind.
 inline void read_taps(const GatherCommand& c, const TileColumns& tile, const Walk& walk,
                       const ImageWord* image, Window& window) {
 #pragma HLS INLINE
   const uint32_t col = walk.column;
-  const uint32_t back = scaled(column_of_read(c.stride_x, col), c.stride_x);
   const int16_t y = (int16_t)(tile.y[col] + (int32_t)scaled(walk.kernel_y, c.dilation_y));
   const int32_t x = tile.x[col] + (int32_t)scaled(walk.kernel_x, c.dilation_x);
-  const int32_t pixel = y * (int16_t)c.width + x - (int32_t)back;
+  const int32_t pixel = y * (int16_t)c.width + x;
   const uint32_t place = (uint32_t)(pixel + (int32_t)(kFirstWord * kBanks)) & (kPlaces - 1);
   const uint32_t quotient = image_word(place);
   const uint32_t bank = (uint8_t)(place - quotient * kBanks);
+  const uint32_t begin = column_place(c.stride_x, col);
+  const uint32_t first = bank >= begin ? bank - begin : bank + kBanks - begin;
   // Relative to the ring. A read may begin just before the first word that is needed; what lies
   // further away never counts.
   int32_t turn = (int32_t)(quotient - tile.ring_start);
@@ -290,7 +305,7 @@ inline void read_taps(const GatherCommand& c, const TileColumns& tile, const Wal
   const uint32_t word = turn >= 0 && turn < (int32_t)c.image_words ? (uint32_t)turn : 0;
   const uint32_t base = c.image_base + walk.base;
   read_window(image, image_place(base, word, c.image_words),
-              image_place(base, word + 1, c.image_words), bank, window);
+              image_place(base, word + 1, c.image_words), bank, first, window);
 }
 
 // The next word of the vector buffer's writes that `walk` makes.

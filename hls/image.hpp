@@ -47,10 +47,10 @@ inline uint32_t image_word(uint32_t place) {
 }
 
 // kBanks pixels from pixel `bank` of a word on: banks below `bank` give the next word's pixels.
-// As the hardware does it, every bank with an address of its own, and the pixels turned into
-// place.
+// They are turned, so that what bank `first` gives comes first.
+// As the hardware does it, every bank with an address of its own.
 inline void read_window_banked(const ImageWord* image, uint32_t word, uint32_t next,
-                               uint32_t bank, Window& window) {
+                               uint32_t bank, uint32_t first, Window& window) {
 #pragma HLS INLINE
   int8_t turned[kTurns + 1][kBanks];
 #pragma HLS ARRAY_PARTITION variable=turned complete dim=0
@@ -66,7 +66,7 @@ turns:
   pixels:
     for (uint32_t i = 0; i < kBanks; i++) {
 #pragma HLS UNROLL
-      turned[t + 1][i] = bank >> t & 1 ? turned[t][(i + (1u << t)) % kBanks] : turned[t][i];
+      turned[t + 1][i] = first >> t & 1 ? turned[t][(i + (1u << t)) % kBanks] : turned[t][i];
     }
   }
 window_pixels:
@@ -78,13 +78,15 @@ window_pixels:
 
 // As a processor does it; `image_tb.cpp` compares the two.
 inline void read_window(const ImageWord* image, uint32_t word, uint32_t next, uint32_t bank,
-                        Window& window) {
+                        uint32_t first, Window& window) {
 #pragma HLS INLINE
 #ifdef __SYNTHESIS__
-  read_window_banked(image, word, next, bank, window);
+  read_window_banked(image, word, next, bank, first, window);
 #else
-  for (uint32_t i = bank; i < kBanks; i++) window.v[i - bank] = image[word][i];
-  for (uint32_t i = 0; i < bank; i++) window.v[kBanks - bank + i] = image[next][i];
+  int8_t pixels[kBanks];
+  for (uint32_t i = 0; i < kBanks; i++) pixels[i] = i < bank ? image[next][i] : image[word][i];
+  for (uint32_t i = first; i < kBanks; i++) window.v[i - first] = pixels[i];
+  for (uint32_t i = 0; i < first; i++) window.v[kBanks - first + i] = pixels[i];
 #endif
 }
 

@@ -152,7 +152,7 @@ def test_arithmetic_of_8x32_by_hand() -> None:
     assert term("counts and offsets").dsp == 4 + 1 + 4 + 1 + 1 + 3 + 2
     # 64 bits, one of 13 calls and of 17; 41 bits, one of 17
     assert term("counts and offsets").lut == 64 * (4 + 5) + 41 * 5
-    assert term("narrow products").lut == 2 * 160 + 4 * 64 + 4 * 16 + 28 + 2 * 225
+    assert term("narrow products").lut == 2 * 160 + 2 * 64 + 4 * 16 + 2 * 225
     assert term("command check").lut == 600
     assert term("accumulate").lut == 32 * (16 + 32)
     assert term("accumulate for images").lut == 32 * 16 + 31 * 32
@@ -165,7 +165,10 @@ def test_arithmetic_of_8x32_by_hand() -> None:
 
 def test_images_of_8x32_by_hand() -> None:
     # 40 bytes turned by 32, 16 .. 1: three LUTs a bit. Of 11 bits of address one of two.
-    assert term("window").lut == 40 * 8 * 3 + 40 * 11
+    # A column's place is a function of seven bits; two sums.
+    assert term("window").lut == 40 * 8 * 3 + 40 * 11 + 6 * 2 + 2 * 6
+    # two columns: five sums, four comparisons, four choices
+    assert term("columns").lut == 2 * (32 + 64 + 16 + 24 + 32 + 16)
     # 3 x 256 bits twice; of each column a sum and five comparisons; one of 32 columns' 40 bits
     assert term("taps").lut == 2 * 768 + 32 * (16 + 5 * 8) + 40 * 8
     # 320 bits, one of five each, and five addresses
@@ -180,6 +183,7 @@ def test_images_of_8x32_by_hand() -> None:
         "window",
         "taps",
         "pixels in",
+        "columns",
         "window walk",
         "maximum",
         "accumulate for images",

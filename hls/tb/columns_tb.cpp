@@ -7,11 +7,8 @@
 
 namespace {
 
-// Pixels of the image from the start of a read to the window of column `col`.
-uint32_t place_in_read(uint32_t stride, uint32_t col) {
-  const uint32_t most = bbs::kCols / stride;  // columns of one read
-  return stride == 1 || stride == 2 || stride == 4 ? col % std::max(most, 1u) * stride : 0;
-}
+// Pixels from the window of a column to that of the next one, where one read may serve both.
+uint32_t distance(uint32_t stride) { return stride == 1 || stride == 2 || stride == 4 ? stride : 0; }
 
 void expect_tile(const bbs::Command& c, uint32_t number, const bbs::TileColumns& tile) {
   const uint32_t pixels = c.out_height * c.out_width, first = number * bbs::kCols;
@@ -35,19 +32,20 @@ void expect_tile(const bbs::Command& c, uint32_t number, const bbs::TileColumns&
     TB_EXPECT(tile.needed[row], y < 0 ? 0 : tb::quotient_up(pixels_needed, bbs::kCols),
               "tile %u: tiles of the image for row %u of the kernel", number, row);
   }
-  // Where a column lies in the image, and where the read that serves it begins.
+  // Where a column lies in the image, and how far the taps of a run reach.
   const auto flat = [&](uint32_t col) { return tile.y[col] * (int64_t)c.width + tile.x[col]; };
-  const auto start = [&](uint32_t col) {
-    return flat(col) - place_in_read(c.stride_x, col);
-  };
+  const uint32_t apart = distance(c.stride_x);
+  const auto reach = [&](uint32_t run) { return (run - 1) * apart + bbs::kTaps; };
   for (uint32_t col = 0; col < count; col++) {
     const uint32_t end = col + tile.run[col];
     TB_EXPECT(tile.run[col] >= 1 && end <= bbs::kCols, true, "tile %u, column %u: run of %u",
               number, col, tile.run[col]);
     for (uint32_t other = col; other < std::min(end, count); other++)
-      TB_EXPECT(start(other), start(col), "tile %u: columns %u and %u of a read", number, col,
-                other);
-    if (end < count && place_in_read(c.stride_x, end) > 0)
+      TB_EXPECT(flat(other), flat(col) + (other - col) * apart,
+                "tile %u: columns %u and %u of a read", number, col, other);
+    TB_EXPECT(reach(std::min(end, count) - col) <= bbs::kBanks, true,
+              "tile %u, column %u: a run of %u is more than a read", number, col, tile.run[col]);
+    if (end < count && apart > 0 && reach(end + 1 - col) <= bbs::kBanks)
       TB_EXPECT((first + end) % c.out_width, 0, "tile %u: column %u is left to another read",
                 number, end);
   }

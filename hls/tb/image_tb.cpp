@@ -24,14 +24,18 @@ int64_t read(tb::Random& random) {
     const uint32_t next = bbs::image_place(base, word + 1, length);
     TB_EXPECT(place, base + word, "place of word %u of %u", word, length);
     TB_EXPECT(next, base + (word + 1) % length, "place behind word %u of %u", word, length);
+    const uint32_t first = random.once_in(4) ? bank : random.between(0, bbs::kBanks - 1);
     bbs::Window plain, banked;
-    bbs::read_window(memory, place, next, bank, plain);
-    bbs::read_window_banked(memory, place, next, bank, banked);
+    bbs::read_window(memory, place, next, bank, first, plain);
+    bbs::read_window_banked(memory, place, next, bank, first, banked);
     for (uint32_t i = 0; i < bbs::kBanks; i++) {
-      const uint32_t pixel = word * bbs::kBanks + bank + i;
+      // The neighbour of pixel `bank` that bank `first + i` holds.
+      const uint32_t pixel =
+          word * bbs::kBanks + bank + (first + i + bbs::kBanks - bank) % bbs::kBanks;
       const int8_t want = memory[base + pixel / bbs::kBanks % length][pixel % bbs::kBanks];
-      TB_EXPECT(plain.v[i], want, "read_window: pixel %u from bank %u", i, bank);
-      TB_EXPECT(banked.v[i], want, "read_window_banked: pixel %u from bank %u", i, bank);
+      TB_EXPECT(plain.v[i], want, "read_window: pixel %u from bank %u, bank %u first", i, bank, first);
+      TB_EXPECT(banked.v[i], want, "read_window_banked: pixel %u from bank %u, bank %u first", i,
+                bank, first);
     }
   }
   return bbs::kBanks;

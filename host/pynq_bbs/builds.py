@@ -84,6 +84,11 @@ class Build:
         """Pixels of a word of the image memory (`kBanks` in `hls/types.hpp`)."""
         return self.cols + 8
 
+    @property
+    def placed(self) -> int:
+        """Columns that are placed in a cycle (`kPlaced` in `hls/columns.hpp`)."""
+        return min(self.cols, 2)
+
     def padded(self, features: int) -> int:
         """Features that a tensor takes in memory."""
         return -(-features // self.row_step) * self.row_step

@@ -56,9 +56,8 @@ SHORT_CALLS = 17
 FABRIC_COUNTING = (("plane_bits", (40, 4), 2),)  # check_command and sequence
 #: Those that only images need; five sums of 45 bits make the product with a constant.
 IMAGE_FABRIC_COUNTING = (
-    ("product", (16, 4), 4),  # scaled(): sizes in the check, coordinates in columns
+    ("product", (16, 4), 2),  # scaled(): sizes in the check
     ("product", (4, 4), 4),  # taps in the check, a row in columns, distances in gather
-    ("product", (7, 4), 1),  # columns of a read
     ("words", (45, 5), 2),
 )
 #: What each stage is told of a command (`hls/stages.hpp`), in bits; flags of their own take eight.
@@ -396,9 +395,19 @@ def _image_terms(build: Build) -> Iterator[Term]:
     yield Term(
         "window",
         f"{banks} bytes turned in {turns} steps, two in a LUT; a choice of two addresses of "
-        f"{place_bits} bits each",
+        f"{place_bits} bits each; {turns} bits of a column's place and two sums",
         "declared",
-        lut=banks * (8 * -(-turns // 2) + place_bits),
+        lut=banks * (8 * -(-turns // 2) + place_bits) + turns * (2 + 2),
+    )
+    # Of a column a number of 32 bits, compared with another; its place in the output's row, what is
+    # left of the row, and the window's place, 16 bits each; three short comparisons; a row that
+    # begins anew, none beyond the image, and two choices of a run.
+    yield Term(
+        "columns",
+        f"{build.placed} x (32 + 4 x 16 for sums, 16 + 3 x 8 for comparisons, 2 x 16 + 2 x 8 for "
+        "choices)",
+        "declared",
+        lut=build.placed * (32 + 4 * 16 + 16 + 3 * 8 + 2 * 16 + 2 * 8),
     )
     # A pixel by stride, 4:1; then that, the padding or what was there before.
     yield Term(

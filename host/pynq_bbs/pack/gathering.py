@@ -8,7 +8,6 @@ overwriting what is still needed.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -73,7 +72,7 @@ def steps(c: Command, build: Build) -> int:
 
 def column_steps(c: Command, build: Build) -> int:
     """Iterations in which the columns of a tile are worked out (`hls/columns.hpp`)."""
-    return build.cols + c.kernel_height + 1
+    return build.cols // build.placed + c.kernel_height + 1
 
 
 def tile_words(c: Command, build: Build) -> int:
@@ -84,15 +83,15 @@ def tile_words(c: Command, build: Build) -> int:
 def tiles_of(c: Command, build: Build) -> Tiles:
     """What every tile of the command's output needs."""
     return _tiles(
-        build.cols, build.banks, c.tiles, c.height, c.width, c.out_height, c.out_width,
+        build.cols, build.banks, build.taps, c.tiles, c.height, c.width, c.out_height, c.out_width,
         c.stride_y, c.stride_x, c.pad_top, c.kernel_height, c.dilation_y,
     )  # fmt: skip
 
 
 @lru_cache(_KEPT)
 def _tiles(
-    cols: int, banks: int, tiles: int, height: int, width: int, out_height: int, out_width: int,
-    stride_y: int, stride_x: int, pad_top: int, kernel_height: int, dilation_y: int,
+    cols: int, banks: int, taps: int, tiles: int, height: int, width: int, out_height: int,
+    out_width: int, stride_y: int, stride_x: int, pad_top: int, kernel_height: int, dilation_y: int,
 ) -> Tiles:  # fmt: skip
     pixels = out_height * out_width
     begin = np.arange(tiles, dtype=np.int64) * cols
@@ -105,12 +104,14 @@ def _tiles(
     needed = np.where(row < 0, 0, ((row + 1) * width - 1) // cols + 1)
     reads = np.ones(tiles, np.int64)
     if not (stride_x == 1 and stride_y == 1 and out_width == width):
-        # A read ends where a row of the output ends, and after a fixed number of columns.
-        block = {1: cols, 2: max(cols // 2, 1), 4: max(cols // 4, 1)}.get(stride_x, 1)
-        starts = np.zeros(tiles, np.int64)
-        for step, sign in ((block, 1), (out_width, 1), (math.lcm(block, out_width), -1)):
-            starts += sign * (last // step - (begin - 1) // step)
-        reads = np.where(inside, starts, 1)
+        # A read ends where a row of the output ends, and where it holds no more taps: of the row
+        # that the tile begins in, the whole ones below, and the begin of another one.
+        most = min((banks - taps) // stride_x + 1, cols) if stride_x in (1, 2, 4) else 1
+        count = last + 1 - begin
+        head = np.minimum(out_width - begin % out_width, count)
+        whole, tail = np.divmod(count - head, out_width)
+        served = -(-head // most) - (-out_width // most) * whole - (-tail // most)
+        reads = np.where(inside, served, 1)
     return Tiles(
         reads,
         np.minimum(needed, tile_count(height * width, cols)),
