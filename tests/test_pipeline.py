@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -16,11 +18,13 @@ from layers import alone, random_layer
 from oracle import oracle_layer
 from pynq_bbs import Accelerator, Program
 from pynq_bbs.builds import load_build
+from pynq_bbs.device.engine import EngineProgram
 from pynq_bbs.device.session import Session
-from pynq_bbs.errors import InputError, ProgramError, VerificationError
+from pynq_bbs.errors import DeviceError, InputError, ProgramError, VerificationError
 from pynq_bbs.model.graph import QuantInput, QuantLayer, QuantOutput
 from pynq_bbs.operators.call import Call
 from pynq_bbs.operators.node import HostNode
+from pynq_bbs.pack.cycles import LayerCycles
 from pynq_bbs.pack.image import pack
 from pynq_bbs.pack.pipeline import Border, Pipeline, Segment, load_any
 
@@ -149,6 +153,69 @@ def test_batches_in_the_background(device: str) -> None:
         pending = accelerator.submit(batches[1])
     np.testing.assert_array_equal(pending.result()["out"], expected(batches[1]))
     accelerator.close()
+
+
+def test_host_and_device_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second program of one batch ends only when the next batch is at the node before it."""
+    met = Event()
+    nodes: list[str] = []
+    execute, run_node = EngineProgram.execute, HostNode.run
+
+    def executed(self: EngineProgram, bank: int = 0) -> list[LayerCycles]:
+        if self._program.layers[0].name == "second":
+            assert met.wait(30)
+        return execute(self, bank)
+
+    def ran(self: HostNode, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        nodes.append(self.op)
+        if nodes.count("Tanh") == 2:
+            met.set()
+        return run_node(self, tensors)
+
+    monkeypatch.setattr(EngineProgram, "execute", executed)
+    monkeypatch.setattr(HostNode, "run", ran)
+    with Accelerator(a_pipeline(), "standin") as accelerator:
+        batches = [batch(3, seed) for seed in range(4)]
+        done: list[int] = []
+        futures = [accelerator.submit(x) for x in batches]
+        for index, future in enumerate(futures):
+            future.add_done_callback(lambda _, index=index: done.append(index))
+        for future, x in zip(futures, batches, strict=True):
+            np.testing.assert_array_equal(future.result(60)["out"], expected(x))
+        report = accelerator.report()
+    assert done == [0, 1, 2, 3]
+    assert (report.columns, report.runs) == (12, 4)
+
+
+def test_a_short_batch_does_not_overtake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that fails at once is done only after the one before it; one that has not begun can
+    be cancelled, and close waits for those that have."""
+    begun, go = Event(), Event()
+    execute = EngineProgram.execute
+
+    def executed(self: EngineProgram, bank: int = 0) -> list[LayerCycles]:
+        begun.set()
+        assert go.wait(30)
+        return execute(self, bank)
+
+    monkeypatch.setattr(EngineProgram, "execute", executed)
+    accelerator = Accelerator(a_pipeline(), "standin")
+    first = accelerator.submit(batch(2))
+    wrong = accelerator.submit(batch(2)[:, 1:])
+    waiting = accelerator.submit(batch(2))
+    assert begun.wait(30)
+    with pytest.raises(FutureTimeoutError):
+        wrong.result(0.1)
+    assert waiting.cancel()
+    last = accelerator.submit(batch(1))
+    go.set()
+    accelerator.close()
+    np.testing.assert_array_equal(first.result(0)["out"], expected(batch(2)))
+    with pytest.raises(InputError, match="must be"):
+        wrong.result(0)
+    np.testing.assert_array_equal(last.result(0)["out"], expected(batch(1)))
+    with pytest.raises(DeviceError, match="closed"):
+        accelerator.submit(batch(1))
 
 
 def test_fixed_batch() -> None:

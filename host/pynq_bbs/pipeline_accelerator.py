@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from .accelerator import Accelerator
 from .boards import DEFAULT_BOARD, load_board
 from .device.session import Session, open_device
+from .device.submissions import BANKS
 from .endpoints import Described
 from .errors import InputError
 from .pack.cycles import Memory
@@ -56,6 +58,8 @@ class PipelineAccelerator(Accelerator):
         self._samples = self._batches = 0
         self._host_seconds = 0.0
         self._background: ThreadPoolExecutor | None = None
+        self._last: Future[Any] | None = None  # that was submitted
+        self._lock = Lock()  # of what two batches that are under way share
         self._closed = False
         with ExitStack() as cleanup:
             if device != "cpu" and session is None and self._pipeline.programs:
@@ -99,12 +103,28 @@ class PipelineAccelerator(Accelerator):
         return self._batch(x)
 
     def submit(self, x: Any) -> Future[Any]:
-        """`run` in the background, one batch after the other: the future has what it returns or
-        raises. `x` must not change until then."""
+        """`run` in the background: the future has what it returns or raises.
+
+        Two batches are under way at a time: while the device runs a program for one, the host does
+        its nodes and transfers for the next. Futures are done in the order of their batches. `x`
+        must not change until its future is done.
+
+        Raises:
+            DeviceError: the accelerator was closed.
+        """
         self._check_open()
         if self._background is None:
-            self._background = ThreadPoolExecutor(1, "pipeline")
-        return self._background.submit(self._batch, x)
+            self._background = ThreadPoolExecutor(BANKS, "pipeline")
+        self._last = self._background.submit(self._batch_after, self._last, x)
+        return self._last
+
+    def _batch_after(self, before: Future[Any] | None, x: Any) -> Any:
+        """`_batch`, done when the batch before is; that one was begun or cancelled earlier."""
+        try:
+            return self._batch(x)
+        finally:
+            if before is not None:
+                wait([before])
 
     def _batch(self, x: Any) -> Any:
         given = checked_inputs(self._pipeline.inputs, x)
@@ -119,8 +139,9 @@ class PipelineAccelerator(Accelerator):
             self._piece({name: values[start : start + step] for name, values in given.items()})
             for start in range(0, samples, step)
         ]
-        self._samples += samples
-        self._batches += 1
+        with self._lock:
+            self._samples += samples
+            self._batches += 1
         outputs = pieces[0]  # of all shapes, those without a batch included
         if len(pieces) > 1:
             outputs = {n: np.concatenate([piece[n] for piece in pieces]) for n in self.outputs}
@@ -169,19 +190,33 @@ class PipelineAccelerator(Accelerator):
             nonlocal on_programs
             began = time.perf_counter()
             segment, runner = self._stages[index]
-            results = run_folded(segment.folded, tensors, partial(run_named, runner))
+            run = partial(self._run_named, runner)
+            results = run_folded(segment.folded, tensors, run)
             on_programs += time.perf_counter() - began
             return results
 
         tensors = {**self._pipeline.constants, **given}
         results = run_stages(self._pipeline.stages, tensors, list(self.outputs), run_program)
-        self._host_seconds += time.perf_counter() - start - on_programs
+        with self._lock:
+            self._host_seconds += time.perf_counter() - start - on_programs
         return results
+
+    def _run_named(self, runner: Accelerator, x: Tensors) -> Tensors:
+        """`run_named`; in the background, where two batches may come to one program."""
+        if not self._background:
+            return run_named(runner, x)
+        with self._lock:
+            future = runner.submit(x)
+        return named(runner, future.result())
 
 
 def run_named(accelerator: Accelerator, x: Any) -> Tensors:
     """As `Accelerator.run`; a dict of arrays by output name also of one output."""
-    results = accelerator.run(x)
+    return named(accelerator, accelerator.run(x))
+
+
+def named(accelerator: Accelerator, results: Any) -> Tensors:
+    """What `Accelerator.run` gave, by output name also of one output."""
     if len(accelerator.outputs) > 1:
         return dict(results)
     return dict.fromkeys(accelerator.outputs, results)

@@ -26,9 +26,19 @@ def _erf(x: _Double) -> _Double:
 
 def _softmax(x: _Double, size: float) -> _Double:
     rows = x.reshape(-1, int(size))
-    shifted = np.exp(rows - rows.max(axis=1, keepdims=True))
-    result: _Double = (shifted / shifted.sum(axis=1, keepdims=True)).reshape(x.shape)
-    return result
+    result: _Double = rows - np.maximum.reduce(rows, axis=1, keepdims=True)
+    np.exp(result, out=result)
+    result /= np.add.reduce(result, axis=1, keepdims=True)
+    return result.reshape(x.shape)
+
+
+def _quantise(x: Float, scale: float, zero_point: float) -> Float:
+    """On the way of every output that is quantised: without the Python steps of `np.clip`."""
+    steps: Float = np.rint(x / np.float32(scale))
+    steps += np.float32(zero_point)
+    np.maximum(steps, np.float32(-128), out=steps)
+    np.minimum(steps, np.float32(127), out=steps)
+    return steps
 
 
 #: Computed in float64, and rounded.
@@ -48,9 +58,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "clip": lambda x, low, high: np.clip(x, np.float32(low), np.float32(high)),
     "affine": lambda x, gain, offset: x * np.float32(gain) + np.float32(offset),
     "leaky_relu": lambda x, slope: np.where(x < 0, x * np.float32(slope), x),
-    "quantise": lambda x, scale, zero_point: np.clip(
-        np.rint(x / np.float32(scale)) + np.float32(zero_point), -128, 127
-    ),
+    "quantise": _quantise,
     "dequantise": lambda x, scale, zero_point: (x - np.float32(zero_point)) * np.float32(scale),
 }
 

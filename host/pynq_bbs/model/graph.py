@@ -8,6 +8,7 @@ read the same tensor.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -54,7 +55,7 @@ class GraphInput:
 
     @property
     def features(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class QuantInput:
     @property
     def features(self) -> int:
         """Of the tensor."""
-        return int(np.prod(self.tensor_shape or self.shape, dtype=np.int64))
+        return math.prod(self.tensor_shape or self.shape)
 
 
 #: What a window's kernel, stride, dilation or padding can be at most: fields of 4 bits.
@@ -184,7 +185,7 @@ def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     """(C, H, W) of a tensor as it lies: what is no image has a single pixel."""
     if len(shape) == 3:
         return shape[0], shape[1], shape[2]
-    return int(np.prod(shape, dtype=np.int64)), 1, 1
+    return math.prod(shape), 1, 1
 
 
 @dataclass(frozen=True)

@@ -71,13 +71,13 @@ def least_use(program: Program) -> MemoryUse:
     return MemoryUse.of(program, _least_layout(program))
 
 
-def check_fits(program: Program, board: Board) -> None:
-    """Raises a DeviceMemoryError if `board` has too little memory for the program, and says how
+def check_fits(program: Program, board: Board) -> MemoryUse:
+    """`least_use`. Raises a DeviceMemoryError if `board` has too little memory for it, and says how
     much of it goes where, and which boards have more."""
     layout = _least_layout(program)
     use = MemoryUse.of(program, layout)
     if use.total <= board.cma_bytes:
-        return
+        return use
     sizes = {
         name: place.tiles * place.stride * program.build.cols * program.tensors[name].dtype.itemsize
         for name, place in layout.places.items()
@@ -103,9 +103,7 @@ def check_fits(program: Program, board: Board) -> None:
 
 def check_together(name: str, programs: Sequence[Program], board: Board) -> None:
     """The same of programs that are in memory together."""
-    for program in programs:
-        check_fits(program, board)
-    needed = sum(least_use(program).total for program in programs)
+    needed = sum(check_fits(program, board).total for program in programs)
     if needed > board.cma_bytes:
         raise DeviceMemoryError(
             f"the {len(programs)} programs of {name!r} need {needed} bytes of contiguous memory "
