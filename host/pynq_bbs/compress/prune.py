@@ -1,28 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bank-balanced pruning: which weights of every bank stay, and how large a bank a layer gets.
-
-Magnitudes are compared as unsigned integers: the bits of a float without its sign are ordered
-like its magnitude, and -128 has a magnitude of 128.
-"""
+"""Bank-balanced pruning: which weights of every bank stay, and how large a bank a layer gets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from .patterns import Banks, row_blocks
 
 #: Bank sizes that the engine works on.
 MIN_BANK, MAX_BANK = 1, 256
-
-#: Up to this bank size, comparing all pairs is faster than selecting the k-th largest.
-_PAIRWISE_BANK = 8
-
-#: Weights worked on at a time, so that the steps below stay in the processor's cache.
-_BLOCK = 1 << 16
 
 #: How far `bank_size * (1 - sparsity)` may lie from an integer.
 _TOLERANCE = 1e-4
@@ -47,9 +38,10 @@ def bank_prune(weights: NDArray[Any], bank_size: int, keep: int) -> NDArray[Any]
     pruned = np.empty(weights.shape, weights.dtype)
     # Bits times 0 or 1: no branch for every weight, as np.where has, and no negative zeros.
     unsigned = np.dtype(f"u{weights.itemsize}")
-    for block in _row_blocks(weights):
+    banks = Banks(bank_size, keep)
+    for block in row_blocks(weights):
         rows = np.ascontiguousarray(weights[block])
-        mask = _block_mask(rows, bank_size, keep)
+        mask = banks.mask(rows)
         np.multiply(rows.view(unsigned), mask, out=pruned[block].view(unsigned))
     return pruned
 
@@ -61,10 +53,7 @@ def bank_mask(weights: NDArray[Any], bank_size: int, keep: int) -> NDArray[np.bo
     without counting. In a last bank of fewer than `keep` weights, all of them.
     """
     _check(weights, bank_size, keep)
-    mask = np.empty(weights.shape, np.bool_)
-    for block in _row_blocks(weights):
-        mask[block] = _block_mask(weights[block], bank_size, keep)
-    return mask
+    return Banks(bank_size, keep).mask(weights)
 
 
 def choose_bank(
@@ -145,73 +134,3 @@ def _check(weights: NDArray[Any], bank_size: int, keep: int) -> None:
         raise InputError(f"bank_size is {bank_size}, must be {MIN_BANK} to {MAX_BANK}.")
     if not 1 <= keep <= bank_size:
         raise InputError(f"keep is {keep}, must be 1 to bank_size ({bank_size}).")
-
-
-def _row_blocks(weights: NDArray[Any]) -> Iterator[slice]:
-    rows, features = weights.shape
-    step = max(1, _BLOCK // max(1, features))
-    return (slice(start, start + step) for start in range(0, rows, step))
-
-
-def _block_mask(weights: NDArray[Any], bank_size: int, keep: int) -> NDArray[np.bool_]:
-    keys = _magnitudes(weights)
-    features = weights.shape[1]
-    whole = features - features % bank_size
-    banks = keys[:, :whole].reshape(-1, bank_size)
-    mask = _largest(banks, keep).reshape(len(keys), whole)
-    if whole == features:
-        return mask
-    tail = keys[:, whole:]
-    return np.concatenate([mask, _largest(tail, min(keep, tail.shape[1]))], axis=1)
-
-
-def _magnitudes(weights: NDArray[Any]) -> NDArray[Any]:
-    """Unsigned integers in the order of the magnitudes."""
-    if weights.dtype == np.int8:
-        return np.abs(weights.astype(np.int16)).astype(np.uint16)
-    contiguous = np.ascontiguousarray(weights)
-    unsigned = np.dtype(f"u{contiguous.itemsize}")
-    bits = contiguous.view(unsigned)
-    result: NDArray[Any] = bits & unsigned.type((1 << (8 * contiguous.itemsize - 1)) - 1)
-    return result
-
-
-def _largest(keys: NDArray[Any], keep: int) -> NDArray[np.bool_]:
-    """Mask of the `keep` largest of every row of (banks, size); ties keep the lower index."""
-    size = keys.shape[1]
-    if keep == size or not keys.size:
-        return np.ones(keys.shape, np.bool_)
-    if size <= _PAIRWISE_BANK:
-        return _largest_by_rank(keys, keep)
-    if keys.dtype == np.uint16 and size <= MAX_BANK and int(keys.max()) < 1 << 8:
-        # INT8 has few values and so many ties: the reversed index in the low byte breaks them.
-        keys = (keys << np.uint16(8)) | np.arange(size - 1, -1, -1, dtype=np.uint16)
-    threshold = np.partition(keys, size - keep, axis=1)[:, size - keep, None]
-    mask: NDArray[np.bool_] = keys >= threshold
-    # Every bank has at least `keep`, so the total tells whether any bank has more.
-    if np.count_nonzero(mask) != keep * keys.shape[0]:
-        _break_ties(keys, threshold, keep, mask)
-    return mask
-
-
-def _largest_by_rank(keys: NDArray[Any], keep: int) -> NDArray[np.bool_]:
-    """The same for small banks: a weight's rank is the number of weights that go before it."""
-    columns = np.ascontiguousarray(keys.T)
-    ranks = np.zeros(columns.shape, np.uint8)
-    for i in range(len(columns)):
-        for j in range(i + 1, len(columns)):
-            later_wins = columns[j] > columns[i]
-            ranks[i] += later_wins
-            ranks[j] += ~later_wins
-    return (ranks < keep).T
-
-
-def _break_ties(
-    keys: NDArray[Any], threshold: NDArray[Any], keep: int, mask: NDArray[np.bool_]
-) -> None:
-    """Drop, in banks that kept too many, the later ones of those equal to the threshold."""
-    tied = np.flatnonzero(np.count_nonzero(mask, axis=1) > keep)
-    above = keys[tied] > threshold[tied]
-    equal = keys[tied] == threshold[tied]
-    wanted = keep - np.count_nonzero(above, axis=1)
-    mask[tied] = above | (equal & (np.cumsum(equal, axis=1) <= wanted[:, None]))
