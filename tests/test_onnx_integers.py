@@ -372,6 +372,38 @@ def as_qlinear_conv(proto):
     return model(nodes, {"input_1": (INT8, (640, 1, 1))}, outputs, **constants)
 
 
+@given(seed=st.integers(0, 2**32), scaled=st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_constants_behind_integers(seed, scaled):
+    """What is added to integers, or they are multiplied by first, is a layer of one weight a row:
+    as in float, but where that lies next to a tie."""
+    rng = np.random.default_rng(seed)
+    rows, x_scale = int(rng.integers(1, 40)), np.float32(rng.uniform(0.001, 0.1))
+    y_scale = np.float32(x_scale * rng.uniform(0.3, 2))
+    gain = rng.uniform(-1, 1, rows).astype(np.float32)
+    bias = (rng.uniform(-60, 60, rows) * x_scale).astype(np.float32)
+    nodes = [
+        node("DequantizeLinear", "x xs xz", "d"),
+        *([node("Mul", "d gain", "g")] if scaled else []),
+        node("Add", "g bias" if scaled else "d bias", "a"),
+        node("QuantizeLinear", "a ys yz", "y"),
+    ]
+    zero_point = np.int8(rng.integers(-20, 20))
+    proto = model(
+        nodes, {"x": (INT8, (rows,))}, {"y": INT8}, xs=x_scale, xz=zero_point, ys=y_scale,
+        yz=np.int8(0), bias=bias, **({"gain": gain} if scaled else {}),
+    )  # fmt: skip
+    x = np.repeat(np.arange(-128, 128, dtype=np.int8)[:, None], rows, 1)
+    (got,) = integers(load_onnx(proto), {"x": x})
+    each = (x.astype(np.float64) - zero_point) * x_scale
+    exact = ((each * gain if scaled else each) + bias) / y_scale
+    off = np.abs(got - np.clip(exact, -128, 127)) - 0.5
+    # Near 0 a bias has the fewest fractions around it: 1/254 of a step of the input.
+    assert off.max() < (x_scale / y_scale) / 250 + 1e-3
+    wanted = np.clip(np.rint(exact), -128, 127)
+    assert np.mean(got != wanted) < 2e-3 + 3 / rows / 256
+
+
 def test_mlperf_tiny_int8_has_the_oracles_integers():
     path = shared_file("models", "mlperf-tiny", "ad_int8.onnx")
     if not onnxruntime_is_exact():

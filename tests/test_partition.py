@@ -486,8 +486,7 @@ def test_quantised_encoder() -> None:
         (expected,) = session.run(None, {"x": x})
     assert isinstance(partition, Partition) and not partition.is_float
     with Accelerator(compile_model(partition), "standin", verify=True) as accelerator:
-        # A bias behind integers is rounded to INT8, which may tip what lies near a tie.
-        assert distance(accelerator.run(x), expected) < 1e-2
+        assert distance(accelerator.run(x), expected) < 1e-3
 
 
 def test_shapes_that_an_exporter_computes() -> None:

@@ -51,6 +51,7 @@ from .onnx_numbers import (
     Refusal,
     Steps,
     bias_of,
+    finer,
     functions_of,
     host_functions,
     integer_weights,
@@ -196,6 +197,7 @@ class _Integers:
     def _linear(self, linear: Linear, steps: Steps) -> QuantLayer:
         x = scale_of(linear.source)
         weights, w_scale = integer_weights(linear.weights)
+        weights, w_scale = finer(weights, w_scale, linear.bias, x.scale)
         scale = self.sums[linear] = sum_scale(x.scale, w_scale)
         layer = self._plain(linear, linear.source, steps, weights, x.zero_point)
         layer.bias = bias_of(linear.bias, scale)

@@ -41,8 +41,8 @@ from .onnx_values import (
     steps_of,
 )
 
-#: The largest INT8 weight; and features that a matrix of one weight a row may have.
-_LARGEST, _MOST_DIAGONAL = 127, 1 << 13
+#: Features that a matrix of one weight a row may have.
+_MOST_DIAGONAL = 1 << 13
 
 
 def linear(
@@ -221,9 +221,7 @@ def _as_linear(node: FileNode, value: Value) -> Value:
         window, weights = Window(channels, height, width, (1, 1)), np.ones((channels, 1, 1, 1))
     given = Constant(weights.astype(np.float32))
     if value.steps and isinstance(value.steps[-1], Dequantise):
-        # As large as INT8 allows: a bias is rounded to the scale of one.
-        steps = np.full(weights.shape, 1 / _LARGEST, np.float32)
-        given = Constant((weights * _LARGEST).astype(np.int64), steps)
+        given = Constant(weights.astype(np.int64), np.ones(weights.shape, np.float32))
     base = Linear(node.name, value, given, None, window, channels if window else 1)
     made = replace(result(base, value.shape), arrangement=value.arrangement)
     return made.placed(value.batch)

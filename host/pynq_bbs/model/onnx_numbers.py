@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .arithmetic import Scale, clamp_table, function_table, integer_bias, then
+from .arithmetic import Scale, clamp_table, function_table, integer_bias, sum_scale, then
 from .graph import Float, Function
 from .onnx_values import Constant, Dequantise, Quantise, Step, Value
 
@@ -18,6 +18,9 @@ FUNCTION_RANGES = {"sigmoid": 8.0, "tanh": 4.0}
 
 #: A stored bias scale this close to x_scale * w_scale differs from it by rounding only.
 _SAME_SCALE = 1e-5
+
+#: The largest INT8 weight.
+_LARGEST = 127
 
 #: What a layer's input lacks.
 UNQUANTISED = (
@@ -133,6 +136,32 @@ def _rounded(values: NDArray[np.float64]) -> tuple[Int8, Float]:
     scale[scale == 0] = 1
     integers = np.clip(np.rint(flat / scale[:, None]), -127, 127).astype(np.int8)
     return integers.reshape(values.shape), scale
+
+
+def finer(
+    weights: Int8, w_scale: Float, bias: Constant | None, x_scale: np.float32
+) -> tuple[Int8, Float]:
+    """The same numbers as other integers, whose sums have steps that the bias fits best.
+
+    A row of one weight is free to be any integer of the scale that makes it the same number. With
+    the largest, a bias is off by up to 1/254 of the input's scale; of the fractions with
+    denominators up to 127 most have one much nearer to what is added for a step of the input.
+    Other weights, and biases that are integers of their sums, stay as they are.
+    """
+    rows = weights.reshape(len(weights), -1).astype(np.int64)
+    if bias is None or (np.count_nonzero(rows, axis=1) != 1).any():
+        return weights, w_scale
+    if bias.scale is not None and np.allclose(
+        bias.scale, sum_scale(x_scale, w_scale), _SAME_SCALE, 0
+    ):
+        return weights, w_scale
+    worth = np.abs(rows.sum(axis=1)) * w_scale.astype(np.float64)
+    added = bias.value.astype(np.float64) / (worth * np.float64(x_scale))
+    steps = np.arange(1, _LARGEST + 1)
+    off = np.abs(np.rint(added[:, None] * steps) / steps - added[:, None])
+    chosen = steps[off.argmin(axis=1)]
+    each = chosen.reshape(-1, *[1] * (weights.ndim - 1))
+    return (np.sign(weights) * each).astype(np.int8), (worth / chosen).astype(np.float32)
 
 
 def bias_of(bias: Constant | None, scale: Float) -> NDArray[np.int32]:
