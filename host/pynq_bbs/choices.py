@@ -16,6 +16,7 @@ import numpy as np
 
 from .builds import Build
 from .compress.prune import MAX_BANK, MIN_BANK, choose_bank
+from .compress.scores import PRUNING
 from .errors import InputError
 from .model.graph import Layer, Model, QuantLayer, QuantModel
 from .model.onnx_segments import Part
@@ -26,7 +27,7 @@ from .model.recurrent_floats import FloatRecurrent
 AnyLayer = Layer | FloatRecurrent | QuantLayer | RecurrentLayer
 
 #: What can be said of a single layer.
-_OPTIONS = ("sparsity", "bank_size", "weight_bits")
+_OPTIONS = ("sparsity", "bank_size", "weight_bits", "pruning")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class LayerChoice:
     bank_size: int
     weight_bits: int
     kept: str = ""
+    pruning: str = "magnitude"
 
 
 def choose(
@@ -47,6 +49,7 @@ def choose(
     sparsity: float = 0.0,
     bank_size: int = 64,
     weight_bits: int = 8,
+    pruning: str = "magnitude",
     layers: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, LayerChoice]:
     """The choice for every layer of a model, by name; the arguments are those of `compile`.
@@ -55,7 +58,7 @@ def choose(
         InputError: a value that no layer can have, a name that no layer has, an unknown key, or
             a sparsity asked of a layer by its own name that this one cannot have.
     """
-    asked = LayerChoice(sparsity, bank_size, weight_bits)
+    asked = LayerChoice(sparsity, bank_size, weight_bits, pruning=pruning)
     for key in _OPTIONS:
         _check(key, getattr(asked, key), "")
     whole = _whole(model)
@@ -149,7 +152,7 @@ def read_layers(path: Path) -> dict[str, dict[str, Any]]:
     return tables
 
 
-def layers_text(layers: Mapping[str, Mapping[str, float]]) -> str:
+def layers_text(layers: Mapping[str, Mapping[str, float | str]]) -> str:
     """`layers` of `compile` as `read_layers` reads them."""
     lines = []
     for name, options in layers.items():
@@ -176,6 +179,8 @@ def _check(key: str, value: Any, where: str) -> None:
     if key == "sparsity":
         good = issubclass(kind, (int, float, np.floating)) and kind is not bool and 0 <= value < 1
         wanted = "at least 0 and less than 1"
+    elif key == "pruning":
+        good, wanted = issubclass(kind, str) and value in PRUNING, " or ".join(PRUNING)
     else:
         allowed = (4, 8) if key == "weight_bits" else range(MIN_BANK, MAX_BANK + 1)
         good = issubclass(kind, (int, np.integer)) and kind is not bool and value in allowed

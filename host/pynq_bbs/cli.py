@@ -134,11 +134,19 @@ def _add_compile(commands: Any) -> None:
         help="4 halves the weights' memory and costs accuracy (default: 8)",
     )
     compile_.add_argument(
+        "--pruning",
+        default="magnitude",
+        choices=("magnitude", "wanda", "sparsegpt"),
+        help="which weights go: the smallest, those of small products on the calibration samples, "
+        "or those that the others, changed, can make up for (default: magnitude)",
+    )
+    compile_.add_argument(
         "--layers",
         metavar="FILE",
         type=Path,
         help="TOML file with a table for each layer, or pattern with * and ?, of sparsity, "
-        "bank_size and weight_bits; first and last layers are not pruned unless it says so",
+        "bank_size, weight_bits and pruning; first and last layers are not pruned unless it says "
+        "so",
     )
     compile_.add_argument(
         "--calibration",
@@ -258,6 +266,7 @@ def _compile(args: argparse.Namespace) -> None:
         "sparsity": args.sparsity,
         "bank_size": args.bank_size,
         "weight_bits": args.weight_bits,
+        "pruning": args.pruning,
         "layers": {} if args.layers is None else read_layers(args.layers),
     }
     build = load_build(args.build or load_board(args.board).build)

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -14,9 +15,11 @@ from numpy.typing import NDArray
 
 from .boards import DEFAULT_BOARD, load_board
 from .builds import Build, load_build
-from .choices import LayerChoice, bank_for, choose
+from .choices import LayerChoice, bank_for, choose, layers_of
+from .compress.one_shot import checked_scores, prune_weights
 from .compress.prune import bank_prune
 from .compress.quantize import quantize
+from .compress.scores import Float64, input_moments
 from .errors import InputError
 from .model.graph import Layer, Model, QuantLayer, QuantModel
 from .model.partition import Partition, read_model
@@ -40,6 +43,8 @@ def compile(
     sparsity: float = 0.0,
     bank_size: int = 64,
     weight_bits: int = 8,
+    pruning: str = "magnitude",
+    scores: Mapping[str, NDArray[Any]] | None = None,
     layers: Mapping[str, Mapping[str, Any]] | None = None,
     calibration: Any = None,
     method: str = "minmax",
@@ -68,8 +73,15 @@ def compile(
             a tap.
         weight_bits: 8, or 4 for half the memory and memory traffic of the weights; those that a
             model brings in 4 bits take 4 anyway.
-        layers: the same three for single layers, as `{"conv1": {"sparsity": 0, "weight_bits": 8}}`.
-            A name may be a pattern with `*` and `?`; later entries win, and all win over what is
+        pruning: which weights go: "magnitude", the smallest; "wanda", those whose products are
+            small on the calibration samples; "sparsegpt", those that the others can make up for,
+            which are changed to do so. The last two read the calibration samples once more, and
+            take float models of one program; gates go by magnitude.
+        scores: by layer name, in the shape of its weights and not negative, how much each weight
+            matters, in place of `pruning` (see `compress.scores.taylor`).
+        layers: sparsity, bank_size, weight_bits and pruning for single layers, as
+            `{"conv1": {"sparsity": 0, "weight_bits": 8}}`. A name may be a pattern with `*` and
+            `?`; later entries win, and all win over what is
             usual for first and last layers: `{"*": {"sparsity": 0.5}}` prunes them all.
         calibration: samples for a float model, an array (N, ...), a dict of arrays by input name,
             or an iterable of either. A quantised model brings its scales and needs none.
@@ -111,20 +123,25 @@ def compile(
         )
     chosen = choose(
         model, target, sparsity=sparsity, bank_size=bank_size, weight_bits=weight_bits,
-        layers=layers,
+        pruning=pruning, layers=layers,
     )  # fmt: skip
+    shapes = {
+        la.name: la.weights.shape for la in layers_of(model) if isinstance(la, (Layer, QuantLayer))
+    }
+    scores = checked_scores(shapes, scores or {})
+    moments = _moments(model, chosen, scores, calibration)
     bits = {name: choice.weight_bits for name, choice in chosen.items()}
     if isinstance(model, Partition):
         pipeline = compile_partition(
             model,
-            lambda part: pruned_model(part, chosen, target),
+            lambda part: pruned_model(part, chosen, target, scores=scores),
             lambda part: _packed(part, chosen, target),
             target,
             calibration=calibration, method=method, weight_bits=bits, progress=progress,
         )  # fmt: skip
         check_together(pipeline.name, pipeline.programs, load_board(board))
         return pipeline
-    pruned = pruned_model(model, chosen, target)
+    pruned = pruned_model(model, chosen, target, moments, scores)
     if isinstance(pruned, Model):
         pruned = quantize(pruned, calibration, method=method, weight_bits=bits, progress=progress)
     program = _packed(pruned, chosen, target)
@@ -133,25 +150,39 @@ def compile(
 
 
 @overload
-def pruned_model(model: Model, chosen: Mapping[str, LayerChoice], build: Build) -> Model: ...
+def pruned_model(
+    model: Model,
+    chosen: Mapping[str, LayerChoice],
+    build: Build,
+    moments: Mapping[str, Float64] = ...,
+    scores: Mapping[str, NDArray[Any]] = ...,
+) -> Model: ...
 @overload
 def pruned_model(
-    model: QuantModel, chosen: Mapping[str, LayerChoice], build: Build
+    model: QuantModel,
+    chosen: Mapping[str, LayerChoice],
+    build: Build,
+    moments: Mapping[str, Float64] = ...,
+    scores: Mapping[str, NDArray[Any]] = ...,
 ) -> QuantModel: ...
 def pruned_model(
-    model: Model | QuantModel, chosen: Mapping[str, LayerChoice], build: Build
+    model: Model | QuantModel,
+    chosen: Mapping[str, LayerChoice],
+    build: Build,
+    moments: Mapping[str, Float64] = MappingProxyType({}),
+    scores: Mapping[str, NDArray[Any]] = MappingProxyType({}),
 ) -> Model | QuantModel:
-    """The model without the weights that `chosen` removes, those of gates excepted."""
+    """The model without the weights that `chosen` removes, those of gates excepted: by the `scores`
+    of a layer, by its `moments` (`input_moments`), else by magnitude."""
+
+    def smaller(layer: AnyLayer) -> AnyLayer:
+        name = layer.name
+        return _pruned(layer, chosen[name], build, moments.get(name), scores.get(name))
+
     if isinstance(model, Model):
-        floats = [
-            la if isinstance(la, FloatRecurrent) else _pruned(la, chosen[la.name], build)
-            for la in model.layers
-        ]
+        floats = [la if isinstance(la, FloatRecurrent) else smaller(la) for la in model.layers]
         return replace(model, layers=floats)
-    integers = [
-        la if isinstance(la, RecurrentLayer) else _pruned(la, chosen[la.name], build)
-        for la in model.layers
-    ]
+    integers = [la if isinstance(la, RecurrentLayer) else smaller(la) for la in model.layers]
     integers = [
         replace(la, weight_bits=min(la.weight_bits, chosen[la.name].weight_bits)) for la in integers
     ]
@@ -217,16 +248,50 @@ def found_bank(weights: NDArray[Any], build: Build, weight_bits: int = 8) -> tup
     return bank_of(np.swapaxes(taps, 1, 2), build, weight_bits)
 
 
-def _pruned(layer: AnyLayer, choice: LayerChoice, build: Build) -> AnyLayer:
+def _pruned(
+    layer: AnyLayer,
+    choice: LayerChoice,
+    build: Build,
+    moments: Float64 | None,
+    scores: NDArray[Any] | None,
+) -> AnyLayer:
     if choice.sparsity == 0:
         return layer
     bank = _named(layer.name, layer.weights.shape, choice, build)
-    if layer.weights.ndim == 2:
-        return replace(layer, weights=bank_prune(layer.weights, *bank))
-    rows, channels, *kernel = layer.weights.shape
-    taps = np.ascontiguousarray(layer.weights.transpose(0, 2, 3, 1)).reshape(-1, channels)
-    kept = bank_prune(taps, *bank).reshape(rows, *kernel, channels)
-    return replace(layer, weights=np.ascontiguousarray(kept.transpose(0, 3, 1, 2)))
+    return replace(
+        layer, weights=prune_weights(layer.weights, *bank, choice.pruning, moments, scores)
+    )
+
+
+def _moments(
+    model: Model | QuantModel | Partition,
+    chosen: Mapping[str, LayerChoice],
+    scores: Mapping[str, Any],
+    calibration: Any,
+) -> dict[str, Float64]:
+    """Those of the inputs of the layers that are pruned by them."""
+    wanted = {
+        la.name: chosen[la.name].pruning
+        for la in layers_of(model)
+        if isinstance(la, (Layer, QuantLayer))
+        and chosen[la.name].sparsity > 0
+        and chosen[la.name].pruning != "magnitude"
+        and la.name not in scores
+    }
+    if not wanted:
+        return {}
+    if not isinstance(model, Model):
+        what = "is quantised" if isinstance(model, QuantModel) else "is several programs"
+        raise InputError(
+            f"model {model.name!r} {what}: pruning {next(iter(wanted.values()))!r} takes a float "
+            "model of one program; take 'magnitude', or give scores"
+        )
+    if isinstance(calibration, Iterator):
+        raise InputError(
+            "calibration samples are read twice for this pruning: give an array, a dict of arrays, "
+            "or a list of them"
+        )
+    return input_moments(model, calibration, wanted)
 
 
 def _named(name: str, shape: tuple[int, ...], choice: LayerChoice, build: Build) -> tuple[int, int]:

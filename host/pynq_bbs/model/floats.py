@@ -16,7 +16,7 @@ def layer_sums(layer: Layer, x: Float) -> Float:
     if window is None:
         sums: Float = x @ layer.weights.T + layer.bias
         return sums
-    tap = _taps(window, x, -np.inf if layer.maximum else 0.0)
+    tap = window_taps(window, x, -np.inf if layer.maximum else 0.0)
     taps = [(ky, kx) for ky in range(window.kernel[0]) for kx in range(window.kernel[1])]
     if layer.maximum:
         largest = tap(0, 0)
@@ -35,7 +35,7 @@ def layer_sums(layer: Layer, x: Float) -> Float:
     return out.reshape(len(x), -1)
 
 
-def _taps(window: Window, x: Float, pad: float) -> Callable[[int, int], Float]:
+def window_taps(window: Window, x: Float, pad: float) -> Callable[[int, int], Float]:
     """What every place of the window sees at one of its taps, (N, C, out height, out width)."""
     top, left, bottom, right = window.pads
     images = x.reshape(-1, window.channels, window.height, window.width)

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A layer's weights without those that are to go, none trained again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from .prune import bank_mask, bank_prune
+from .scores import Float64, wanda
+from .second_order import sparsegpt
+
+
+def prune_weights(
+    weights: NDArray[Any],
+    bank_size: int,
+    keep: int,
+    pruning: str = "magnitude",
+    moments: Float64 | None = None,
+    scores: Float64 | None = None,
+) -> NDArray[Any]:
+    """Keep `keep` weights of every bank, which lie along the features, or channels of a tap.
+
+    Args:
+        weights: (M, K), or (M, C, kernel height, width). Not changed.
+        pruning: "wanda" or "sparsegpt", as its `moments` (`input_moments`) are; without moments
+            it is by magnitude.
+        scores: not negative, of the weights' shape; the largest stay, whatever `pruning` says.
+
+    Returns:
+        Of the same shape and dtype.
+    """
+    taps, rows, channels = _of_taps(weights), len(weights), weights.shape[1]
+    if scores is not None:
+        kept = _masked(taps, bank_mask(_of_taps(scores), bank_size, keep))
+    elif moments is None:
+        kept = bank_prune(taps, bank_size, keep)
+    elif pruning == "wanda":
+        importance = wanda(taps.reshape(rows, -1), moments).reshape(taps.shape)
+        kept = _masked(taps, bank_mask(importance, bank_size, keep))
+    else:
+        kept = sparsegpt(taps.reshape(rows, -1), moments, channels, bank_size, keep)
+    if weights.ndim == 2:
+        return kept
+    back = kept.reshape(rows, *weights.shape[2:], channels).transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(back)
+
+
+def _of_taps(weights: NDArray[Any]) -> NDArray[Any]:
+    """A layer's weights as a matrix along whose rows banks lie: (M, K), or (M x taps, C)."""
+    if weights.ndim == 2:
+        return weights
+    return np.ascontiguousarray(weights.transpose(0, 2, 3, 1)).reshape(-1, weights.shape[1])
+
+
+def _masked(weights: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray[Any]:
+    return np.where(mask, weights, weights.dtype.type(0))
+
+
+def checked_scores(
+    shapes: Mapping[str, tuple[int, ...]], scores: Mapping[str, Any]
+) -> dict[str, Float64]:
+    """The user's scores, of layers whose weights have these shapes.
+
+    Raises:
+        InputError: of no layer with weights, of another shape, negative or not finite.
+    """
+    checked: dict[str, Float64] = {}
+    for name, given in scores.items():
+        if name not in shapes:
+            raise InputError(
+                f"scores are given for {name!r}, which is no layer with a matrix; there are "
+                f"{', '.join(shapes)}"
+            )
+        array = np.asarray(given)
+        if array.shape != shapes[name] or array.dtype.kind not in "iuf":
+            raise InputError(
+                f"scores of layer {name!r} are {array.dtype} {array.shape}, must be numbers of its "
+                f"weights' shape {shapes[name]}"
+            )
+        checked[name] = array.astype(np.float64)
+        if not (np.isfinite(checked[name]).all() and (checked[name] >= 0).all()):
+            raise InputError(f"scores of layer {name!r} must be finite and not negative")
+    return checked
