@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> None:
     )  # fmt: skip
     path = args.output / "study.html"
     writing(path, lambda: path.write_text(html, "utf-8"))
-    print(f"{path}: {len(stored.rows)} runs, {len(missing)} of them new")
+    print(f"{path}: {len(stored.rows)} runs, {len(stored.rows) - len(known)} of them new")
 
 
 def _names(text: str) -> list[str]:
