@@ -62,6 +62,8 @@ class Rows:
             return True
         if not found.startswith(_MARK):
             raise InputError(f"{self._path} is no file of `bbs study`; name another -o")
+        if found.count(b"\n") <= self._head.count(b"\n"):  # no row that could be lost
+            return not found.startswith(self._head)
         if not restart and not found.startswith(self._head):
             raise InputError(
                 f"{self._path} is of another model, other data or other options than these: "

@@ -9,6 +9,7 @@ from html import escape
 from .bench.report_html import Row as TableRow
 from .bench.report_html import html_table, page
 from .bench.svg import curves
+from .report import shortened
 from .study import Row, Run
 
 HEAD = ["pattern", "asked", "sparsity", "right", "cycles", "modelled ms", "cpu ms",
@@ -27,7 +28,7 @@ def cells(row: Row) -> list[str]:
         f"{row.cpu_ms:.4g}",
         f"{row.cpu_ms / row.dense_cpu_ms:.3f}",
         str(row.weight_bytes),
-        row.left_dense,
+        ", ".join(shortened(name) for name in row.left_dense.split("; ")),
     ]
 
 
@@ -49,11 +50,12 @@ def study_page(
         engine: whose times are modelled.
         layers: those that are pruned.
     """
+    pruned = ", ".join(map(shortened, layers))
     parts = [
         f"<h1>{escape(name)}</h1>",
         '<p class="soft">bbs study: the model\'s own weights by magnitude, nothing trained after; '
         "INT8 or INT4 as packed, in the integers of the engine.</p>",
-        f"<p>Right is {escape(judged_by)}. Pruned layers: {escape(', '.join(layers))}; sparsity is "
+        f"<p>Right is {escape(judged_by)}. Pruned layers: {escape(pruned)}; sparsity is "
         f"the share of zeros in these. Cycles and modelled time, with a ~, are of one sample on "
         f"{escape(engine)}, without the host. Cpu time is measured on this machine, one sample, in "
         "turns with the dense program. GPU time is not measured.</p>",
