@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pynq_bbs.compress.patterns import Banks, Unstructured, mask_of, parse_pattern
+from pynq_bbs.compress.patterns import Banks, Blocks, Rows, Unstructured, mask_of, parse_pattern
 from pynq_bbs.errors import InputError
 
 
@@ -106,3 +106,8 @@ def test_wrong_scores():
         Banks(4, 2).mask(np.zeros(4, np.float32))
     with pytest.raises(InputError, match="int64"):
         Unstructured(0.5).mask(np.zeros((2, 2), np.int64))
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(0.99), Blocks(2, 2, 0.99), Rows(0.99)])
+def test_a_share_of_less_than_half_a_weight_keeps_none(pattern) -> None:
+    assert not pattern.mask(np.arange(24.0).reshape(4, 6)).any()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import cli_sensitivity, cli_show
+from . import cli_sensitivity, cli_show, cli_study
 from .bench.command import add_bench
 from .cli_files import load_arrays, progress, save_arrays, writing
 from .errors import BbsError
@@ -29,6 +29,7 @@ examples:
   bbs compile model.onnx --sparsity 0.875 --bank-size 64 --calibration x.npy -o model.bbs.npz
   bbs run model.bbs.npz --input x.npy --verify
   bbs info model.bbs.npz
+  bbs study model.onnx --calibration x.npy --inputs t.npy --labels y.npy -o study/
   bbs bench model.bbs.npz --device cpu,emulated --against numpy,scipy --report report.html
 
 exit codes: 0 done, 2 wrong usage, 3 bad input, 4 bad model, 5 model has nodes that cannot run,
@@ -70,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     text = "say what quantisation and pruning cost each layer"
     cli_sensitivity.add_arguments(_command(commands, "sensitivity", cli_sensitivity.run, text))
+    text = "draw accuracy against sparsity and time, by pattern, for a model and its data"
+    cli_study.add_arguments(_command(commands, "study", cli_study.run, text))
     add_bench(commands, _command)
     _command(commands, "boards", cli_show.boards, "list the boards and what is known of them")
     _command(

@@ -47,6 +47,8 @@ circle.modelled { fill: var(--hatch); stroke: var(--modelled); stroke-dasharray:
 circle.modelled.whole { stroke-width: 2.5; }
 .part0 { fill: #7a5195; } .part1 { fill: #bc5090; } .part2 { fill: #ef5675; }
 .part4 { fill: #ffa600; } .part5 { fill: #2f9e6e; } .part6 { fill: #9aa3ae; }
+.part7 { fill: #3f6f8f; }
+polyline.curve { fill: none; stroke: var(--soft); stroke-width: 1.5; }
 div.share { display: inline-block; height: 9px; background: var(--own); }
 tr.modelled div.share { background: repeating-linear-gradient(45deg, var(--modelled) 0 2px,
   var(--hatch) 2px 5px); }
@@ -71,12 +73,17 @@ def html_report(record: Record) -> str:
                 parts += _layers(record, scenario, entry)
     parts += _host(record)
     parts += _about(record)
+    return page(f"{name}, bbs bench", PATTERNS, *parts)
+
+
+def page(title: str, *parts: str) -> str:
+    """One HTML file of these parts, which is well-formed XML if they are."""
     body = "\n".join(parts)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
         '<meta name="viewport" content="width=device-width"/>'
-        f"<title>{escape(name)}, bbs bench</title><style>{_STYLE}</style></head>\n"
-        f"<body>{PATTERNS}\n{body}\n</body></html>\n"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
+        f"<body>{body}\n</body></html>\n"
     )
 
 
@@ -123,7 +130,7 @@ def _scenario(scenario: str, entries: Sequence[Entry]) -> list[str]:
         "better. The line over a bar's end is the 95 % interval of the median, the tick the 95th "
         "percentile, where it is not far out.</p>",
         bars(f"time of a query, {scenario}", chart),
-        _table([*HEAD, "executed GOPS"], rows),
+        html_table([*HEAD, "executed GOPS"], rows),
         '<p class="soft">GOPS are dense-equivalent where nothing else is said; what peers execute '
         "is not known. times: as long as the first one measured, or modelled. joules: of all that "
         "the machine did during a query.</p>",
@@ -183,7 +190,7 @@ def _layers(record: Record, scenario: str, entry: Entry) -> list[str]:
     return [
         f"<details{shown}><summary><b>{escape(title)}</b>, "
         f'<span class="{style}">{escape(words)}</span></summary>',
-        _table(head, rows),
+        html_table(head, rows),
         chart,
         "</details>",
     ]
@@ -231,7 +238,7 @@ def _host(record: Record) -> list[str]:
         "<h2>Host and device apart</h2>",
         f"<p>{words}</p>",
         stacked("parts of a run", chart) if chart else "",
-        _table(["candidate", *names], rows),
+        html_table(["candidate", *names], rows),
         *_stages(own),
     ]
 
@@ -246,7 +253,7 @@ def _stages(own: Sequence[Entry]) -> list[str]:
         ("", [shortened(name), *(seconds_text(e.stages[name]) for e in own)])
         for name in own[0].stages
     ]
-    return ["<p>The same by program and by node between them:</p>", _table(head, rows)]
+    return ["<p>The same by program and by node between them:</p>", html_table(head, rows)]
 
 
 def _about(record: Record) -> list[str]:
@@ -274,7 +281,8 @@ def _facts(facts: dict[str, str]) -> str:
     return f'<table class="facts">{rows}</table>'
 
 
-def _table(head: Sequence[str], rows: Iterable[Row]) -> str:
+def html_table(head: Sequence[str], rows: Iterable[Row]) -> str:
+    """A table that scrolls where it is too wide."""
     titles = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     lines = []
     for kind, cells in rows:

@@ -12,6 +12,7 @@ _WIDTH = 960
 _LABEL = 300  # of the names beside bars
 _VALUE = 190  # of the figures behind them
 _ROW = 26
+_PARTS = 8  # classes that the page's style has colours for
 _ROOM = 1.25  # of the longest bar, for marks beside it
 
 #: The pattern that modelled bars are filled with; once in a page.
@@ -146,6 +147,62 @@ def roofline(
     drawn.append(_text((left + right) / 2, bottom + 38, "executed products a byte", "middle"))
     drawn.append(_text(left - 80, top - 18, f"executed GMAC/s, {kind}", "start"))
     return _svg(title, bottom + 50, "".join(drawn))
+
+
+def curves(
+    title: str,
+    series: Sequence[tuple[str, Sequence[tuple[float, float, str]]]],
+    x_label: str,
+    y_label: str,
+) -> str:
+    """Named curves through their points (x, y, words), both axes linear."""
+    left, bottom, top, right = 70.0, 345.0, 35.0, _WIDTH - 210.0
+    points = [point for _, own in series for point in own]
+    x_ticks = _ticks([x for x, _, _ in points])
+    y_ticks = _ticks([y for _, y, _ in points])
+
+    def x(value: float) -> float:
+        return left + (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (right - left)
+
+    def y(value: float) -> float:
+        return bottom - (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (bottom - top)
+
+    drawn = []
+    for tick in x_ticks:
+        drawn.append(_line(x(tick), top, x(tick), bottom, "grid"))
+        drawn.append(_text(x(tick), bottom + 18, f"{tick:g}", "middle"))
+    for tick in y_ticks:
+        drawn.append(_line(left, y(tick), right, y(tick), "grid"))
+        drawn.append(_text(left - 8, y(tick) + 4, f"{tick:g}", "end"))
+    for place, (name, own) in enumerate(series):
+        part, dashes = (
+            f"part{(3 + 3 * place) % _PARTS}",
+            f"{4 + 3 * place} {place}" if place else "none",
+        )
+        path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b, _ in own)
+        drawn.append(f'<polyline class="curve" stroke-dasharray="{dashes}" points="{path}"/>')
+        for a, b, words in own:
+            drawn.append(
+                f'<circle class="{part}" r="5" cx="{x(a):.1f}" cy="{y(b):.1f}">'
+                f"<title>{escape(words)}</title></circle>"
+            )
+        drawn.append(f'<circle class="{part}" r="5" cx="{right + 22}" cy="{top + 20 * place}"/>')
+        drawn.append(_text(right + 34, top + 20 * place + 4, name))
+    drawn.append(_text((left + right) / 2, bottom + 38, x_label, "middle"))
+    drawn.append(_text(10, top - 18, y_label, "start"))
+    return _svg(title, max(bottom + 50, top + 20 * len(series)), "".join(drawn))
+
+
+def _ticks(values: Sequence[float]) -> list[float]:
+    """Round numbers, evenly apart, from below the least to above the largest; two at least."""
+    low, high = min(values), max(values)
+    rough = (high - low) / 6 or abs(high) / 6 or 1.0
+    power: float = 10.0 ** math.floor(math.log10(rough))
+    step = power * next(
+        factor for factor in (1.0, 2.0, 5.0, 10.0) if factor * power >= rough * (1 - 1e-9)
+    )
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [index * step for index in range(first, max(last, first + 1) + 1)]
 
 
 def _svg(title: str, height: float, content: str) -> str:

@@ -222,7 +222,8 @@ def row_blocks(weights: NDArray[Any]) -> Iterator[slice]:
 
 
 def _kept(keys: NDArray[Any], sparsity: float) -> Mask:
-    return largest(keys, round(keys.size * (1.0 - sparsity))) if keys.size else keys != keys
+    keep = round(keys.size * (1.0 - sparsity))
+    return largest(keys, keep) if keep else np.zeros(keys.shape, np.bool_)
 
 
 def _check(scores: NDArray[Any]) -> None:
