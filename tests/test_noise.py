@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_build import FLOAT, model, node, sample
+from oracle import run_onnxruntime
 from pynq_bbs import compile, load_onnx, sensitivity
 from pynq_bbs.choices import layers_text, read_layers
 from pynq_bbs.cli import main
 from pynq_bbs.errors import InputError
+from pynq_bbs.model.partition import Partition, read_model
 from test_choices import X, network
 from test_onnx_integers import qdq_model
+from test_onnx_recurrent import Cell
 
 
 def chain(seed: int, function: str):
@@ -187,3 +191,47 @@ def test_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "x.npy", sample(3, 8))
     assert main(["sensitivity", str(path), "--calibration", str(tmp_path / "x.npy")]) == 3
     assert "quantised already" in capsys.readouterr().err
+
+
+def attention() -> tuple[Any, dict[str, Any]]:
+    """Two products of tokens by a matrix, and the softmax of their own product between them."""
+    nodes = [
+        node("MatMul", "x w1", "a"), node("Transpose", "a", "t", perm=[0, 2, 1]),
+        node("MatMul", "a t", "s"), node("Softmax", "s", "p", axis=-1), node("MatMul", "p a", "c"),
+        node("MatMul", "c w2", "y"),
+    ]  # fmt: skip
+    weights = {"w1": 0.2 * sample(32, 32), "w2": sample(32, 32, seed=1)}
+    return model(nodes, {"x": (6, 32)}, {"y": FLOAT}, **weights), weights
+
+
+def test_of_several_programs() -> None:
+    """Each layer where it stands between the host's nodes; the whole is what compile makes."""
+    from pynq_bbs import Accelerator
+
+    proto, weights = attention()
+    x = sample(50, 6, 32, seed=3)
+    read: list[int] = []
+    partition = read_model(proto)
+    assert isinstance(partition, Partition)
+    found = sensitivity(partition, x, sparsities=[0.5], bank_size=4, progress=read.append)
+    first = x.astype(np.float64) @ weights["w1"]
+    scores = first @ first.transpose(0, 2, 1)
+    chances = np.exp(scores - scores.max(-1, keepdims=True))
+    chances /= chances.sum(-1, keepdims=True)
+    second = chances @ first
+    assert len(found.layers) == 2
+    for layer, inputs, w in zip(found.layers, (x, second), weights.values(), strict=True):
+        for db, used in ((layer.quantised, w.T), (layer.pruned[0], half(w.T))):
+            made = fake_quantised(inputs) @ fake_weights(used, 8).T
+            assert db == pytest.approx(decibels(inputs @ w, made), abs=0.3)
+    (wanted,) = run_onnxruntime(proto, {"x": x})
+    for sparsity, db in ((0.0, found.whole.quantised), (0.5, found.whole.pruned[0])):
+        pipeline = compile(partition, calibration=x, sparsity=sparsity, bank_size=4)
+        with Accelerator(pipeline, "cpu") as accelerator:
+            assert decibels(wanted, accelerator.run(x)) == pytest.approx(db, abs=1e-2)
+    assert read[-1] == 3 * len(x)
+
+
+def test_sequences_are_refused() -> None:
+    with pytest.raises(InputError, match="works on sequences"):
+        sensitivity(load_onnx(Cell("LSTM", 3, 2, 4, 5).graph()), {})

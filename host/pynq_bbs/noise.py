@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from .accelerator import Accelerator
 from .builds import Build, load_build
 from .choices import LayerChoice, choose
 from .compiler import pruned_model
-from .compress.activations import activations, batches, is_int8
-from .compress.borders import dequantize_output
-from .compress.observe import observe, read_tensors
+from .compress.activations import activations, batches, is_int8, model_inputs
+from .compress.borders import dequantize_output, float_output, joined
+from .compress.observe import Calibration, observe, read_tensors
 from .compress.quantize import Quantizer
 from .cpu.device import CpuDevice
 from .errors import InputError
@@ -30,73 +31,18 @@ from .model.graph import (
     GraphOutput,
     Layer,
     Model,
+    QuantModel,
     QuantOutput,
-    apply_functions,
     window_shape,
 )
+from .model.onnx_segments import Part
+from .model.partition import Partition
+from .noise_table import LayerNoise, Sensitivity
 from .pack.image import pack
+from .pack.pipeline import Pipeline, run_folded, run_stages
 from .pack.program import Program
-from .report import table
-
-
-@dataclass(frozen=True)
-class LayerNoise:
-    """Signal-to-noise ratios in dB of what a layer gives, against float.
-
-    `quantised` is of the dense layer; `pruned` has one for each of the sparsities asked for, None
-    where the layer cannot have it. No noise at all is inf.
-    """
-
-    name: str
-    weights: int
-    quantised: float
-    pruned: tuple[float | None, ...]
-
-    @property
-    def least(self) -> float:
-        """Of all its ratios."""
-        return min(db for db in (self.quantised, *self.pruned) if db is not None)
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """What `sensitivity` found, in the order of the model's layers; prints itself."""
-
-    sparsities: tuple[float, ...]
-    layers: tuple[LayerNoise, ...]
-    whole: LayerNoise
-
-    def suggested(self, least: float = 10.0) -> dict[str, dict[str, float]]:
-        """`layers` for `compile`: for each layer the largest sparsity that leaves it `least` dB, 0
-        where none does; those that cannot be pruned are left out."""
-        suggestion = {}
-        for layer in self.layers:
-            known = dict(zip(self.sparsities, layer.pruned, strict=True))
-            good = [s for s, db in known.items() if db is not None and db >= least]
-            if any(db is not None for db in known.values()):
-                suggestion[layer.name] = {"sparsity": max(good, default=0.0)}
-        return suggestion
-
-    def text(self, *, worst_first: bool = False) -> str:
-        """A table; layers in the model's order, or from the least ratio on."""
-        layers = list(self.layers)
-        if worst_first:
-            layers.sort(key=lambda layer: layer.least)
-        rows = [("layer", "weights", "quantised", *(f"{100 * s:g} %" for s in self.sparsities))]
-        rows += [
-            (la.name, str(la.weights), _decibels(la.quantised), *map(_decibels, la.pruned))
-            for la in (*layers, self.whole)
-        ]
-        return table(rows)
-
-    def __str__(self) -> str:
-        return self.text()
-
-    __repr__ = __str__
-
-
-def _decibels(db: float | None) -> str:
-    return "-" if db is None else "exact" if db == math.inf else f"{db:.1f} dB"
+from .pipeline_accelerator import run_named
+from .pipeline_compiler import batches_of, calibrated, pipeline_of
 
 
 class _Ratio:
@@ -152,7 +98,7 @@ class _Alone:
 
 
 def sensitivity(
-    model: Model | str | Path,
+    model: Model | Partition | str | Path,
     samples: Any,
     *,
     sparsities: Sequence[float] = (0.5, 0.75),
@@ -172,7 +118,9 @@ def sensitivity(
     everything, batch by batch; what is kept of them does not grow with their number.
 
     Args:
-        model: a float model, as `load_onnx` returns it, or the path of an ONNX file.
+        model: a float model, as `load_onnx` or `read_model` returns it, or the path of an ONNX
+            file. Of one that becomes several programs, each layer is measured where it is; the
+            host's nodes are floats.
         samples: an array (N, *shape), or a dict of such arrays by input name.
         sparsities: what to try on every layer that has weights to remove.
         bank_size, weight_bits, method, build: as for `compile`.
@@ -185,30 +133,40 @@ def sensitivity(
     """
     target = build if isinstance(build, Build) else load_build(build)
     model = _float_model(model)
-    layers_alone = _layers(model)
+    parts = _parts(model)
+    layers_alone = [layer for part in parts.values() for layer in _layers(part)]
     if not isinstance(samples, (np.ndarray, Mapping)):
         raise InputError("samples are read several times: give an array, or a dict of arrays")
     options: dict[str, Any] = {"bank_size": bank_size, "weight_bits": weight_bits}
     tried = (0.0, *sparsities)
     everywhere = [choose(model, target, layers={"*": {"sparsity": s}}, **options) for s in tried]
     usual = [choose(model, target, sparsity=s, **options) for s in tried]
-    bits = {layer.name: weight_bits for layer in model.layers}
+    bits = {layer.name: weight_bits for layer in layers_alone}
     read = 0  # samples, in all passes before this one
 
     def count(samples: int) -> None:
         if progress:
             progress(read + samples)
 
-    wholes, scales = list[Program](), list[dict[str, Scale]]()
+    wholes, scales = list[Program | Pipeline](), list[dict[int, dict[str, Scale]]]()
     for choices in usual:
-        smaller = pruned_model(model, choices, target)
-        scales.append(observe(smaller, samples, method=method, progress=count).scales())
+        seen = _seen(model, choices, target, samples, method, count)
         read += _length(samples)
-        wholes.append(pack(Quantizer(smaller, scales[-1], bits).run(), {}, target))
-    quantizer = Quantizer(model, scales[0], bits)
-    quantizer.run()
-    layers = _forms(model, everywhere, scales[0] | quantizer.scales, target)
-    ratios, ends = _measured(model, batches(model, samples), layers, wholes, count)
+        scales.append({index: each.scales() for index, each in seen.items()})
+        programs = {
+            index: pack(Quantizer(each.model, scales[-1][index], bits).run(), {}, target)
+            for index, each in seen.items()
+        }
+        wholes.append(
+            pipeline_of(model, programs, target) if isinstance(model, Partition) else programs[0]
+        )
+    forms: dict[int, dict[str, list[_Alone | None]]] = {}
+    for index, part in parts.items():
+        quantizer = Quantizer(part, scales[0][index], bits)
+        quantizer.run()
+        known = scales[0][index] | quantizer.scales
+        forms[index] = _forms(part, everywhere, known, target)
+    ratios, ends = _measured(model, samples, forms, wholes, count)
     return Sensitivity(
         tuple(sparsities),
         tuple(
@@ -219,18 +177,50 @@ def sensitivity(
     )
 
 
-def _float_model(source: Model | str | Path) -> Model:
-    if isinstance(source, Model):
-        return source
-    from .model.onnx_import import load_onnx
+def _float_model(source: Model | Partition | str | Path) -> Model | Partition:
+    if isinstance(source, (str, Path)):
+        from .model.partition import read_model
 
-    model = load_onnx(source)
+        model = read_model(source)
+    else:
+        model = source
+    stages = model.stages if isinstance(model, Partition) else []
+    quantised = any(isinstance(s, Part) and isinstance(s.model, QuantModel) for s in stages)
+    if quantised or isinstance(model, QuantModel):
+        raise InputError(
+            f"model {model.name!r} is quantised already: sensitivity is measured against the float "
+            "model that it was made from; give that one"
+        )
+    return model
+
+
+def _parts(model: Model | Partition) -> dict[int, Model]:
+    """What programs run, by its place among the stages."""
     if isinstance(model, Model):
-        return model
-    raise InputError(
-        f"model {model.name!r} is quantised already: sensitivity is measured against the float "
-        "model that it was made from; give that one"
-    )
+        return {0: model}
+    return {
+        index: stage.model
+        for index, stage in enumerate(model.stages)
+        if isinstance(stage, Part) and isinstance(stage.model, Model)
+    }
+
+
+def _seen(
+    model: Model | Partition,
+    choices: Mapping[str, LayerChoice],
+    build: Build,
+    samples: Any,
+    method: str,
+    count: Callable[[int], None],
+) -> dict[int, Calibration]:
+    """What every part, pruned, sees in one pass."""
+    if isinstance(model, Model):
+        smaller = pruned_model(model, choices, build)
+        return {0: observe(smaller, samples, method=method, progress=count)}
+    return calibrated(
+        model, lambda part: pruned_model(part, choices, build), {}, calibration=samples,
+        method=method, progress=count,
+    )  # fmt: skip
 
 
 def _layers(model: Model) -> list[Layer]:
@@ -262,42 +252,66 @@ def _forms(
 
 
 def _measured(
-    model: Model,
-    samples: Iterable[Mapping[str, Float]],
-    layers: Mapping[str, Sequence[_Alone | None]],
-    wholes: Sequence[Program],
+    model: Model | Partition,
+    samples: Any,
+    forms: Mapping[int, Mapping[str, Sequence[_Alone | None]]],
+    wholes: Sequence[Program | Pipeline],
     count: Callable[[int], None],
 ) -> tuple[dict[str, list[_Ratio | None]], list[_Ratio]]:
-    """Ratios of every form of every layer, by name, and of every program's outputs."""
+    """Ratios of every form of every layer, by name, and of every program's or pipeline's outputs;
+    `forms` are those of each part."""
     ratios = {
-        name: [None if form is None else _Ratio() for form in forms]
-        for name, forms in layers.items()
+        name: [None if form is None else _Ratio() for form in own]
+        for layers in forms.values()
+        for name, own in layers.items()
     }
     ends, seen = [_Ratio() for _ in wholes], 0
-    shapes = {spec.name: spec.shape for spec in model.inputs}
-    outputs = {layer.name: layer.output for layer in model.layers}
+    parts = _parts(model)
+
+    def run_part(index: int, given: Mapping[str, Any]) -> dict[str, Float]:
+        """The outputs of a part in float; its layers are measured on the way."""
+        part = parts[index]
+        tensors = dict(activations(part, model_inputs(part, given)))
+        outputs = {layer.name: layer.output for layer in part.layers}
+        for name, own in forms[index].items():
+            for form, ratio in zip(own, ratios[name], strict=True):
+                if form and ratio:
+                    ratio.add(tensors[outputs[name]], form.run(tensors))
+        return joined(part.outputs, [float_output(o, tensors[o.tensor]) for o in part.outputs])
+
+    def run(batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        if isinstance(model, Model):
+            return run_part(0, batch)
+        stages, names = model.stages, [spec.name for spec in model.outputs]
+
+        def run_stage(index: int, given: dict[str, Any]) -> dict[str, Any]:
+            part = stages[index]
+            assert isinstance(part, Part)
+            return run_folded(part.folded, given, partial(run_part, index))
+
+        return run_stages(stages, {**model.constants, **batch}, names, run_stage)
+
     with ExitStack() as stack:
         devices = [stack.enter_context(Accelerator(whole, "cpu")) for whole in wholes]
-        for batch in samples:
-            tensors = dict(activations(model, batch))
-            for name, forms in layers.items():
-                for form, ratio in zip(forms, ratios[name], strict=True):
-                    if form and ratio:
-                        ratio.add(tensors[outputs[name]], form.run(tensors))
-            given = {name: x.reshape(-1, *shapes[name]) for name, x in batch.items()}
+        for batch in _batches(model, samples):
+            wanted = run(batch)
             for device, ratio in zip(devices, ends, strict=True):
-                _compare(model, tensors, device.run(given), ratio)
+                got = run_named(device, batch)
+                for name, values in wanted.items():
+                    ratio.add(values, got[name])
             seen += len(next(iter(batch.values())))
             count(seen)
     return ratios, ends
 
 
-def _compare(model: Model, tensors: Mapping[str, Float], got: Any, ratio: _Ratio) -> None:
-    """What a device gives, and what the model's outputs are in float."""
-    for spec in model.outputs:
-        wanted = apply_functions(spec.functions, spec.arrangement.apply(tensors[spec.tensor]))
-        own = got[spec.name] if isinstance(got, dict) else got
-        ratio.add(wanted, own.reshape(wanted.shape))
+def _batches(model: Model | Partition, samples: Any) -> Iterator[dict[str, Any]]:
+    """Samples as a user hands them in, so many at a time as are worked on together."""
+    if not isinstance(model, Model):
+        yield from batches_of(model, samples)
+        return
+    shapes = {spec.name: spec.shape for spec in model.inputs}
+    for batch in batches(model, samples):
+        yield {name: x.reshape(-1, *shapes[name]) for name, x in batch.items()}
 
 
 def _split(ratios: Sequence[_Ratio | None]) -> tuple[float, tuple[float | None, ...]]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -56,27 +56,26 @@ def compile_partition(
     Raises:
         InputError: no calibration data, or data that does not fit the model's inputs.
     """
-    calibrations: dict[int, Calibration] = {}
-    programs: dict[int, Program] = {}
-    for index, stage in enumerate(partition.stages):
-        if isinstance(stage, Part) and isinstance(stage.model, Model):
-            calibrations[index] = Calibration(prune(stage.model), method)
-        elif isinstance(stage, Part):
-            assert isinstance(stage.model, QuantModel)
-            programs[index] = finish(prune(stage.model))
-    inputs = [border_of(spec) for spec in partition.inputs]
-    if calibrations:
-        size = partition.batch or _BATCH
-        batches = in_batches(calibration, lambda given: checked_inputs(inputs, given), size)
-        _calibrate(partition, calibrations, programs, batches, progress)
-    for index, calibrated in calibrations.items():
-        quantizer = Quantizer(calibrated.model, calibrated.scales(), weight_bits)
-        programs[index] = finish(quantizer.run())
+    programs = {
+        index: finish(prune(stage.model))
+        for index, stage in enumerate(partition.stages)
+        if isinstance(stage, Part) and isinstance(stage.model, QuantModel)
+    }
+    calibrations = calibrated(
+        partition, prune, programs, calibration=calibration, method=method, progress=progress
+    )
+    for index, each in calibrations.items():
+        programs[index] = finish(Quantizer(each.model, each.scales(), weight_bits).run())
+    return pipeline_of(partition, programs, build)
+
+
+def pipeline_of(partition: Partition, programs: Mapping[int, Program], build: Build) -> Pipeline:
+    """The partition with a program for each of its parts, by their places among the stages."""
     return Pipeline(
         partition.name,
         build,
-        inputs,
-        [border_of(spec) for spec in partition.outputs],
+        borders(partition.inputs),
+        borders(partition.outputs),
         [
             stage
             if isinstance(stage, HostNode)
@@ -88,23 +87,45 @@ def compile_partition(
     )
 
 
-def border_of(spec: FileValue) -> Border:
-    """An input or output of the file, as a pipeline has it.
+def borders(specs: Iterable[FileValue]) -> list[Border]:
+    """What goes in or out; a dimension that the file leaves open is -1."""
+    return [_border(spec) for spec in specs]
 
-    A dimension that the file leaves open is -1.
+
+def batches_of(partition: Partition, samples: Any) -> Iterator[Tensors]:
+    """Checked samples, so many at a time as are worked on together.
+
+    Raises:
+        InputError: samples that do not fit the model's inputs.
     """
+    inputs = borders(partition.inputs)
+    size = partition.batch or _BATCH
+    return in_batches(samples, lambda given: checked_inputs(inputs, given), size)
+
+
+def _border(spec: FileValue) -> Border:
     shape = () if spec.shape is None else spec.shape[1:]
     return Border(spec.name, tuple(-1 if n is None else n for n in shape), spec.dtype)
 
 
-def _calibrate(
+def calibrated(
     partition: Partition,
-    calibrations: dict[int, Calibration],
-    programs: dict[int, Program],
-    batches: Iterable[Tensors],
-    progress: Callable[[int], None] | None,
-) -> None:
-    """Run all of the model: float parts and the host's nodes in float, quantised parts as such."""
+    prune: Callable[[Any], Any],
+    programs: Mapping[int, Program],
+    *,
+    calibration: Any,
+    method: str,
+    progress: Callable[[int], None] | None = None,
+) -> dict[int, Calibration]:
+    """What the float parts, pruned, see when all of the model runs: they and the host's nodes in
+    float, quantised parts as their `programs`. No pass where all are quantised."""
+    calibrations = {
+        index: Calibration(prune(stage.model), method)
+        for index, stage in enumerate(partition.stages)
+        if isinstance(stage, Part) and isinstance(stage.model, Model)
+    }
+    if not calibrations:
+        return {}
     runners = {index: Accelerator(program, "cpu") for index, program in programs.items()}
     names, seen = [spec.name for spec in partition.outputs], 0
 
@@ -115,8 +136,9 @@ def _calibrate(
             return run_folded(part.folded, tensors, calibrations[index].update)
         return run_folded(part.folded, tensors, partial(run_named, runners[index]))
 
-    for batch in batches:
+    for batch in batches_of(partition, calibration):
         run_stages(partition.stages, {**partition.constants, **batch}, names, run_part)
         seen += len(next(iter(batch.values())))
         if progress:
             progress(seen)
+    return calibrations

@@ -88,14 +88,14 @@ def load_subject(path: Path, calibration: Any = None, **options: Any) -> Subject
 def _calibration(model: Model | QuantModel | Partition) -> dict[str, NDArray[Any]] | None:
     """Random samples by input name, of a float model; None of one that needs none."""
     from ..model.partition import Partition
-    from ..pipeline_compiler import border_of
+    from ..pipeline_compiler import borders
 
     if isinstance(model, QuantModel) or (isinstance(model, Partition) and not model.is_float):
         return None
     if isinstance(model, Partition):
         batch = model.batch or 1
         count = -(-_RANDOM_SAMPLES // batch) * batch
-        return {i.name: _random(border_of(i), count) for i in model.inputs}
+        return {border.name: _random(border, count) for border in borders(model.inputs)}
     made = {i.name: _random(i, _RANDOM_SAMPLES) for i in model.inputs}
     if model.lengths:
         steps = max(spec.steps for spec in model.inputs)
