@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a float image classifier loses by each way of pruning without training.
+"""What a float image classifier loses by pruning and rounding without training.
 
     python benchmarks/compression.py MODEL.onnx --test FILE.npz --train FILE.npz [--images 1000]
 
@@ -20,6 +20,7 @@ from pynq_bbs import Accelerator, load_onnx
 from pynq_bbs import compile as compile_model
 from pynq_bbs.compress.activations import run_float
 from pynq_bbs.compress.scores import PRUNING
+from pynq_bbs.compress.second_order import ROUNDING
 from pynq_bbs.errors import InputError
 from pynq_bbs.model.graph import Model
 from pynq_bbs.report import table
@@ -45,17 +46,21 @@ def main() -> None:
     shown = run_float(model, x)[model.outputs[0].tensor].argmax(axis=1)
     rows = [(f"{args.model.name}, {len(x)} images", "weight bits", "right", "as in float")]
     rows.append(("float", "32", f"{np.mean(shown == labels):.1%}", ""))
-    forms = [("dense", 0.0, 64, "magnitude")]
-    forms += [(name, s, size, pruning) for name, s, size in PATTERNS for pruning in PRUNING]
+    forms = [("dense", 0.0, 64, "magnitude", rounding) for rounding in ROUNDING]
+    for name, s, size in PATTERNS:
+        forms += [(name, s, size, pruning, "nearest") for pruning in PRUNING]
+        forms.append((name, s, size, "sparsegpt", "gptq"))
     for bits in (8, 4):
-        for name, sparsity, bank_size, pruning in forms:
+        for name, sparsity, bank_size, pruning, rounding in forms:
             program = compile_model(
                 model, calibration=train, sparsity=sparsity, bank_size=bank_size,
-                weight_bits=bits, pruning=pruning,
+                weight_bits=bits, pruning=pruning, rounding=rounding,
             )  # fmt: skip
             with Accelerator(program, device="cpu") as accelerator:
                 chosen = accelerator.run(x).argmax(axis=1)
-            named = name if sparsity == 0 else f"{name}, {pruning}"
+            named = ", ".join(
+                [name] + [pruning] * (sparsity > 0) + [rounding] * (rounding != "nearest")
+            )
             right, same = np.mean(chosen == labels), np.mean(chosen == shown)
             rows.append((named, str(bits), f"{right:.1%}", f"{same:.1%}"))
     print(table(rows))

@@ -17,6 +17,7 @@ import numpy as np
 from .builds import Build
 from .compress.prune import MAX_BANK, MIN_BANK, choose_bank
 from .compress.scores import PRUNING
+from .compress.second_order import ROUNDING
 from .errors import InputError
 from .model.graph import Layer, Model, QuantLayer, QuantModel
 from .model.onnx_segments import Part
@@ -27,7 +28,7 @@ from .model.recurrent_floats import FloatRecurrent
 AnyLayer = Layer | FloatRecurrent | QuantLayer | RecurrentLayer
 
 #: What can be said of a single layer.
-_OPTIONS = ("sparsity", "bank_size", "weight_bits", "pruning")
+_OPTIONS = ("sparsity", "bank_size", "weight_bits", "pruning", "rounding")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class LayerChoice:
     weight_bits: int
     kept: str = ""
     pruning: str = "magnitude"
+    rounding: str = "nearest"
 
 
 def choose(
@@ -50,6 +52,7 @@ def choose(
     bank_size: int = 64,
     weight_bits: int = 8,
     pruning: str = "magnitude",
+    rounding: str = "nearest",
     layers: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, LayerChoice]:
     """The choice for every layer of a model, by name; the arguments are those of `compile`.
@@ -58,7 +61,7 @@ def choose(
         InputError: a value that no layer can have, a name that no layer has, an unknown key, or
             a sparsity asked of a layer by its own name that this one cannot have.
     """
-    asked = LayerChoice(sparsity, bank_size, weight_bits, pruning=pruning)
+    asked = LayerChoice(sparsity, bank_size, weight_bits, pruning=pruning, rounding=rounding)
     for key in _OPTIONS:
         _check(key, getattr(asked, key), "")
     whole = _whole(model)
@@ -179,8 +182,9 @@ def _check(key: str, value: Any, where: str) -> None:
     if key == "sparsity":
         good = issubclass(kind, (int, float, np.floating)) and kind is not bool and 0 <= value < 1
         wanted = "at least 0 and less than 1"
-    elif key == "pruning":
-        good, wanted = issubclass(kind, str) and value in PRUNING, " or ".join(PRUNING)
+    elif key in ("pruning", "rounding"):
+        names = PRUNING if key == "pruning" else ROUNDING
+        good, wanted = issubclass(kind, str) and value in names, " or ".join(names)
     else:
         allowed = (4, 8) if key == "weight_bits" else range(MIN_BANK, MAX_BANK + 1)
         good = issubclass(kind, (int, np.integer)) and kind is not bool and value in allowed

@@ -144,12 +144,19 @@ def _add_compile(commands: Any) -> None:
         "or those that the others, changed, can make up for (default: magnitude)",
     )
     compile_.add_argument(
+        "--rounding",
+        default="nearest",
+        choices=("nearest", "gptq"),
+        help="how weights become integers: each by itself, or so that those of a row make up for "
+        "each other's errors on the calibration samples (default: nearest)",
+    )
+    compile_.add_argument(
         "--layers",
         metavar="FILE",
         type=Path,
         help="TOML file with a table for each layer, or pattern with * and ?, of sparsity, "
-        "bank_size, weight_bits and pruning; first and last layers are not pruned unless it says "
-        "so",
+        "bank_size, weight_bits, pruning and rounding; first and last layers are not pruned "
+        "unless it says so",
     )
     compile_.add_argument(
         "--calibration",
@@ -270,6 +277,7 @@ def _compile(args: argparse.Namespace) -> None:
         "bank_size": args.bank_size,
         "weight_bits": args.weight_bits,
         "pruning": args.pruning,
+        "rounding": args.rounding,
         "layers": {} if args.layers is None else read_layers(args.layers),
     }
     build = load_build(args.build or load_board(args.board).build)

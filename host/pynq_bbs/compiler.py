@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .boards import DEFAULT_BOARD, load_board
 from .builds import Build, load_build
-from .choices import LayerChoice, bank_for, choose, layers_of
+from .choices import LayerChoice, bank_for, choose, layers_of, without_matrix
 from .compress.one_shot import checked_scores, prune_weights
 from .compress.prune import bank_prune
 from .compress.quantize import quantize
@@ -44,6 +44,7 @@ def compile(
     bank_size: int = 64,
     weight_bits: int = 8,
     pruning: str = "magnitude",
+    rounding: str = "nearest",
     scores: Mapping[str, NDArray[Any]] | None = None,
     layers: Mapping[str, Mapping[str, Any]] | None = None,
     calibration: Any = None,
@@ -77,9 +78,12 @@ def compile(
             small on the calibration samples; "sparsegpt", those that the others can make up for,
             which are changed to do so. The last two read the calibration samples once more, and
             take float models of one program; gates go by magnitude.
+        rounding: how weights become integers: "nearest", or "gptq", so that those of a row make up
+            for each other's errors on the calibration samples, which are read once more as for
+            `pruning`; depthwise and grouped layers, and gates, go to the nearest.
         scores: by layer name, in the shape of its weights and not negative, how much each weight
             matters, in place of `pruning` (see `compress.scores.taylor`).
-        layers: sparsity, bank_size, weight_bits and pruning for single layers, as
+        layers: sparsity, bank_size, weight_bits, pruning and rounding for single layers, as
             `{"conv1": {"sparsity": 0, "weight_bits": 8}}`. A name may be a pattern with `*` and
             `?`; later entries win, and all win over what is
             usual for first and last layers: `{"*": {"sparsity": 0.5}}` prunes them all.
@@ -123,7 +127,7 @@ def compile(
         )
     chosen = choose(
         model, target, sparsity=sparsity, bank_size=bank_size, weight_bits=weight_bits,
-        pruning=pruning, layers=layers,
+        pruning=pruning, rounding=rounding, layers=layers,
     )  # fmt: skip
     shapes = {
         la.name: la.weights.shape for la in layers_of(model) if isinstance(la, (Layer, QuantLayer))
@@ -143,7 +147,11 @@ def compile(
         return pipeline
     pruned = pruned_model(model, chosen, target, moments, scores)
     if isinstance(pruned, Model):
-        pruned = quantize(pruned, calibration, method=method, weight_bits=bits, progress=progress)
+        rounded = {name: m for name, m in moments.items() if chosen[name].rounding == "gptq"}
+        pruned = quantize(
+            pruned, calibration, method=method, weight_bits=bits, moments=rounded,
+            progress=progress,
+        )  # fmt: skip
     program = _packed(pruned, chosen, target)
     check_fits(program, load_board(board))
     return program
@@ -269,27 +277,29 @@ def _moments(
     scores: Mapping[str, Any],
     calibration: Any,
 ) -> dict[str, Float64]:
-    """Those of the inputs of the layers that are pruned by them."""
-    wanted = {
-        la.name: chosen[la.name].pruning
-        for la in layers_of(model)
-        if isinstance(la, (Layer, QuantLayer))
-        and chosen[la.name].sparsity > 0
-        and chosen[la.name].pruning != "magnitude"
-        and la.name not in scores
-    }
+    """Those of the inputs of the layers that are pruned or rounded by them."""
+    wanted: dict[str, str] = {}
+    asked = ""
+    for la in layers_of(model):
+        if not isinstance(la, (Layer, QuantLayer)):
+            continue
+        choice = chosen[la.name]
+        if choice.rounding == "gptq" and not without_matrix(la):
+            wanted[la.name], asked = "sparsegpt", "rounding 'gptq'"
+        elif choice.sparsity > 0 and choice.pruning != "magnitude" and la.name not in scores:
+            wanted[la.name], asked = choice.pruning, f"pruning {choice.pruning!r}"
     if not wanted:
         return {}
     if not isinstance(model, Model):
         what = "is quantised" if isinstance(model, QuantModel) else "is several programs"
         raise InputError(
-            f"model {model.name!r} {what}: pruning {next(iter(wanted.values()))!r} takes a float "
-            "model of one program; take 'magnitude', or give scores"
+            f"model {model.name!r} {what}: {asked} takes a float model of one program; take "
+            "pruning 'magnitude', or give scores, and rounding 'nearest'"
         )
     if isinstance(calibration, Iterator):
         raise InputError(
-            "calibration samples are read twice for this pruning: give an array, a dict of arrays, "
-            "or a list of them"
+            f"calibration samples are read twice for {asked}: give an array, a dict of arrays, or "
+            "a list of them"
         )
     return input_moments(model, calibration, wanted)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from .prune import bank_mask, bank_prune
-from .scores import Float64, wanda
+from .scores import Float64, by_taps, from_taps, wanda
 from .second_order import sparsegpt
 
 
@@ -27,34 +27,27 @@ def prune_weights(
 
     Args:
         weights: (M, K), or (M, C, kernel height, width). Not changed.
-        pruning: "wanda" or "sparsegpt", as its `moments` (`input_moments`) are; without moments
-            it is by magnitude.
+        pruning: of `PRUNING`; without moments it is by magnitude.
+        moments: `input_moments` of the layer; "wanda" takes those for "sparsegpt" too.
         scores: not negative, of the weights' shape; the largest stay, whatever `pruning` says.
 
     Returns:
         Of the same shape and dtype.
     """
-    taps, rows, channels = _of_taps(weights), len(weights), weights.shape[1]
+    rows, channels = by_taps(weights), weights.shape[1]
+    taps = rows.reshape(-1, channels)
     if scores is not None:
-        kept = _masked(taps, bank_mask(_of_taps(scores), bank_size, keep))
-    elif moments is None:
+        importance = by_taps(scores).reshape(taps.shape)
+        kept = _masked(taps, bank_mask(importance, bank_size, keep))
+    elif pruning == "magnitude" or moments is None:
         kept = bank_prune(taps, bank_size, keep)
     elif pruning == "wanda":
-        importance = wanda(taps.reshape(rows, -1), moments).reshape(taps.shape)
+        squares = moments if moments.ndim == 1 else np.diag(moments)
+        importance = wanda(rows, squares).reshape(taps.shape)
         kept = _masked(taps, bank_mask(importance, bank_size, keep))
     else:
-        kept = sparsegpt(taps.reshape(rows, -1), moments, channels, bank_size, keep)
-    if weights.ndim == 2:
-        return kept
-    back = kept.reshape(rows, *weights.shape[2:], channels).transpose(0, 3, 1, 2)
-    return np.ascontiguousarray(back)
-
-
-def _of_taps(weights: NDArray[Any]) -> NDArray[Any]:
-    """A layer's weights as a matrix along whose rows banks lie: (M, K), or (M x taps, C)."""
-    if weights.ndim == 2:
-        return weights
-    return np.ascontiguousarray(weights.transpose(0, 2, 3, 1)).reshape(-1, weights.shape[1])
+        kept = sparsegpt(rows, moments, channels, bank_size, keep)
+    return from_taps(kept.reshape(rows.shape), weights.shape)
 
 
 def _masked(weights: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray[Any]:

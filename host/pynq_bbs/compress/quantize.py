@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,8 @@ from .activations import (
 )
 from .calibrate import MIN_SCALE
 from .observe import fixed_scale, has_fixed_scale, observe, read_tensors
+from .scores import Float64, by_taps, from_taps
+from .second_order import gptq
 
 #: The largest bias that leaves as much of INT32 to the products.
 _MOST_BIAS = 2**30
@@ -56,6 +59,7 @@ def quantize(
     *,
     method: str = "minmax",
     weight_bits: int | Mapping[str, int] = 8,
+    moments: Mapping[str, Float64] = MappingProxyType({}),
     progress: Callable[[int], None] | None = None,
 ) -> QuantModel:
     """Weights per row (symmetric: INT8 -127 to 127, INT4 -7 to 7), INT8 activations per tensor.
@@ -75,6 +79,8 @@ def quantize(
             by input name, or an iterable of either, which is read once, batch by batch.
         method: `minmax`, `percentile`, `entropy` or `mse` (see `make_observer`).
         weight_bits: 8 or 4, or either by layer name (8 where it says nothing).
+        moments: of the layers whose weights GPTQ rounds, of one group each, the sums of products
+            of two features (`input_moments`); others' go to the nearest integer.
         progress: called with the number of samples seen so far.
 
     Raises:
@@ -84,16 +90,21 @@ def quantize(
     """
     bits = _bits_by_layer(model, weight_bits)
     scales = observe(model, calibration, method=method, progress=progress).scales()
-    return Quantizer(model, scales, bits).run()
+    return Quantizer(model, scales, bits, moments).run()
 
 
 class Quantizer:
     """Emits the integer layers of a model whose tensors have been observed."""
 
     def __init__(
-        self, model: Model, observed: Mapping[str, Scale], weight_bits: Mapping[str, int]
+        self,
+        model: Model,
+        observed: Mapping[str, Scale],
+        weight_bits: Mapping[str, int],
+        moments: Mapping[str, Float64] = MappingProxyType({}),
     ) -> None:
         self.weight_bits = weight_bits
+        self.moments = moments
         self.model = model
         self.observed = observed
         self.scales = {i.tensor: observed[i.tensor] for i in model.inputs}
@@ -216,7 +227,8 @@ class Quantizer:
             return
         x_scale, x_zero_point = self.scales[layer.input]
         bits = self.weight_bits.get(layer.name, 8)
-        weights, w_scale = quantise_weights_of(layer, bits, x_scale)
+        moments = self.moments.get(layer.name)
+        weights, w_scale = quantise_weights_of(layer, bits, x_scale, moments)
         scale = sum_scale(x_scale, w_scale)
         sums = QuantLayer(
             layer.name, layer.input, layer.output, weights, integer_bias(layer.bias, scale),
@@ -296,7 +308,7 @@ class Quantizer:
 
 
 def quantise_weights_of(
-    layer: Layer, bits: int, x_scale: np.float32
+    layer: Layer, bits: int, x_scale: np.float32, moments: Float64 | None = None
 ) -> tuple[NDArray[np.int8], Float]:
     """Weights of `bits` bits and their scale (M,); rows of zeros without a bias have scale 1.
 
@@ -313,6 +325,9 @@ def quantise_weights_of(
     of_bias = np.abs(layer.bias) / (np.float64(x_scale) * _MOST_BIAS)
     scale = np.maximum(np.maximum(largest / steps, of_bias), MIN_SCALE).astype(np.float32)
     scale[(largest == 0) & (layer.bias == 0)] = 1.0
+    if moments is not None:
+        integers = gptq(by_taps(layer.weights), scale, limit, moments)
+        return from_taps(integers, layer.weights.shape), scale
     integers = np.clip(np.rint(flat / scale[:, None]), -limit, limit).astype(np.int8)
     return integers.reshape(layer.weights.shape), scale
 

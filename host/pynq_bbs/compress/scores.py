@@ -88,6 +88,22 @@ def taylor(weights: Float, gradients: Float) -> Float:
     return scores
 
 
+def by_taps(weights: NDArray[Any]) -> NDArray[Any]:
+    """A layer's weights (M, K), or (M, C, kernel height, width), as (M, features) in the order of
+    `input_moments`."""
+    if weights.ndim == 2:
+        return weights
+    return np.ascontiguousarray(weights.transpose(0, 2, 3, 1)).reshape(len(weights), -1)
+
+
+def from_taps(rows: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """What `by_taps` makes (M, features) of, of weights of that shape."""
+    if len(shape) == 2:
+        return rows
+    back = rows.reshape(shape[0], *shape[2:], shape[1]).transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(back)
+
+
 def _moments(layer: Layer, x: Float, products: bool) -> Float64:
     columns = 0 if layer.window else layer.weights.shape[1]
     total: Float64 = np.zeros(())

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SparseGPT within banks: the weights that stay make up for those that go.
+"""Weights that make up for others' errors: SparseGPT within banks, and GPTQ's rounding.
 
 Frantar and Alistarh, "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot",
-ICML 2023, with banks of any size and keep in place of its N:M pattern.
+ICML 2023, with banks of any size and keep in place of its N:M pattern. Frantar, Ashkboos, Hoefler
+and Alistarh, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
+2022.
 """
 
 from __future__ import annotations
@@ -14,9 +16,15 @@ from ..errors import InputError
 from ..model.graph import Float
 from .prune import bank_mask
 
+#: How weights become integers.
+ROUNDING = ("nearest", "gptq")
+
 #: Of the mean of the diagonal, added to it: the paper's. Features that move together, or
 #: fewer samples than features, would leave nothing to invert.
 DAMPING = 0.01
+
+#: Columns after which those behind are corrected, all at once.
+_COLUMNS = 128
 
 
 def sparsegpt(
@@ -61,6 +69,34 @@ def sparsegpt(
         # Columns behind the bank are corrected once for all of it, before the next mask.
         w[:, end:] -= errors[:, first:end] @ upper[first:end, end:]
     return w.astype(np.float32)
+
+
+def gptq(
+    weights: Float, scale: Float, limit: int, products: NDArray[np.float64]
+) -> NDArray[np.int8]:
+    """Round a matrix so that its outputs on the calibration samples change little.
+
+    Args:
+        weights: (M, K). Not changed; those that are 0 stay so.
+        scale: (M,), above 0: what an integer of each row is worth.
+        limit: integers are -limit to limit, at most 127.
+        products: (K, K), sums over samples of the products of two features.
+
+    Returns:
+        (M, K) int8.
+    """
+    upper = _inverse_root(products)
+    w = weights / scale[:, None].astype(np.float64)
+    kept, integers = weights != 0, np.zeros(w.shape, np.int8)
+    errors = np.zeros_like(w)
+    for first in range(0, w.shape[1], _COLUMNS):
+        end = first + _COLUMNS
+        for i in range(first, min(end, w.shape[1])):
+            integers[:, i] = np.where(kept[:, i], np.clip(np.rint(w[:, i]), -limit, limit), 0)
+            errors[:, i] = (w[:, i] - integers[:, i]) / upper[i, i]
+            w[:, i + 1 : end] -= errors[:, i, None] * upper[i, i + 1 : end]
+        w[:, end:] -= errors[:, first:end] @ upper[first:end, end:]
+    return integers
 
 
 def _inverse_root(products: NDArray[np.float64]) -> NDArray[np.float64]:
