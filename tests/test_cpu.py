@@ -512,9 +512,10 @@ def skip_under_zig() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("processor", [[], ["-march=native"]], ids=["any", "this"])
 @pytest.mark.parametrize("sanitizer", sorted(SANITIZERS))
-def test_sanitizers_find_nothing(sanitizer: str, tmp_path: Path) -> None:
-    flags = [*SANITIZERS[sanitizer], "-O1", "-g"]
+def test_sanitizers_find_nothing(sanitizer: str, processor: list[str], tmp_path: Path) -> None:
+    flags = [*SANITIZERS[sanitizer], *processor, "-O1", "-g"]
     skip_under_zig()
     if not supported(tmp_path, flags):
         pytest.skip(f"this compiler has no {sanitizer} sanitizer that runs here")

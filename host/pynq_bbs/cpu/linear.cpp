@@ -8,8 +8,8 @@
 // negated that is exact for every INT8 pair: -w lies in -127..128 and x in -128..127, so the sum
 // of two products lies in -32768..32512.
 //
-// That is what all processors get. Where a faster kernel is there for the one that this is compiled
-// for, the weights of a sparse layer are packed for it: sparse_avx2.hpp.
+// That is what all processors get. With AVX2 a sparse layer's weights are packed (sparse_avx2.hpp),
+// and a dense layer takes its columns as they lie (dense_avx2.hpp).
 
 #include <algorithm>
 #include <atomic>
@@ -23,6 +23,7 @@
 #include "pool.hpp"
 #if defined(__AVX2__)
 #include "bytes_avx2.hpp"
+#include "dense_avx2.hpp"
 #include "sparse_avx2.hpp"
 struct bbs_packed : avx2::Packed {};
 #else
@@ -250,6 +251,23 @@ void multiply_columns(const Layer& layer, size_t row, size_t row_end) {
 
 #if defined(__AVX2__)
 
+// Adds the bias to the sums of up to kTileRows rows of one column, requantises and writes them.
+void store_column(const Layer& layer, size_t column, size_t row, size_t rows, int32_t* sums) {
+  const size_t at = column * layer.rows + row;
+  for (size_t r = 0; r < rows; ++r) sums[r] += layer.bias[row + r];
+  if (layer.sums != nullptr) std::copy(sums, sums + rows, layer.sums + at);
+  if (layer.y == nullptr) return;
+  int8_t* y = layer.y + at;
+  const float* multiplier = layer.multiplier + row;
+  size_t r = 0;
+  for (; r + 8 <= rows; r += 8) {
+    avx2::requantise8(sums + r, multiplier + r, layer.zero_point, y + r);
+  }
+  for (; r < rows; ++r) y[r] = requantise(sums[r], multiplier[r], layer.zero_point);
+  if (layer.table == nullptr) return;
+  for (r = 0; r < rows; ++r) y[r] = layer.table[y[r] + 128];
+}
+
 // As multiply_columns, from packed weights.
 void multiply_columns(const Layer& layer, const avx2::Packed& packed, size_t row, size_t row_end) {
   std::vector<int8_t> x(packed.banks * avx2::kBankFeatures);  // whole banks, as the kernel reads
@@ -262,19 +280,38 @@ void multiply_columns(const Layer& layer, const avx2::Packed& packed, size_t row
       for (size_t r = 0; r < rows; r += avx2::kRows) {
         avx2::column_sums(packed, tile + r, x.data(), sums + r);
       }
-      const size_t at = c * layer.rows + tile;
-      for (size_t r = 0; r < rows; ++r) sums[r] += layer.bias[tile + r];
-      if (layer.sums != nullptr) std::copy(sums, sums + rows, layer.sums + at);
-      if (layer.y == nullptr) continue;
-      int8_t* y = layer.y + at;
-      const float* multiplier = layer.multiplier + tile;
-      size_t r = 0;
-      for (; r + avx2::kRows <= rows; r += avx2::kRows) {
-        avx2::requantise8(sums + r, multiplier + r, layer.zero_point, y + r);
+      store_column(layer, c, tile, rows, sums);
+    }
+  }
+}
+
+// A dense layer's rows row..row_end - 1 times `count` columns. A tile's weights stay in the cache
+// while all columns pass by; `block` has the columns' first `keeps` features in 16 bits, one column
+// behind the other.
+void run_dense_unit(const Layer& layer, size_t first, size_t count, size_t row, size_t row_end,
+                    int16_t* block, bool fresh) {
+  const size_t stride = avx2::padded(layer.keeps);
+  if (fresh) {
+    for (size_t c = 0; c < count; ++c) {
+      avx2::widen(layer.x + (first + c) * layer.features, layer.keeps, block + c * stride);
+    }
+  }
+  int32_t sums[2 * kTileRows];
+  for (size_t tile = row; tile < row_end; tile += kTileRows) {
+    const size_t rows = std::min(kTileRows, row_end - tile);
+    for (size_t c = 0; c < count; c += 2) {
+      const size_t columns = std::min<size_t>(2, count - c);
+      for (size_t r = 0; r < rows; r += avx2::kDenseRows) {
+        const int8_t* weights[avx2::kDenseRows];
+        for (size_t i = 0; i < avx2::kDenseRows; ++i) {  // the last row again behind it
+          weights[i] = layer.weights + (tile + std::min(r + i, rows - 1)) * layer.keeps;
+        }
+        const auto multiply = columns == 2 ? avx2::dense_sums<2> : avx2::dense_sums<1>;
+        multiply(weights, layer.keeps, block + c * stride, sums + r, kTileRows);
       }
-      for (; r < rows; ++r) y[r] = requantise(sums[r], multiplier[r], layer.zero_point);
-      if (layer.table == nullptr) continue;
-      for (r = 0; r < rows; ++r) y[r] = layer.table[y[r] + 128];
+      for (size_t i = 0; i < columns; ++i) {
+        store_column(layer, first + c + i, tile, rows, sums + i * kTileRows);
+      }
     }
   }
 }
@@ -314,9 +351,15 @@ void run_unit(const Layer& layer, const avx2::Packed& packed, size_t first, size
 
 #endif
 
+#if defined(__AVX2__)
+constexpr bool kDenseUnits = true;  // run_dense_unit is there
+#else
+constexpr bool kDenseUnits = false;
+#endif
+
 // Work for one thread at a time: some rows of one block of columns.
 struct Plan {
-  bool transposed;  // false: multiply_columns, and one block
+  bool transposed;  // or widened; false: multiply_columns, and one block
   size_t width;     // columns of a block
   size_t blocks;
   size_t parts;  // of the rows of a block
@@ -333,7 +376,7 @@ Plan make_plan(const Layer& layer, size_t threads) {
   // A packed column costs a tenth of a packed block, which costs the same however few are in it.
   const size_t few = layer.packed != nullptr || layer.indices == nullptr ? 8 : 1;
   Plan plan;
-  plan.transposed = layer.columns > few;
+  plan.transposed = layer.columns > few || (kDenseUnits && layer.indices == nullptr);
   plan.width = layer.packed != nullptr ? kMaxWidth / 2 : kMaxWidth;
   plan.blocks = plan.transposed ? divide_up(layer.columns, plan.width) : 1;
   // Several units for each thread, so that a thread that the system holds up delays no other.
@@ -375,12 +418,17 @@ void work(const Layer& layer, const Plan& plan, std::atomic<size_t>& next) {
     const size_t first = unit / plan.parts * plan.width;
     const size_t count = std::min(plan.width, layer.columns - first);
     if (lines.empty()) {
-      lines.resize(divide_up(layer.features * plan.width * sizeof(int16_t), sizeof(Line)));
+      const size_t features = divide_up(layer.features, 16) * 16;  // padded, where it is widened
+      lines.resize(divide_up(features * plan.width * sizeof(int16_t), sizeof(Line)));
     }
     const bool fresh = transposed != unit / plan.parts;
     transposed = unit / plan.parts;
     int16_t* block = lines.data()->x;
 #if defined(__AVX2__)
+    if (layer.indices == nullptr) {
+      run_dense_unit(layer, first, count, row, row_end, block, fresh);
+      continue;
+    }
     if (layer.packed != nullptr) {
       auto* bytes = reinterpret_cast<int8_t*>(block);
       run_unit(layer, *layer.packed, first, count, row, row_end, bytes, fresh);

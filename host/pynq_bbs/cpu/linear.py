@@ -221,7 +221,8 @@ def _features_used(op: LinearOp) -> int:
 @cache
 def _library() -> tuple[Any, Any]:
     source = Path(__file__).resolve().with_name("linear.cpp")
-    headers = [source.with_name(f"{n}.hpp") for n in ("pool", "bytes_avx2", "sparse_avx2")]
+    names = ("pool", "bytes_avx2", "dense_avx2", "sparse_avx2")
+    headers = [source.with_name(f"{name}.hpp") for name in names]
     path = shared_library("cpu", [source], depends=headers, flags=["-pthread"])
     ffi = cffi.FFI()
     ffi.cdef(_DECLARATION)
