@@ -200,25 +200,36 @@ inline uint32_t column_place(uint32_t stride, uint32_t col) {
   return stride == 1 ? col : stride == 2 ? turned(2 * col) : stride == 4 ? turned(4 * col) : 0;
 }
 
+// A window over and over, as far as columns 4 pixels apart reach: wires, and where a column's pixel
+// is needs no division.
+constexpr uint32_t kRounds = 4;
+static_assert(4 * (kCols - 1) + kTaps <= kRounds * kBanks, "the last column's taps lie behind");
+
+inline void repeat_window(const Window& window, int8_t rounds[kRounds * kBanks]) {
+#pragma HLS INLINE
+repeats:
+  for (uint32_t r = 0; r < kRounds; r++) {
+#pragma HLS UNROLL
+  repeated:
+    for (uint32_t i = 0; i < kBanks; i++) {
+#pragma HLS UNROLL
+      rounds[r * kBanks + i] = window.v[i];
+    }
+  }
+}
+
 // Pixel of a window that is tap `tap` of each column, whatever lies there.
-inline void pick_pixels(uint32_t stride, const Window& window, uint32_t tap,
+inline void pick_pixels(uint32_t stride, const int8_t rounds[kRounds * kBanks], uint32_t tap,
                         int8_t pixels[kCols]) {
 #pragma HLS INLINE
-  const int8_t* first = window.v + tap;
-  if (stride == 1) {
-  ones:
-    for (uint32_t col = 0; col < kCols; col++) {
+  const int8_t* first = rounds + tap;
+columns_of_tap:
+  for (uint32_t col = 0; col < kCols; col++) {
 #pragma HLS UNROLL
-      pixels[col] = first[col];
-    }
-  } else {
-  others:
-    for (uint32_t col = 0; col < kCols; col++) {
-#pragma HLS UNROLL
-      pixels[col] = stride == 2   ? window.v[turned(2 * col + tap)]
-                    : stride == 4 ? window.v[turned(4 * col + tap)]
-                                  : first[0];
-    }
+    pixels[col] = stride == 1   ? first[col]
+                  : stride == 2 ? first[2 * col]
+                  : stride == 4 ? first[4 * col]
+                                : first[0];
   }
 }
 
@@ -269,12 +280,15 @@ inline void pick_taps(const GatherCommand& c, const TileColumns& tile, const Wal
   bounds.begin = (int16_t)walk.column;
   bounds.end = (int16_t)end;
   bounds.pad = (act_t)c.pad_value;
+  int8_t rounds[kRounds * kBanks];
+#pragma HLS ARRAY_PARTITION variable=rounds complete
+  repeat_window(window, rounds);
 taps:
   for (int16_t i = 0; i < kTaps; i++) {
 #pragma HLS UNROLL
     int8_t pixels[kCols];
 #pragma HLS ARRAY_PARTITION variable=pixels complete
-    pick_pixels(c.stride_x, window, (uint32_t)i, pixels);
+    pick_pixels(c.stride_x, rounds, (uint32_t)i, pixels);
     bounds.least_x = (int16_t)-i;
     bounds.end_x = (int16_t)(c.width - i);
     place_pixels(tile.x, tile.y, pixels, bounds, write.word[i].v);

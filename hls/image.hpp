@@ -83,10 +83,11 @@ inline void read_window(const ImageWord* image, uint32_t word, uint32_t next, ui
 #ifdef __SYNTHESIS__
   read_window_banked(image, word, next, bank, first, window);
 #else
-  int8_t pixels[kBanks];
-  for (uint32_t i = 0; i < kBanks; i++) pixels[i] = i < bank ? image[next][i] : image[word][i];
-  for (uint32_t i = first; i < kBanks; i++) window.v[i - first] = pixels[i];
-  for (uint32_t i = 0; i < first; i++) window.v[kBanks - first + i] = pixels[i];
+  // Twice in a row, so that turning them is a copy of a length that g++ knows.
+  int8_t twice[2 * kBanks];
+  for (uint32_t i = 0; i < kBanks; i++) twice[i] = i < bank ? image[next][i] : image[word][i];
+  for (uint32_t i = 0; i < kBanks; i++) twice[kBanks + i] = twice[i];
+  for (uint32_t i = 0; i < kBanks; i++) window.v[i] = twice[first + i];
 #endif
 }
 
