@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from images import labelled_images
+from images import CALIBRATION_IMAGES, image_arguments, labelled_images
 from pynq_bbs import Accelerator, Program, load_onnx
 from pynq_bbs import compile as compile_model
 from pynq_bbs.compress.calibrate import METHODS
@@ -26,7 +26,6 @@ from pynq_bbs.model.graph import Model
 from pynq_bbs.pack.pipeline import Pipeline
 from pynq_bbs.report import table
 
-CALIBRATION_IMAGES = 256
 #: sparsity and bank size
 PRUNED = [(0.5, 4), (0.75, 64)]
 
@@ -66,9 +65,7 @@ def _run(program: Program | Pipeline, x: NDArray[Any]) -> NDArray[np.generic]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("model", type=Path, help="ONNX file")
-    parser.add_argument("--test", type=Path, required=True, help=".npz of test images")
-    parser.add_argument("--train", type=Path, required=True, help=".npz of training images")
-    parser.add_argument("--images", type=int, default=1000, help="test images (default: 1000)")
+    image_arguments(parser)
     args = parser.parse_args()
     x, labels = labelled_images(args.test, args.images)
     train, _ = labelled_images(args.train, CALIBRATION_IMAGES)

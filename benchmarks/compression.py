@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from images import labelled_images
+from images import CALIBRATION_IMAGES, image_arguments, labelled_images
 from pynq_bbs import Accelerator, load_onnx
 from pynq_bbs import compile as compile_model
 from pynq_bbs.compress.activations import run_float
@@ -25,7 +25,6 @@ from pynq_bbs.errors import InputError
 from pynq_bbs.model.graph import Model
 from pynq_bbs.report import table
 
-CALIBRATION_IMAGES = 256
 #: name, sparsity and bank size
 PATTERNS = [("2:4", 0.5, 4), ("75 % in banks up to 64", 0.75, 64)]
 
@@ -33,9 +32,7 @@ PATTERNS = [("2:4", 0.5, 4), ("75 % in banks up to 64", 0.75, 64)]
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("model", type=Path, help="ONNX file, float")
-    parser.add_argument("--test", type=Path, required=True, help=".npz of test images")
-    parser.add_argument("--train", type=Path, required=True, help=".npz of training images")
-    parser.add_argument("--images", type=int, default=1000, help="test images (default: 1000)")
+    image_arguments(parser)
     args = parser.parse_args()
     model = load_onnx(args.model)
     if not isinstance(model, Model):

@@ -3,12 +3,23 @@
 
 from __future__ import annotations
 
+import argparse
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+#: Training images that scales are chosen by.
+CALIBRATION_IMAGES = 256
+
+
+def image_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where the images are, and how many to judge by."""
+    parser.add_argument("--test", type=Path, required=True, help=".npz of test images")
+    parser.add_argument("--train", type=Path, required=True, help=".npz of training images")
+    parser.add_argument("--images", type=int, default=1000, help="test images (default: 1000)")
 
 
 def labelled_images(path: Path, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

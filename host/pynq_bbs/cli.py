@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import cli_sensitivity, cli_show, cli_study
 from .bench.command import add_bench
-from .cli_files import load_arrays, progress, save_arrays, writing
+from .cli_files import add_method, load_arrays, progress, save_arrays, writing
 from .errors import BbsError
 
 if TYPE_CHECKING:
@@ -164,12 +164,7 @@ def _add_compile(commands: Any) -> None:
         type=Path,
         help="typical inputs, .npy (N, ...) or .npz by input name; a float model needs them",
     )
-    compile_.add_argument(
-        "--method",
-        default="minmax",
-        choices=("minmax", "percentile", "entropy", "mse"),
-        help="how the range of each activation is chosen (default: minmax)",
-    )
+    add_method(compile_)
     compile_.add_argument(
         "--board", default="Pynq-Z2", help="whose memory it must fit (default: Pynq-Z2)"
     )

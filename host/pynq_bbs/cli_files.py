@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands share: arrays from and to files, and a bar for what takes long."""
+"""What the commands share: options, arrays from and to files, and a bar for what takes long."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,23 @@ from .errors import InputError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+def add_method(parser: argparse.ArgumentParser) -> None:
+    """`--method`, of calibration."""
+    parser.add_argument(
+        "--method",
+        default="minmax",
+        choices=("minmax", "percentile", "entropy", "mse"),
+        help="how the range of each activation is chosen (default: minmax)",
+    )
+
+
+def add_weight_bits(parser: argparse.ArgumentParser) -> None:
+    """`--weight-bits`, of all layers."""
+    parser.add_argument(
+        "--weight-bits", type=int, default=8, choices=(8, 4), help="of weights (default: 8)"
+    )
 
 
 def arrays_of(x: NDArray[Any] | dict[str, NDArray[Any]]) -> Iterator[NDArray[Any]]:

@@ -6,7 +6,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .cli_files import arrays_of, load_arrays, progress, writing
+from .cli_files import (
+    add_method,
+    add_weight_bits,
+    arrays_of,
+    load_arrays,
+    progress,
+    writing,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,15 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="shares of the weights to remove, each tried on every layer (default: 0.5 0.75)",
     )
     parser.add_argument("--bank-size", type=int, default=64, help="largest bank (default: 64)")
-    parser.add_argument(
-        "--weight-bits", type=int, default=8, choices=(8, 4), help="of weights (default: 8)"
-    )
-    parser.add_argument(
-        "--method",
-        default="minmax",
-        choices=("minmax", "percentile", "entropy", "mse"),
-        help="how the range of each activation is chosen (default: minmax)",
-    )
+    add_weight_bits(parser)
+    add_method(parser)
     parser.add_argument("--build", default="8x32", help="engine to compile for (default: 8x32)")
     parser.add_argument(
         "--sort",

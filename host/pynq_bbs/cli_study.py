@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .cli_files import load_arrays, progress, writing
+from .cli_files import add_method, add_weight_bits, load_arrays, progress, writing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,15 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="0.5,0.75,0.875",
         help="shares of the weights to remove, with commas between (default: %(default)s)",
     )
-    parser.add_argument(
-        "--weight-bits", type=int, default=8, choices=(8, 4), help="of weights (default: 8)"
-    )
-    parser.add_argument(
-        "--method",
-        default="minmax",
-        choices=("minmax", "percentile", "entropy", "mse"),
-        help="how the range of each activation is chosen (default: minmax)",
-    )
+    add_weight_bits(parser)
+    add_method(parser)
     parser.add_argument(
         "--board", default="Pynq-Z2", help="whose clock and memory (default: Pynq-Z2)"
     )

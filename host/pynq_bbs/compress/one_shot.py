@@ -36,22 +36,17 @@ def prune_weights(
     """
     rows, channels = by_taps(weights), weights.shape[1]
     taps = rows.reshape(-1, channels)
-    if scores is not None:
-        importance = by_taps(scores).reshape(taps.shape)
-        kept = _masked(taps, bank_mask(importance, bank_size, keep))
-    elif pruning == "magnitude" or moments is None:
-        kept = bank_prune(taps, bank_size, keep)
-    elif pruning == "wanda":
-        squares = moments if moments.ndim == 1 else np.diag(moments)
-        importance = wanda(rows, squares).reshape(taps.shape)
-        kept = _masked(taps, bank_mask(importance, bank_size, keep))
-    else:
+    importance = None if scores is None else by_taps(scores)
+    if importance is None and pruning == "wanda" and moments is not None:
+        importance = wanda(rows, moments if moments.ndim == 1 else np.diag(moments))
+    if importance is not None:
+        mask = bank_mask(importance.reshape(taps.shape), bank_size, keep)
+        kept = np.where(mask, taps, taps.dtype.type(0))
+    elif pruning == "sparsegpt" and moments is not None:
         kept = sparsegpt(rows, moments, channels, bank_size, keep)
+    else:
+        kept = bank_prune(taps, bank_size, keep)
     return from_taps(kept.reshape(rows.shape), weights.shape)
-
-
-def _masked(weights: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray[Any]:
-    return np.where(mask, weights, weights.dtype.type(0))
 
 
 def checked_scores(
